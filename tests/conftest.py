@@ -1,0 +1,45 @@
+"""Shared fixtures: reference data outside the repository, and one set of smoke artifacts for all page tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from astroclip.core.config import find_root, shared_root
+
+# Tests run many processes side by side: one thread each unless the caller says otherwise.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    "The repository's root."
+    folder = find_root(Path(__file__).parent)
+    assert folder is not None
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    "Golden vectors and real galaxies; a test that needs them is skipped where they are absent."
+    folder = shared_root()
+    if folder is None:
+        pytest.skip("no shared data: set $ASTROCLIP_SHARED to a folder with goldens/ and real/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def goldens(shared) -> Path:
+    return shared / "goldens"
+
+
+@pytest.fixture(scope="session")
+def real(shared) -> Path:
+    return shared / "real"
+
+
+@pytest.fixture(scope="session")
+def sample(root) -> Path:
+    "The committed sample of 64 simulated pairs."
+    return root / "data" / "sample" / "survey.h5"
