@@ -16,7 +16,7 @@ PAGES := redshift retrieval real_galaxies scoreboard
 RUN := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000 PYTHONUNBUFFERED=1 $(BIN)/papermill -k python3 \
 	--no-progress-bar --no-request-save-on-cell-execute --autosave-cell-every 0 --execution-timeout 7200 \
 	--stdout-file /dev/stdout
-PARAMETERS = -p survey $(SURVEY) -p profile $(PROFILE) -r device $(DEVICE) -p seed $(SEED)
+PARAMETERS = -f nbs/params/$(PROFILE).yaml -p survey $(SURVEY) -r device $(DEVICE) -p seed $(SEED)
 
 .PHONY: help reproduce test install lab figures check prepare readme clean hooks lock $(addprefix stage-,$(STAGES)) $(addprefix figure-,$(PAGES))
 
