@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Head', 'ImageEncoder', 'SpectrumEncoder', 'AstroCLIP']
 
-# %% ../../nbs/models/40_astroclip.ipynb #86bb051b
+# %% ../../nbs/models/40_astroclip.ipynb #17ed34dc
 import numpy as np
 import torch
 from torch import nn
 
+from .inputs import image_batches, in_batches, spectrum_batches
 from .layers import CrossAttentionPool, MLP, Pretrained, arguments, init_weights
 from .specformer import SpecFormer
 from .vit import VisionTransformer
@@ -46,7 +47,7 @@ class SpectrumEncoder(nn.Module):
     def tokens(self, x): return self.backbone.forward_tokens(self.backbone.preprocess(x))
     def forward(self, x): return self.head(self.tokens(x))
 
-# %% ../../nbs/models/40_astroclip.ipynb #f34e6ddd
+# %% ../../nbs/models/40_astroclip.ipynb #5e1b21e9
 class AstroCLIP(Pretrained, nn.Module):
     "Two towers into one space. `configuration`: 'corrected' (default) or 'released' (what the published weights were trained with)."
     def __init__(self, image_backbone, spectrum_backbone, embed_dim=1024, num_heads=4, configuration="corrected", logit_scale=15.5,
@@ -66,6 +67,31 @@ class AstroCLIP(Pretrained, nn.Module):
     def from_config(cls, config):
         return cls(VisionTransformer(**config["image_backbone"]), SpecFormer(**config["spectrum_backbone"]),
                    **{k: v for k, v in config.items() if not k.endswith("_backbone")})
+
+    def embed_images(self, images, batch_size=256, progress=False, precision="float32"):
+        "Images (N, 3, H, W) or (3, H, W), g, r, z nanomaggies -> (N, E) float32 numpy."
+        n, prepare = image_batches(images, self.image_encoder.backbone.image_size)
+        return in_batches(self, self.image_encoder, prepare, n, batch_size, progress, precision)
+
+    def embed_spectra(self, flux, wavelength=None, ivar=None, batch_size=256, progress=False, precision="float32"):
+        "Flux (N, L) or (L,) on the DESI grid or with its wavelength (Angstrom, vacuum) -> (N, E) float32 numpy."
+        n, prepare = spectrum_batches(flux, wavelength, ivar)
+        return in_batches(self, self.spectrum_encoder, prepare, n, batch_size, progress, precision)
+
+    def image_attention(self, images, batch_size=256):
+        """Images as for `embed_images` -> (N, heads, rows, columns): what each head takes from each patch; sums to one.
+        In the corrected configuration the class token takes a share as well, which is left out here."""
+        def weights(x):
+            w = self.image_encoder.head.cross_attention.weights(self.image_encoder.tokens(x))[..., int(self.image_encoder.positions):]
+            return (w / w.sum(-1, keepdim=True)).unflatten(-1, [s // self.image_encoder.backbone.patch_size for s in x.shape[-2:]])
+        n, prepare = image_batches(images, self.image_encoder.backbone.image_size)
+        return in_batches(self, weights, prepare, n, batch_size)
+
+    def spectrum_attention(self, flux, wavelength=None, ivar=None, batch_size=256):
+        "Spectra as for `embed_spectra` -> (N, heads, tokens): what each head takes from each token; the first is the statistics token."
+        def weights(x): return self.spectrum_encoder.head.cross_attention.weights(self.spectrum_encoder.tokens(x))
+        n, prepare = spectrum_batches(flux, wavelength, ivar)
+        return in_batches(self, weights, prepare, n, batch_size)
 
     def forward(self, images, spectra):
         "Display-scaled images (B, 3, H, W), spectra (B, L) -> image (B, E) and spectrum (B, E) embeddings."

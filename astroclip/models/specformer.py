@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['standardise', 'count_windows', 'tokenise', 'SpecFormer']
 
-# %% ../../nbs/models/30_specformer.ipynb #b81cf5a8
+# %% ../../nbs/models/30_specformer.ipynb #695596e5
 import torch
 from torch import nn
 
+from .inputs import in_batches, spectrum_batches
 from .layers import Block, Pretrained, arguments, init_weights
 
 # %% ../../nbs/models/30_specformer.ipynb #7fc0c275
@@ -30,10 +31,11 @@ def tokenise(flux, window=20, stride=10):
     first = torch.cat([(mean - 2) / 2, (std - 2) / 8, mean.new_zeros(len(x), window)], 1)
     return torch.cat([first[:, None], nn.functional.pad(x, (2, 0))], 1)
 
-# %% ../../nbs/models/30_specformer.ipynb #69e55ce9
+# %% ../../nbs/models/30_specformer.ipynb #725236a2
 class SpecFormer(Pretrained, nn.Module):
     "Transformer over windows of a spectrum; defaults are the published one (43,177,750 parameters)."
-    def __init__(self, window=20, stride=10, embed_dim=768, depth=6, num_heads=6, max_len=800, dropout=0.0, n_pixels=7781):
+    def __init__(self, window=20, stride=10, embed_dim=768, depth=6, num_heads=6, max_len=800, dropout=0.0, n_pixels=7781,
+                 mlp_ratio=4):
         super().__init__()
         self.config = arguments(locals())
         self.window, self.stride, self.n_pixels, self.embed_dim = window, stride, n_pixels, embed_dim
@@ -41,7 +43,7 @@ class SpecFormer(Pretrained, nn.Module):
         if self.num_tokens > max_len: raise ValueError(f"{n_pixels} pixels give {self.num_tokens} tokens, more than max_len {max_len}")
         self.data_embed, self.position_embed = nn.Linear(window + 2, embed_dim), nn.Embedding(max_len, embed_dim)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, dropout=dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, dropout=dropout) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(embed_dim), nn.Linear(embed_dim, window + 2)
         self.apply(init_weights)
 
@@ -65,3 +67,8 @@ class SpecFormer(Pretrained, nn.Module):
         tokens = self.preprocess(flux)
         x = self.forward_tokens(tokens if masked is None else tokens.masked_fill(masked[..., None], 0.0))
         return {"tokens": tokens, "embedding": x, "reconstructions": self.head(x)}
+
+    def embed_spectra(self, flux, wavelength=None, ivar=None, batch_size=256, progress=False, precision="float32"):
+        "Flux (N, L) on the DESI grid or with its wavelength (Angstrom, vacuum) -> (N, D) float32 numpy: the mean over all tokens."
+        n, prepare = spectrum_batches(flux, wavelength, ivar)
+        return in_batches(self, lambda x: self.forward_tokens(self.preprocess(x)).mean(1), prepare, n, batch_size, progress, precision)

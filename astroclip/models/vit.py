@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['resize_positions', 'VisionTransformer', 'PatchEmbed']
 
-# %% ../../nbs/models/20_vit.ipynb #206f9837
+# %% ../../nbs/models/20_vit.ipynb #9e07bd47
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .inputs import image_batches, in_batches
 from .layers import Block, Pretrained, arguments, init_weights
 
 # %% ../../nbs/models/20_vit.ipynb #451c193e
@@ -24,11 +25,11 @@ def resize_positions(
     patches = F.interpolate(patches, scale_factor=[(g + 0.1) / G for g in grid], mode="bicubic")
     return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], 1)
 
-# %% ../../nbs/models/20_vit.ipynb #fec40fc0
+# %% ../../nbs/models/20_vit.ipynb #4586ebf8
 class VisionTransformer(Pretrained, nn.Module):
     "DINOv2-style vision transformer at any size; defaults are the published ViT-L/12 (302,954,496 parameters)."
     def __init__(self, image_size=144, patch_size=12, embed_dim=1024, depth=24, num_heads=16, layer_scale=1e-5,
-                 drop_path=0.0, in_channels=3):
+                 drop_path=0.0, in_channels=3, mlp_ratio=4):
         super().__init__()
         self.config = arguments(locals())
         if image_size % patch_size: raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
@@ -38,7 +39,8 @@ class VisionTransformer(Pretrained, nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.num_patches, embed_dim))
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dim))
         self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, eps=1e-6, layer_scale=layer_scale, rate=drop_path) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, eps=1e-6, layer_scale=layer_scale, rate=drop_path)
+                                    for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.apply(init_weights)
         nn.init.normal_(self.cls_token, std=1e-6)
@@ -68,15 +70,23 @@ class VisionTransformer(Pretrained, nn.Module):
         "Images (B, C, H, W) -> the class token (B, D)."
         return self.forward_tokens(x)[:, 0]
 
-# %% ../../nbs/models/20_vit.ipynb #414e572d
+    def embed_images(self, images, batch_size=256, progress=False, precision="float32", pool="cls"):
+        "Images (N, 3, H, W), g, r, z nanomaggies -> (N, D) float32 numpy: the class token ('cls') or the mean patch ('mean')."
+        if pool not in ("cls", "mean"): raise ValueError(f"pool {pool!r}: expected 'cls' or 'mean'")
+        n, prepare = image_batches(images, self.image_size)
+        one = self.forward if pool == "cls" else lambda x: self.forward_tokens(x)[:, 1:].mean(1)
+        return in_batches(self, one, prepare, n, batch_size, progress, precision)
+
+# %% ../../nbs/models/20_vit.ipynb #38db5351
 class PatchEmbed(nn.Module):
     "Images (B, C, H, W) -> one linear embedding for each patch, row by row: (B, P, D)."
     def __init__(self, patch_size, in_channels, embed_dim):
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)   # holds the weights; see forward
 
     def forward(self, x):
         C, p = self.proj.weight.shape[1:3]
-        if x.ndim != 4 or x.shape[1] != C or x.shape[2] % p or x.shape[3] % p:
+        if x.ndim != 4 or x.shape[1] != C or x.shape[2] % p or x.shape[3] % p or not x.shape[2] * x.shape[3]:
             raise ValueError(f"images of shape {tuple(x.shape)}: expected (N, {C}, H, W) with H and W multiples of {p}")
-        return self.proj(x).flatten(2).transpose(1, 2)
+        patches = x.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)   # (B, P, C*p*p)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
