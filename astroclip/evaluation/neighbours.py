@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['unit', 'scores', 'keep_best', 'check_vectors', 'rerank', 'nearest', 'Scale', 'inverse_distance', 'knn_regress']
 
-# %% ../../nbs/evaluation/20_neighbours.ipynb #5547a2a6
+# %% ../../nbs/evaluation/20_neighbours.ipynb #1e03c7fa
 import numba
 import numpy as np
 import torch
+from ..data.kernels import KERNEL_LOCK
 
 # %% ../../nbs/evaluation/20_neighbours.ipynb #c48654f3
 def unit(x: torch.Tensor) -> torch.Tensor:  # (..., D) -> (..., D)
     "Vectors of length one, with max(norm, 1e-3) as in the contrastive loss."
     return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-3)
 
-# %% ../../nbs/evaluation/20_neighbours.ipynb #db3f91a4
+# %% ../../nbs/evaluation/20_neighbours.ipynb #dc971c51
 def scores(query: torch.Tensor, bank: torch.Tensor, metric: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     "Larger is nearer: (Q, D) and (C, D) to (Q, C) float32. For cosine both are unit vectors already."
     product = (query.to(dtype) @ bank.to(dtype).T).float()
-    return product if metric == "cosine" else product.mul_(2).sub_((bank * bank).sum(1))
+    return product.mul_(2).sub_((bank * bank).sum(1)) if metric == "euclidean" else product
 
 # %% ../../nbs/evaluation/20_neighbours.ipynb #31ee2e69
 @numba.njit(parallel=True, nogil=True)
@@ -36,7 +37,7 @@ def keep_best(score, start, skip, best, rows):
                     p -= 1
                 best[i, p], rows[i, p] = s, start + j
 
-# %% ../../nbs/evaluation/20_neighbours.ipynb #19b3b448
+# %% ../../nbs/evaluation/20_neighbours.ipynb #54705c03
 def check_vectors(x, name: str, width: int | None = None) -> np.ndarray:
     "x as (n, D) float32 without a copy where possible; `ValueError` on any other shape or width and on NaN."
     x = np.asarray(x, np.float32)
@@ -48,33 +49,35 @@ def check_vectors(x, name: str, width: int | None = None) -> np.ndarray:
 def rerank(query, bank, rows, metric, k):
     "Order candidates rows (Q, M) by exact values in float64; (rows (Q, k), similarity or distance (Q, k))."
     found, q = torch.as_tensor(bank[rows.ravel()]).double().view(*rows.shape, -1), torch.as_tensor(query).double()[:, None]
-    value = (unit(found) * unit(q)).sum(-1) if metric == "cosine" else -(found - q).norm(dim=-1)
+    if metric == "cosine": found, q = unit(found), unit(q)
+    value = -(found - q).norm(dim=-1) if metric == "euclidean" else (found * q).sum(-1)
     value[torch.as_tensor(rows < 0)] = -torch.inf
     order = value.sort(dim=1, descending=True, stable=True).indices[:, :k]
     value = value.gather(1, order)
-    return np.take_along_axis(rows, order.numpy(), 1), (value if metric == "cosine" else -value).numpy()
+    return np.take_along_axis(rows, order.numpy(), 1), (-value if metric == "euclidean" else value).numpy()
 
-# %% ../../nbs/evaluation/20_neighbours.ipynb #fe18e06b
+# %% ../../nbs/evaluation/20_neighbours.ipynb #23e5136d
 def nearest(query, bank, k: int = 10, metric: str = "cosine", skip=None, precision: str = "float32", chunk: int = 4096, block: int = 256):
     """The k nearest rows of `bank` (N, D) for each of `query` (Q, D), exactly: (rows (Q, k) int64, values (Q, k) float32), nearest first.
 
-    metric: "cosine" (values = similarity) or "euclidean" (values = distance). skip: (Q,) bank row that each query must not return (itself), -1 for none.
+    metric: "cosine" (values = similarity), "dot" (the same for vectors that are unit already), "euclidean" (values = distance). skip: (Q,) bank row that each query must not return (itself), -1 for none.
     precision "bfloat16" scores candidates in half precision and orders four times as many of them exactly."""
     bank = check_vectors(bank, "bank")
     query = check_vectors(query, "query", bank.shape[1])
-    if metric not in ("cosine", "euclidean"): raise ValueError(f"metric {metric!r}: cosine or euclidean")
+    if metric not in ("cosine", "dot", "euclidean"): raise ValueError(f"metric {metric!r}: cosine, dot or euclidean")
     room = len(bank) - (skip is not None)
     if not 1 <= k <= room: raise ValueError(f"k = {k}: only {room} vectors can be found")
     m = min(room, k + 8 if precision == "float32" else 4 * k + 24)
     skip = np.full(len(query), -1) if skip is None else np.asarray(skip, np.int64)
     best, rows = np.full((len(query), m), -np.inf, np.float32), np.full((len(query), m), -1, np.int64)
     prepare = unit if metric == "cosine" else (lambda x: x)
-    q = prepare(torch.tensor(query))
+    q = prepare(torch.as_tensor(query))
     for start in range(0, len(bank), chunk):
-        b = prepare(torch.tensor(bank[start:start + chunk]))
+        b = prepare(torch.as_tensor(bank[start:start + chunk]))
         for i in range(0, len(q), block):
             s = slice(i, i + block)
-            keep_best(scores(q[s], b, metric, getattr(torch, precision)).numpy(), start, skip[s], best[s], rows[s])
+            found = scores(q[s], b, metric, getattr(torch, precision)).numpy()
+            with KERNEL_LOCK: keep_best(found, start, skip[s], best[s], rows[s])  # numba's threads serve one caller at a time
     parts = [rerank(query[i:i + 64], bank, rows[i:i + 64], metric, k) for i in range(0, len(query), 64)]
     return np.concatenate([r for r, _ in parts]), np.concatenate([v for _, v in parts])
 
