@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KERNEL_LOCK', 'ZERO', 'ONE', 'TINY', 'SQRT_HALF_BITS', 'LN2', 'C3', 'C5', 'C7', 'C9', 'float_bits', 'bits_float',
-           'fast_log', 'display', 'stretch_kernel']
+           'fast_log', 'display', 'stretch_kernel', 'mix', 'two_normals', 'add_noise', 'mirrored', 'blur', 'one_crop',
+           'multicrop_kernel']
 
 # %% ../../nbs/data/05_kernels.ipynb #20387918
 import threading
@@ -65,3 +66,101 @@ def stretch_kernel(images, scales, m, q, out):
         for p in range(images.shape[2]):
             z, r, g = display(images[n, 0, p] * s0, images[n, 1, p] * s1, images[n, 2, p] * s2, m, q, root)
             out[n, 0, p], out[n, 1, p], out[n, 2, p] = z, r, g
+
+# %% ../../nbs/data/05_kernels.ipynb #28a88008
+@njit(inline="always")
+def mix(x):
+    "A bijective hash of uint32 (two rounds of multiply and xor-shift)."
+    x = np.uint32(np.uint32(x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D))
+    x = np.uint32(np.uint32(x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B))
+    return np.uint32(x ^ (x >> np.uint32(16)))
+
+
+@njit(fastmath=True, inline="always")
+def two_normals(i, key1, key2):
+    "Numbers 2i and 2i + 1 of the standard normal stream (key1, key2)."
+    h1 = mix(np.uint32(mix(np.uint32(i + key1)) ^ key2))
+    h2 = mix(np.uint32(h1 + key2))
+    u = (np.float32(np.int32(h1 >> np.uint32(9))) + np.float32(0.5)) * np.float32(2.0**-23)
+    rho = np.sqrt(np.float32(-2) * fast_log(u))
+    t = np.float32(np.int32(h2 & np.uint32(0x7FFFFF))) * np.float32(np.pi / 4 * 2.0**-23)
+    tt = t * t
+    sine = t * (ONE - tt * (np.float32(1 / 6) - tt * (np.float32(1 / 120) - tt * np.float32(1 / 5040))))
+    cosine = ONE - tt * (np.float32(1 / 2) - tt * (np.float32(1 / 24) - tt * (np.float32(1 / 720) - tt * np.float32(1 / 40320))))
+    a = sine if h2 & np.uint32(1 << 29) else cosine
+    b = cosine if h2 & np.uint32(1 << 29) else sine
+    return (rho * a if h2 & np.uint32(1 << 30) else -rho * a), (rho * b if h2 & np.uint32(1 << 31) else -rho * b)
+
+
+@njit(fastmath=True)
+def add_noise(x, sigma, key1, key2):
+    "Add normal noise of standard deviation `sigma` to the flat float32 array `x`, in place."
+    half = (len(x) + 1) // 2
+    for i in range(half - (len(x) % 2)):
+        a, b = two_normals(np.uint32(i), key1, key2)
+        x[i] += sigma * a
+        x[half + i] += sigma * b
+    if len(x) % 2: x[half - 1] += sigma * two_normals(np.uint32(half - 1), key1, key2)[0]
+
+# %% ../../nbs/data/05_kernels.ipynb #0e372ed4
+@njit(inline="always")
+def mirrored(i, n):
+    "Index i of a line of n pixels continued by its mirror image: -1 is 0, n is n - 1."
+    i = -1 - i if i < 0 else i
+    return 2 * n - 1 - i if i >= n else i
+
+
+@njit(fastmath=True)
+def blur(image, sigma, work):
+    "Gaussian blur of `image` (S, S) in place; `work` (S, 3 S) is scratch. The radius is cut at S."
+    size = image.shape[0]
+    radius = min(int(4 * sigma + 0.5), size)
+    weights, total = np.empty(radius + 1, np.float32), -ONE
+    for k in range(radius + 1):
+        weights[k] = np.exp(np.float32(-0.5) * (np.float32(k) / sigma) ** 2)
+        total += 2 * weights[k]
+    for k in range(radius + 1): weights[k] /= total
+    for y in range(size):                                   # along columns, into the middle of the work rows
+        row, middle = work[y, size:2 * size], image[y]
+        for x in range(size): row[x] = weights[0] * middle[x]
+        for k in range(1, radius + 1):
+            up, down, w = image[mirrored(y - k, size)], image[mirrored(y + k, size)], weights[k]
+            for x in range(size): row[x] += w * (up[x] + down[x])
+    for y in range(size):                                   # along rows: continue each by its mirror image, then sum
+        row = work[y]
+        for k in range(1, radius + 1):
+            row[size - k], row[2 * size - 1 + k] = row[size + k - 1], row[2 * size - k]
+        out, middle = image[y], row[size:2 * size]
+        for x in range(size): out[x] = weights[0] * middle[x]
+        for k in range(1, radius + 1):
+            left, right, w = row[size - k:], row[size + k:], weights[k]
+            for x in range(size): out[x] += w * (left[x] + right[x])
+
+# %% ../../nbs/data/05_kernels.ipynb #87a622e0
+@njit(fastmath=True)
+def one_crop(image, top, left, flip_y, flip_x, blurs, noises, seed, scales, m, q, out):
+    "image (3, H, W) to out (3, S, S): cut, flip, blur, add noise, stretch."
+    size, root = out.shape[1], np.sqrt(q)
+    flux, work = np.empty((3, size, size), np.float32), np.empty((size, 3 * size), np.float32)
+    for b in range(3):
+        for y in range(size):
+            row = image[b, top + (size - 1 - y if flip_y else y), left:left + size]
+            for x in range(size): flux[b, y, x] = row[size - 1 - x if flip_x else x]
+        if blurs[b] > 0: blur(flux[b], blurs[b], work)
+        if noises[b] > 0:
+            key = mix(np.uint32(seed + np.uint32(b)))
+            add_noise(flux[b].reshape(-1), noises[b], key, mix(np.uint32(key ^ seed)))
+    for y in range(size):
+        for x in range(size):
+            z, r, g = display(flux[0, y, x] * scales[0], flux[1, y, x] * scales[1], flux[2, y, x] * scales[2], m, q, root)
+            out[0, y, x], out[1, y, x], out[2, y, x] = z, r, g
+
+
+@njit(parallel=True, cache=True)
+def multicrop_kernel(images, top, left, flip_y, flip_x, blurs, noises, seed, scales, m, q, out):
+    "images (N, 3, H, W) to out (C, N, 3, S, S); top ... flip_x (N, C), blurs and noises (N, C, 3); channels z, r, g."
+    crops = top.shape[1]
+    for job in prange(images.shape[0] * crops):
+        n, c = job // crops, job % crops
+        key = mix(np.uint32(mix(np.uint32(seed + np.uint32(n))) + np.uint32(3 * c)))
+        one_crop(images[n], top[n, c], left[n, c], flip_y[n, c], flip_x[n, c], blurs[n, c], noises[n, c], key, scales, m, q, out[c, n])
