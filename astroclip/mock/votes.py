@@ -60,7 +60,7 @@ def visible(
     face = np.clip(g["cos_i"] / 0.5, 0, 1)  # arms and bars fade towards edge-on
     return dict(v=v, ratio=ratio, tilt=tilt, arms=v * face * g["arm_amplitude"], bar=(0.3 + 0.7 * v) * face * g["bar_fraction"])
 
-# %% ../../nbs/mock/40_votes.ipynb #664a1f35
+# %% ../../nbs/mock/40_votes.ipynb #4663c825
 def scale(x, centres, width):
     "Probabilities (n, answers) of ordered answers: Gaussians around their centres."
     return softmax(-0.5 * ((np.asarray(x)[:, None] - np.asarray(centres)) / width) ** 2, axis=1)
@@ -69,7 +69,7 @@ def scale(x, centres, width):
 def first_answers(g, see):
     "smooth, featured-or-disk, artifact; and how rounded the smooth ones are."
     kind, disc = g["morph_type"], g["morph_type"] != ELLIPTICAL
-    shown = 3.4 * see["arms"] + 7 * see["bar"] + see["v"] * (4.2 * g["edge_on"] + 1.0 * (kind == S0) + 2.2 * (kind == IRREGULAR) + 1.6 * (g["tail_fraction"] > 0))
+    shown = 5.0 * see["arms"] + 8 * see["bar"] + see["v"] * (4.2 * g["edge_on"] + 0.3 * (kind == S0) + 2.0 * (kind == IRREGULAR) + 1.6 * (g["tail_fraction"] > 0))
     featured = expit(-1.9 + shown - 0.6 * ~disc + 0.5 * see["v"] * disc) * 0.98
     first = np.stack([0.98 - featured, featured, np.full(len(kind), 0.02)], 1)
     q = see["ratio"]
@@ -83,11 +83,11 @@ def disc_answers(g, see):
     b_t = g["bulge_to_total"]
     n = len(b_t)
     edge_bulge = softmax(np.stack([10 * g["bar_fraction"] - 2.8, np.zeros(n), 14 * (b_t - 0.12)], 1), axis=1)
-    bar = softmax(np.stack([30 * (see["bar"] - 0.24), 22 * (see["bar"] - 0.13), np.full(n, 1.2)], 1), axis=1)
-    spiral = expit(-2.2 + 7 * see["arms"])
+    bar = softmax(np.stack([30 * (see["bar"] - 0.17), 22 * (see["bar"] - 0.11), np.full(n, 1.2)], 1), axis=1)
+    spiral = expit(-1.5 + 9 * see["arms"])
     two = lambda p: np.stack([p, 1 - p], 1)
     return {"disk-edge-on": two(edge), "edge-on-bulge": edge_bulge, "has-spiral-arms": two(spiral), "bar": bar,
-            "bulge-size": scale(np.sqrt(b_t), (0.85, 0.68, 0.48, 0.27, 0.05), 0.10)}
+            "bulge-size": scale(np.sqrt(b_t), (0.95, 0.75, 0.52, 0.30, 0.05), 0.10)}
 
 
 def spiral_answers(g, see):
@@ -102,7 +102,7 @@ def merging_answers(g, see):
     "Undisturbed, disturbed, or merging."
     strong = g["merger"] * (0.4 + 0.6 * see["v"])
     minor = 1.0 * (g["morph_type"] == IRREGULAR) + strong * 2.0
-    return {"merging": softmax(np.stack([np.full(len(minor), 2.9), minor, strong * 14 * g["tail_fraction"], strong * (2.2 + 3.5 * g["companion_ratio"])], 1)
+    return {"merging": softmax(np.stack([np.full(len(minor), 2.4), minor, strong * 14 * g["tail_fraction"], strong * (2.2 + 3.5 * g["companion_ratio"])], 1)
                                - np.array([0, 0.6, 1.6, 0.9]), axis=1)}
 
 
