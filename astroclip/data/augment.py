@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEEING', 'SKY_NOISE', 'lognormal', 'extra_sigma', 'Multicrop', 'Plan', 'draw_plan', 'blur_matrices', 'crops_torch',
-           'crops_numba', 'multicrop']
+           'crops_numba', 'multicrop', 'augment_images', 'shift_redshift', 'SpectrumAugment', 'augment_spectra']
 
 # %% ../../nbs/data/30_augment.ipynb #bbcf7e05
 from dataclasses import dataclass
@@ -124,3 +124,101 @@ def multicrop(
         return tuple(torch.from_numpy(crops_numba(images.numpy(), plan, s)) for plan, s in zip(plans, noise_seed))
     generator = torch.Generator(images.device).manual_seed(int(noise_seed[0]))
     return tuple(crops_torch(images, plan, generator) for plan in plans)
+
+# %% ../../nbs/data/30_augment.ipynb #2cf0692f
+def augment_images(
+    images,           # (N, 3, H, W) torch, raw or display-scaled
+    size,             # side of the result
+    generator=None,   # torch.Generator on the CPU
+    shift=4,          # largest shift of the crop from the centre, pixels
+    symmetries=True,  # flips and transposition, each with probability 1/2
+):                    # (N, 3, size, size)
+    "A random symmetry and a random shift of every image, in one gather on the device of `images`."
+    n, (height, width), device = len(images), images.shape[-2:], images.device
+    random = lambda high: torch.randint(high, (n, 1), generator=generator)
+    i = torch.arange(size)
+    def walk(length):
+        middle, room = (length - size) // 2, (length - size) - (length - size) // 2
+        if middle < 0: raise ValueError(f"cannot crop {size} pixels out of an image of {height} x {width}")
+        back, ahead = min(shift, middle), min(shift, room)
+        first = middle - back + random(back + ahead + 1)
+        flip = random(2) if symmetries else torch.zeros(n, 1, dtype=torch.long)
+        return (first + torch.where(flip == 1, size - 1 - i, i)).to(device)
+    rows, columns = walk(height), walk(width)
+    index = torch.arange(n, device=device)[:, None, None, None], torch.arange(3, device=device)[:, None, None]
+    out = images[index[0], index[1], rows[:, None, :, None], columns[:, None, None, :]]
+    if not symmetries: return out
+    swap = (random(2) == 1).to(device)[:, :, None, None]
+    return torch.where(swap, out.transpose(-1, -2), out)
+
+# %% ../../nbs/data/30_augment.ipynb #a5edebab
+def shift_redshift(
+    flux,       # (N, L) torch on the DESI grid
+    ivar,       # (N, L), 0 = missing
+    redshift,   # (N,) redshift of each spectrum
+    new,        # (N,) redshift to move it to
+):              # (flux, ivar) at the new redshift; pixels that enter from outside have flux 0 and ivar 0
+    "Move spectra to another redshift on the grid they are on."
+    length, first, step = flux.shape[-1], float(WAVELENGTH[0]), float(WAVELENGTH[1] - WAVELENGTH[0])
+    a = ((1 + redshift.double()) / (1 + new.double()))[:, None]
+    place = (a * (first + step * torch.arange(length, device=flux.device, dtype=torch.float64)) - first) / step
+    k = place.floor().clamp(0, length - 2).long()
+    t, a = (place - k).to(flux.dtype), a.to(flux.dtype)
+    left, right = ivar.gather(1, k), ivar.gather(1, k + 1)
+    good = (t >= -1e-3) & (t <= 1 + 1e-3) & ((left > 0) | (t > 1 - 1e-3)) & ((right > 0) | (t < 1e-3))
+    value = a * ((1 - t) * flux.gather(1, k) + t * flux.gather(1, k + 1))
+    variance = a**2 * ((1 - t)**2 / left.clamp(min=1e-30) + t**2 / right.clamp(min=1e-30))
+    return torch.where(good, value, 0), torch.where(good, 1 / variance.clamp(min=1e-30), 0)
+
+# %% ../../nbs/data/30_augment.ipynb #6218c5b3
+@dataclass(frozen=True)
+class SpectrumAugment:
+    "Strengths of `augment_spectra`; 0 switches a change off."
+    shift: float = 1.0           # share of the spectra moved to a new redshift
+    max_log_z: float = 0.53      # new log(1 + z) is uniform between 0 and this
+    noise: float = 0.5           # largest extra noise, in units of the spectrum's standard deviation
+    tilt: float = 0.5            # largest relative change of the continuum between the ends
+    curvature: float = 0.3
+    edges: float = 0.12          # largest share masked at either end
+    smooth: float = 0.5          # probability of a running mean over three pixels
+
+
+def _tilted(flux, config, uniform):
+    "Multiply each continuum by a random parabola 1 + tilt x + curvature (x^2 - 1/3), x from -1 to 1."
+    x = torch.linspace(-1, 1, flux.shape[1], device=flux.device)
+    return flux * (1 + config.tilt * (2 * uniform() - 1) * x + config.curvature * (2 * uniform() - 1) * (x**2 - 1 / 3)).clamp(min=0.1)
+
+
+def _smoothed(flux, ivar, chosen):
+    "Running mean over three pixels (weights: good or not) where `chosen` (N, 1)."
+    good = (ivar > 0).to(flux.dtype)
+    mean = lambda x: torch.nn.functional.avg_pool1d(x[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+    return torch.where(chosen & (ivar > 0), mean(flux * good) / mean(good).clamp(min=1e-6), flux)
+
+# %% ../../nbs/data/30_augment.ipynb #2094f80a
+def augment_spectra(
+    flux,                       # (N, L) torch, on the DESI grid
+    ivar,                       # (N, L), 0 = missing
+    redshift,                   # (N,)
+    generator=None,             # torch.Generator on the CPU: the small draws; noise uses the device's own
+    config=SpectrumAugment(),
+):                              # (flux, ivar, redshift): missing pixels have flux 0 and ivar 0
+    "Simulated spectra made as varied as real ones: redshift, noise, continuum, coverage, resolution."
+    n, length, device = *flux.shape, flux.device
+    uniform = lambda: torch.rand(n, 1, generator=generator).to(device)
+    old = redshift
+    redshift = torch.where(uniform()[:, 0] < config.shift, torch.expm1(uniform()[:, 0] * config.max_log_z), old)
+    if config.shift: flux, ivar = shift_redshift(flux, ivar, old, redshift)
+    if config.tilt or config.curvature: flux = _tilted(flux, config, uniform)
+    if config.smooth: flux = _smoothed(flux, ivar, uniform() < config.smooth)
+    if config.noise:
+        good = ivar > 0
+        mean = (flux * good).sum(1, keepdim=True) / good.sum(1, keepdim=True).clamp(min=1)
+        spread = (((flux - mean) ** 2 * good).sum(1, keepdim=True) / good.sum(1, keepdim=True).clamp(min=1)).sqrt()
+        sigma = config.noise * uniform() * spread
+        noise = torch.randn(flux.shape, generator=generator).to(device) if device.type == "cpu" else torch.randn_like(flux)
+        flux, ivar = flux + sigma * noise * good, torch.where(good, 1 / (1 / ivar.clamp(min=1e-30) + sigma**2), 0)
+    if config.edges:
+        i, left, right = torch.arange(length, device=device), uniform() * config.edges * length, uniform() * config.edges * length
+        ivar = torch.where((i >= left) & (i < length - right), ivar, 0)
+    return torch.where(ivar > 0, flux, 0), ivar, redshift
