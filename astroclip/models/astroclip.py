@@ -47,7 +47,7 @@ class SpectrumEncoder(nn.Module):
     def tokens(self, x): return self.backbone.forward_tokens(self.backbone.preprocess(x))
     def forward(self, x): return self.head(self.tokens(x))
 
-# %% ../../nbs/models/40_astroclip.ipynb #5e1b21e9
+# %% ../../nbs/models/40_astroclip.ipynb #ad35f7c1
 class AstroCLIP(Pretrained, nn.Module):
     "Two towers into one space. `configuration`: 'corrected' (default) or 'released' (what the published weights were trained with)."
     def __init__(self, image_backbone, spectrum_backbone, embed_dim=1024, num_heads=4, configuration="corrected", logit_scale=15.5,
@@ -67,6 +67,13 @@ class AstroCLIP(Pretrained, nn.Module):
     def from_config(cls, config):
         return cls(VisionTransformer(**config["image_backbone"]), SpecFormer(**config["spectrum_backbone"]),
                    **{k: v for k, v in config.items() if not k.endswith("_backbone")})
+
+    @classmethod
+    def from_pretrained(cls, source, device="auto", image_num_heads=None, spectrum_num_heads=None, cross_num_heads=None, revision=None):
+        "From a folder or .safetensors of ours, an official .ckpt, or a hub repository; head counts only where the file cannot say."
+        from astroclip.models.checkpoints import load
+        return load(cls, source, device=device, revision=revision, image_num_heads=image_num_heads,
+                    spectrum_num_heads=spectrum_num_heads, cross_num_heads=cross_num_heads)
 
     def embed_images(self, images, batch_size=256, progress=False, precision="float32"):
         "Images (N, 3, H, W) or (3, H, W), g, r, z nanomaggies -> (N, E) float32 numpy."

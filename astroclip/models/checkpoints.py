@@ -162,7 +162,7 @@ def official_config(kind, shapes, said):
                 embed_dim=shape_at(shapes, "image_encoder.head.cross_attention.query", 3)[2], num_heads=next(iter(cross), None),
                 configuration="released", logit_scale=float(said.get("logit_scale", 15.5)))
 
-# %% ../../nbs/models/50_checkpoints.ipynb #8f78b25b
+# %% ../../nbs/models/50_checkpoints.ipynb #6868917f
 def official(path):
     "An official `.ckpt` -> `Weights`."
     archive = TorchArchive(path)
@@ -176,10 +176,10 @@ def official(path):
                 tensors[n] = part_of(archive, ref, i, len(ours))
         kind = kind_of(tensors)
         said = plain(archive.tree).get("hyper_parameters")
-        settings = {k: v for k, v in plain(said).items() if isinstance(k, str) and isinstance(v, (int, float, str, bool, type(None)))}
+        settings = {short(k): v if isinstance(v, float) else short(v) for k, v in plain(said).items() if isinstance(v, (int, float, str, bool))}
         config = official_config(kind, {n: shape for n, (shape, _) in tensors.items()}, plain(said))
     except CheckpointError as e: raise CheckpointError(f"{path}: {e}") from e
-    except (TypeError, ValueError, OverflowError) as e: raise CheckpointError(f"{path}: its hyper-parameters make no sense ({short(str(e))})") from e
+    except (TypeError, ValueError, ArithmeticError) as e: raise CheckpointError(f"{path}: its hyper-parameters make no sense ({short(str(e))})") from e
     return Weights(kind, config, tensors, Path(path), "official", ignored, settings)
 
 
@@ -196,7 +196,7 @@ def kind_of(names):
     if "data_embed.weight" in names: return "SpecFormer"
     raise CheckpointError(f"none of the models we know; its tensors begin with {', '.join(short(n) for n in list(names)[:3])}")
 
-# %% ../../nbs/models/50_checkpoints.ipynb #64347ffb
+# %% ../../nbs/models/50_checkpoints.ipynb #fc87e04b
 def ours(path):
     "A folder or .safetensors written by `save` -> `Weights`."
     path = Path(path)
@@ -207,7 +207,7 @@ def ours(path):
         written = json.loads((handle.metadata() or {}).get("astroclip") or (sidecar.read_text() if sidecar.exists() else "null"))
         tensors = {k: (tuple(handle.get_slice(k).get_shape()), lambda k=k: handle.get_tensor(k)) for k in handle.keys()}
         if not isinstance(written, dict) or not isinstance(written.get("config"), dict): raise CheckpointError("it has no configuration of ours (config.json)")
-    except (SafetensorError, ValueError, OSError) as e: raise CheckpointError(f"{file}: not a model of ours, or damaged ({short(str(e), 200)})") from e
+    except (SafetensorError, ValueError, OSError, RecursionError) as e: raise CheckpointError(f"{file}: not a model of ours, or damaged ({short(str(e), 200)})") from e
     return Weights(str(written.get("kind")), written["config"], tensors, file, "astroclip", training=written.get("training", {}))
 
 # %% ../../nbs/models/50_checkpoints.ipynb #1f644926
@@ -275,13 +275,13 @@ def read(source, revision=None):
     path = locate(source, revision)
     return ours(path) if path.is_dir() or path.suffix == ".safetensors" else official(path)
 
-# %% ../../nbs/models/50_checkpoints.ipynb #3bf0b157
+# %% ../../nbs/models/50_checkpoints.ipynb #4bb06ada
 def build(cls, weights):
     "A model of class `cls` with the tensors of `weights`; a strict load that lists what does not fit."
     if biggest_depth(weights.config) > len(weights.tensors): raise CheckpointError(f"{weights.path}: its configuration has more blocks than it has tensors")
     try:
         with torch.device("meta"): model = cls.from_config(weights.config)
-    except (TypeError, ValueError, KeyError, RuntimeError) as e: raise CheckpointError(f"{weights.path}: its configuration does not make a {cls.__name__} ({short(str(e), 300)})") from e
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RuntimeError) as e: raise CheckpointError(f"{weights.path}: its configuration does not make a {cls.__name__} ({short(str(e), 300)})") from e
     wanted, found = {k: tuple(v.shape) for k, v in model.state_dict().items()}, {k: tuple(s) for k, (s, _) in weights.tensors.items()}
     problems = {"missing": sorted(wanted.keys() - found), "unexpected": sorted(found.keys() - wanted),
                 "of another shape": [f"{k} {found[k]} (expected {wanted[k]})" for k in wanted.keys() & found if found[k] != wanted[k]]}
@@ -294,11 +294,11 @@ def build(cls, weights):
 def biggest_depth(config):
     return max([v if k == "depth" and isinstance(v, int) else biggest_depth(v) if isinstance(v, dict) else 0 for k, v in config.items()], default=0)
 
-# %% ../../nbs/models/50_checkpoints.ipynb #6428e802
+# %% ../../nbs/models/50_checkpoints.ipynb #a0b71e25
 def load(cls, source, device="auto", revision=None, **heads):
     "What `from_pretrained` does: find, read, settle the head counts, build, check, load; in evaluation mode on `device`."
     device, weights = resolve_device(device), read(source, revision)
-    if weights.kind != cls.__name__: raise CheckpointError(f"{weights.path} holds a {weights.kind}: use {weights.kind}.from_pretrained, not {cls.__name__}")
+    if weights.kind != cls.__name__: raise CheckpointError(f"{weights.path} is a checkpoint of {weights.kind}: use {weights.kind}.from_pretrained, not {cls.__name__}")
     try: settle_heads(weights.kind, weights.config, {k: v for k, v in heads.items() if v is not None})
     except CheckpointError as e: raise CheckpointError(f"{weights.path}: {e}") from e
     return build(cls, weights).eval().to(device)
@@ -308,7 +308,7 @@ def convert(source, folder, revision=None, **heads):
     "Official checkpoint or hub repository -> a folder of ours, with the source's SHA-256 in its card."
     weights = read(source, revision)
     classes = {c.__name__: c for c in (AstroCLIP, SpecFormer, VisionTransformer)}
-    if weights.kind not in classes: raise CheckpointError(f"{weights.path} holds a {weights.kind}: nothing to convert")
+    if weights.kind not in classes: raise CheckpointError(f"{weights.path} is a checkpoint of {weights.kind}, which has no official format to convert from")
     model = load(classes[weights.kind], weights.path, device="cpu", **heads)
     return save(model, folder, source=f"{weights.path.name}, SHA-256 `{file_hash(weights.path)}`", training=weights.training)
 
@@ -316,5 +316,7 @@ def convert(source, folder, revision=None, **heads):
 def describe(source, revision=None):
     "What a checkpoint is, without reading its numbers: kind, layout, parameters, configuration, hash."
     w = read(source, revision)
+    try: settle_heads(w.kind, w.config, {})
+    except CheckpointError: pass   # the published sizes are in our table; head counts of other models may stay unknown
     return dict(path=str(w.path), kind=w.kind, layout=w.layout, parameters=w.parameters, ignored_parameters=w.ignored, tensors=len(w.tensors),
                 config=w.config, training=w.training, bytes=w.path.stat().st_size, sha256=file_hash(w.path))

@@ -9,7 +9,7 @@ __all__ = ['in_batches', 'as_array', 'image_batches', 'spectrum_batches']
 import numpy as np
 import torch
 
-# %% ../../nbs/models/15_inputs.ipynb #9e7f2348
+# %% ../../nbs/models/15_inputs.ipynb #d84131ac
 def in_batches(
     network,             # torch module; its device decides where
     function,            # (torch batch) -> torch, or a tuple of them
@@ -34,9 +34,9 @@ def in_batches(
                 if not np.isfinite(y).all(): raise ValueError(f"rows {i} to {i + len(y) - 1} give numbers that are not finite: are the weights damaged?")
                 out.append(y)
     finally: network.train(training)
-    return np.concatenate(out)
+    return np.concatenate(out)[:n]
 
-# %% ../../nbs/models/15_inputs.ipynb #83c2bbcc
+# %% ../../nbs/models/15_inputs.ipynb #c0f92960
 def as_array(x): return x.detach().cpu().numpy() if torch.is_tensor(x) else np.asarray(x)
 
 
@@ -48,11 +48,11 @@ def image_batches(
     from astroclip.data.images import center_crop, check_images, to_rgb
     images = as_array(images)
     images = images[None] if images.ndim == 3 else images
-    if not len(images): return 0, lambda rows: np.zeros((0, 3, size, size), np.float32)
+    if not len(images): return 0, lambda rows: np.zeros((1, 3, size, size), np.float32)   # its answer is cut off
     check_images(images, size)
     return len(images), lambda rows: np.ascontiguousarray(to_rgb(np.ascontiguousarray(center_crop(images[rows], size), np.float32)))
 
-# %% ../../nbs/models/15_inputs.ipynb #b982a15f
+# %% ../../nbs/models/15_inputs.ipynb #0a43991f
 def spectrum_batches(
     flux,             # (N, L) or (L,), any unit; on the DESI grid, or with its wavelength
     wavelength=None,  # (L,) vacuum Angstrom
@@ -63,7 +63,7 @@ def spectrum_batches(
     flux, ivar = as_array(flux), None if ivar is None else as_array(ivar)
     flux, ivar = [x[..., 0] if x is not None and x.ndim == 3 and x.shape[-1] == 1 else x for x in (flux, ivar)]
     flux, ivar = [x[None] if x is not None and x.ndim == 1 else x for x in (flux, ivar)]
-    if not len(flux): return 0, lambda rows: np.zeros((0, N_PIXELS), np.float32)
+    if not len(flux): return 0, lambda rows: np.zeros((1, N_PIXELS), np.float32)
 
     def prepare(rows):
         try: f, w = check_spectra(flux[rows], wavelength, None if ivar is None else ivar[rows])

@@ -31,7 +31,7 @@ def attention(
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     return scores.softmax(-1).to(v.dtype) @ v
 
-# %% ../../nbs/models/10_layers.ipynb #63ab18de
+# %% ../../nbs/models/10_layers.ipynb #9599df73
 class SelfAttention(nn.Module):
     "Tokens (B, N, D) attend to each other in `num_heads` heads -> (B, N, D)."
     def __init__(self, dim, num_heads):
@@ -42,7 +42,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x):
         B, N, D = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
         return self.proj(attention(q, k, v).transpose(1, 2).reshape(B, N, D))
 
 # %% ../../nbs/models/10_layers.ipynb #fe06154a
@@ -126,17 +126,17 @@ def arguments(scope):
     "The arguments of a constructor from its `locals()`: what has to be written down to build the model again."
     return {k: v for k, v in scope.items() if k not in ("self", "__class__")}
 
-# %% ../../nbs/models/10_layers.ipynb #35949dd4
+# %% ../../nbs/models/10_layers.ipynb #3cd8bc9c
 class Pretrained:
     "Reading and writing, the same for every model. A model has `config`: the arguments that build it again."
     @classmethod
     def from_config(cls, config): return cls(**config)
 
     @classmethod
-    def from_pretrained(cls, source, device="auto", revision=None, **head_counts):
+    def from_pretrained(cls, source, device="auto", num_heads=None, revision=None):
         "From a folder or .safetensors of ours, an official .ckpt, or a hub repository; see `models.checkpoints.load`."
         from astroclip.models.checkpoints import load
-        return load(cls, source, device=device, revision=revision, **head_counts)
+        return load(cls, source, device=device, revision=revision, num_heads=num_heads)
 
     def save_pretrained(self, path):
         "Write `model.safetensors`, `config.json` and a model card into the folder `path`."

@@ -31,13 +31,14 @@ def tokenise(flux, window=20, stride=10):
     first = torch.cat([(mean - 2) / 2, (std - 2) / 8, mean.new_zeros(len(x), window)], 1)
     return torch.cat([first[:, None], nn.functional.pad(x, (2, 0))], 1)
 
-# %% ../../nbs/models/30_specformer.ipynb #725236a2
+# %% ../../nbs/models/30_specformer.ipynb #17d555bb
 class SpecFormer(Pretrained, nn.Module):
     "Transformer over windows of a spectrum; defaults are the published one (43,177,750 parameters)."
     def __init__(self, window=20, stride=10, embed_dim=768, depth=6, num_heads=6, max_len=800, dropout=0.0, n_pixels=7781,
                  mlp_ratio=4):
         super().__init__()
         self.config = arguments(locals())
+        if any(type(n) is not int or n < 1 for n in (window, stride)): raise ValueError(f"window {window!r} and stride {stride!r}: expected whole numbers of pixels")
         self.window, self.stride, self.n_pixels, self.embed_dim = window, stride, n_pixels, embed_dim
         self.num_tokens = 1 + count_windows(n_pixels, window, stride)
         if self.num_tokens > max_len: raise ValueError(f"{n_pixels} pixels give {self.num_tokens} tokens, more than max_len {max_len}")

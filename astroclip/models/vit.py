@@ -25,7 +25,7 @@ def resize_positions(
     patches = F.interpolate(patches, scale_factor=[(g + 0.1) / G for g in grid], mode="bicubic")
     return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], 1)
 
-# %% ../../nbs/models/20_vit.ipynb #4586ebf8
+# %% ../../nbs/models/20_vit.ipynb #2b1ea3f5
 class VisionTransformer(Pretrained, nn.Module):
     "DINOv2-style vision transformer at any size; defaults are the published ViT-L/12 (302,954,496 parameters)."
     def __init__(self, image_size=144, patch_size=12, embed_dim=1024, depth=24, num_heads=16, layer_scale=1e-5,
@@ -65,6 +65,12 @@ class VisionTransformer(Pretrained, nn.Module):
         "Images (B, C, H, W), masks (B, P) bool -> dict: x_norm_clstoken (B, D), x_norm_patchtokens (B, P, D)."
         x = self.forward_tokens(x, masks=masks)
         return {"x_norm_clstoken": x[:, 0], "x_norm_patchtokens": x[:, 1:]}
+
+    def last_patch_tokens(self, x, n=1):
+        "Images (B, C, H, W) -> patch tokens after each of the last n blocks, normalised: list of n tensors (B, P, D)."
+        x, found = self.prepare(x), []
+        for block in self.blocks: found.append(x := block(x))
+        return [self.norm(x)[:, 1:] for x in found[-n:]]
 
     def forward(self, x):
         "Images (B, C, H, W) -> the class token (B, D)."
