@@ -96,7 +96,7 @@ def sky_lines(shift=0.0, width=0.75):
     "Emission lines of the night sky (7781,), 1e-17 erg/s/cm2/A through one fibre."
     return line_pixels(SKY_WAVE + shift, SKY_LINE_FLUX * SKY_RATE * FIBRE_AREA, np.full(len(SKY_WAVE), width))
 
-# %% ../../nbs/mock/25_spectrograph.ipynb #2474d2a0
+# %% ../../nbs/mock/25_spectrograph.ipynb #4e0bd6ee
 _knots = np.array([[3600, .05], [4000, .16], [4400, .22], [5300, .26], [5790, .14], [6200, .31], [6800, .35], [7400, .33], [7560, .22],
                    [8000, .37], [8600, .40], [9400, .32], [9824, .24]])
 TELLURIC = ((6873, 12, .25), (7605, 22, .6), (7190, 45, .12), (8230, 60, .10), (9380, 90, .35))  # centre, width (A), depth
@@ -111,7 +111,7 @@ _lines, _lines_slope = sky_lines(), (sky_lines(0.01) - sky_lines(-0.01)) / 0.02
 def observe(rng, flux):
     "Noisy flux and ivar (n, 7781), and exposure times (s), of noiseless spectra: photon and read noise, sky and calibration residuals."
     n, x = len(flux), (WAVELENGTH - 6700) / 3100
-    exposure = 200 * rng.lognormal(0, 0.25, (n, 1))
+    exposure = 400 * rng.lognormal(0, 0.3, (n, 1))
     sky = FIBRE_AREA * np.exp(np.abs(rng.normal(0, 0.35, (n, 1)))) * (WAVELENGTH / 6000) ** -0.3
     gain = ELECTRONS * exposure
     variance = (np.clip(flux, 0, None) + sky + _lines) / gain + READ_VARIANCE / gain ** 2

@@ -127,7 +127,7 @@ def _finish(out, truth, label, votes):
     small = lambda k, v: v.astype(np.float32) if v.dtype == np.float64 and k not in ("ra", "dec") else v.astype(np.int8) if v.dtype == bool else v
     return {k: small(k, v) for k, v in out.items()}
 
-# %% ../../nbs/mock/50_survey.ipynb #8b783c93
+# %% ../../nbs/mock/50_survey.ipynb #e12e6f11
 def draw_magnitude(rng, n):
     "r magnitudes (n,) distributed like the survey's: counts 10^(0.5 r) to the bright limit, a share beyond."
     r = np.linspace(14, FAINT, 400)
@@ -137,8 +137,9 @@ def draw_magnitude(rng, n):
 def aperture_shares(rng, r, pop):
     "(n, 3) shares of bulge, old and young disc in the fibre, relative to a point source, for galaxies of magnitude r."
     size = 10 ** np.interp(r, [16.5, 17.5, 18.25, 18.75, 19.25], np.log10([4.0, 2.6, 2.1, 1.6, 1.3])) * 10 ** rng.normal(0, 0.2, len(r))
-    blur = 0.55  # arcsec: half-light radius of the seeing
-    disc = 1 - (1 + 1.26 / np.hypot(size / 1.678, blur)) * np.exp(-1.26 / np.hypot(size / 1.678, blur))
+    blur = 0.62  # arcsec: half-light radius of the seeing
+    x = 0.75 * 1.678 / np.hypot(size, blur)  # fibre radius in scale lengths of the blurred disc
+    disc = 1 - (1 + x) * np.exp(-x)
     bulge_size = np.hypot(np.where(pop["bulge_to_total"] >= 1, size, 0.35 * size), blur)
     bulge = gammainc(4, 3.67 * (0.75 / bulge_size) ** 0.5)
     return np.stack([bulge, disc, 0.9 * disc], 1) / point_source_fraction()
