@@ -35,10 +35,10 @@ class NonFiniteLoss(FloatingPointError):
         values = ", ".join(f"{k} {v:.4g}" for k, v in parts.items())
         super().__init__(f"loss is not finite at step {step} ({values}); weights are those of the step before. Try a lower learning rate or a longer warm-up.")
 
-# %% ../../nbs/training/20_loop.ipynb #367173cb
+# %% ../../nbs/training/20_loop.ipynb #c41e45d0
 def check_finite(step:int, parts:dict) -> dict[str, float]:
     "The parts of a loss as plain numbers; raises `NonFiniteLoss` when one of them is not finite."
-    parts = {k: float(v) for k, v in parts.items()}
+    parts = {k: float(v.detach()) if torch.is_tensor(v) else float(v) for k, v in parts.items()}
     if not all(np.isfinite(v) for v in parts.values()): raise NonFiniteLoss(step, parts)
     return parts
 
