@@ -8,7 +8,7 @@ __all__ = ['chunk_mask', 'masked_spectrum_loss']
 # %% ../../nbs/losses/30_masked.ipynb #5b4f817d
 import torch
 
-# %% ../../nbs/losses/30_masked.ipynb #43b2e522
+# %% ../../nbs/losses/30_masked.ipynb #f725b92e
 def chunk_mask(batch:int,       # B spectra
                tokens:int,      # T tokens, the statistics token (number 0) included
                chunks:int=6,    # k
@@ -16,10 +16,10 @@ def chunk_mask(batch:int,       # B spectra
                generator:torch.Generator|None=None,
                device="cpu") -> torch.Tensor:
     "(B, T) bool: `chunks` runs of `width` hidden tokens, one in each of `chunks` equal strata; token 0 stays visible."
-    room = (tokens - 1) // chunks - width
-    if room < 0: raise ValueError(f"{chunks} chunks of {width} do not fit into {tokens} tokens")
-    strata = 1 + torch.arange(chunks) * ((tokens - 1) // chunks)
-    start = strata + torch.randint(room + 1, (batch, chunks), generator=generator)          # (B, k)
+    stratum = (tokens - 1) / chunks
+    if width > stratum: raise ValueError(f"{chunks} chunks of {width} do not fit into {tokens} tokens")
+    u = torch.rand(batch, chunks, generator=generator)
+    start = 1 + (torch.arange(chunks) * stratum + u * (stratum - width)).round()            # (B, k)
     since = torch.arange(tokens) - start[..., None]                                         # (B, k, T)
     return ((since >= 0) & (since < width)).any(1).to(device)
 
