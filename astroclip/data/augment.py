@@ -32,7 +32,7 @@ def extra_sigma(rng, shape, parameters):
     true, final = lognormal(rng, shape, parameters), lognormal(rng, shape, parameters)
     return np.sqrt(np.maximum(0, final**2 - true**2)).astype(np.float32)
 
-# %% ../../nbs/data/30_augment.ipynb #d33791b1
+# %% ../../nbs/data/30_augment.ipynb #c3e64072
 @dataclass(frozen=True)
 class Multicrop:
     "Settings of the self-distillation crops (section 4.1 of the paper)."
@@ -41,6 +41,7 @@ class Multicrop:
     n_local: int = 8
     p_blur: tuple = (1.0, 0.1, 0.5)    # first global crop, second global crop, local crops
     p_noise: tuple = (1.0, 0.1, 0.5)
+    transpose: bool = False            # True: also exchange rows and columns, half of the time (the paper only flips)
     released: bool = False             # True: apply with 1 - p, as the published weights were trained
 
     def probabilities(self, kind):
@@ -58,20 +59,21 @@ class Plan:
     left: np.ndarray     # (N, C) first column
     flip_y: np.ndarray   # (N, C) bool
     flip_x: np.ndarray
+    swap: np.ndarray     # (N, C) bool: exchange rows and columns after the flips
     blur: np.ndarray     # (N, C, 3) Gaussian sigma in pixels, 0: none
     noise: np.ndarray    # (N, C, 3) nanomaggies, 0: none
 
-# %% ../../nbs/data/30_augment.ipynb #f038260d
-def draw_plan(rng, n, shape, size, p_blur, p_noise):
+# %% ../../nbs/data/30_augment.ipynb #0fbbc95a
+def draw_plan(rng, n, shape, size, p_blur, p_noise, transpose=False):
     "A `Plan` for `n` images of `shape` (H, W) with len(p_blur) crops of `size` each."
     crops = len(p_blur)
     if size > min(shape): raise ValueError(f"crops of {size} pixels do not fit into images of {shape[0]} x {shape[1]}")
     apply = lambda p: (rng.random((n, crops)) < p)[..., None]
     return Plan(size, rng.integers(0, shape[0] - size + 1, (n, crops)), rng.integers(0, shape[1] - size + 1, (n, crops)),
-                rng.random((n, crops)) < 0.5, rng.random((n, crops)) < 0.5,
+                rng.random((n, crops)) < 0.5, rng.random((n, crops)) < 0.5, rng.random((n, crops)) < 0.5 * transpose,
                 extra_sigma(rng, (n, crops), SEEING) * apply(p_blur), extra_sigma(rng, (n, crops), SKY_NOISE) * apply(p_noise))
 
-# %% ../../nbs/data/30_augment.ipynb #3a1b5a50
+# %% ../../nbs/data/30_augment.ipynb #173f019b
 def blur_matrices(sigma, size):
     "B (..., size, size) for Gaussian sigma (...); sigma 0 gives the identity."
     i = torch.arange(size, device=sigma.device)
@@ -91,23 +93,24 @@ def crops_torch(images, plan, generator=None):
     rows, columns = walk(plan.top, plan.flip_y), walk(plan.left, plan.flip_x)                         # (N, C, S)
     index = torch.arange(n, device=device)[:, None, None, None, None], torch.arange(3, device=device)[:, None, None]
     x = images.float()[index[0], index[1], rows[:, :, None, :, None], columns[:, :, None, None, :]]   # (N, C, 3, S, S)
+    x = torch.where(put(plan.swap)[..., None, None, None], x.transpose(-1, -2), x)
     b = blur_matrices(put(plan.blur), plan.size)
     x = b @ x @ b.transpose(-1, -2)
     x = x + put(plan.noise)[..., None, None] * torch.randn(x.shape, device=device, generator=generator)
     return stretch(x).transpose(0, 1).contiguous()
 
-# %% ../../nbs/data/30_augment.ipynb #ad7cd787
+# %% ../../nbs/data/30_augment.ipynb #690d3f6f
 def crops_numba(images, plan, seed=0):
     "Carry out a plan with the compiled kernel: images (N, 3, H, W) numpy to (C, N, 3, S, S) display-scaled."
     from astroclip.data.kernels import KERNEL_LOCK, multicrop_kernel
     n, crops = plan.top.shape
     out = np.empty((crops, n, 3, plan.size, plan.size), np.float32)
     with KERNEL_LOCK:
-        multicrop_kernel(np.ascontiguousarray(images, np.float32), plan.top, plan.left, plan.flip_y, plan.flip_x, plan.blur, plan.noise,
+        multicrop_kernel(np.ascontiguousarray(images, np.float32), plan.top, plan.left, plan.flip_y, plan.flip_x, plan.swap, plan.blur, plan.noise,
                          np.uint32(seed), np.float32(SCALES), np.float32(M), np.float32(Q), out)
     return out
 
-# %% ../../nbs/data/30_augment.ipynb #356d53b4
+# %% ../../nbs/data/30_augment.ipynb #a9ea20df
 def multicrop(
     images,                # (N, 3, H, W) g, r, z nanomaggies, torch (any device) or numpy
     seed,                  # integer or sequence of integers (e.g. seed, step): the result is a function of it
@@ -118,8 +121,8 @@ def multicrop(
     p_blur, p_noise = config.probabilities("blur"), config.probabilities("noise")
     images = torch.as_tensor(images)
     n, shape, noise_seed = len(images), tuple(images.shape[-2:]), rng.integers(0, 2**31, 2)
-    plans = (draw_plan(rng, n, shape, config.global_size, p_blur[:2], p_noise[:2]),
-             draw_plan(rng, n, shape, config.local_size, p_blur[2:], p_noise[2:]))
+    plans = (draw_plan(rng, n, shape, config.global_size, p_blur[:2], p_noise[:2], config.transpose),
+             draw_plan(rng, n, shape, config.local_size, p_blur[2:], p_noise[2:], config.transpose))
     if images.device.type == "cpu":
         return tuple(torch.from_numpy(crops_numba(images.numpy(), plan, s)) for plan, s in zip(plans, noise_seed))
     generator = torch.Generator(images.device).manual_seed(int(noise_seed[0]))

@@ -136,16 +136,17 @@ def blur(image, sigma, work):
             left, right, w = row[size - k:], row[size + k:], weights[k]
             for x in range(size): out[x] += w * (left[x] + right[x])
 
-# %% ../../nbs/data/05_kernels.ipynb #87a622e0
+# %% ../../nbs/data/05_kernels.ipynb #8e969f6c
 @njit(fastmath=True)
-def one_crop(image, top, left, flip_y, flip_x, blurs, noises, seed, scales, m, q, out):
-    "image (3, H, W) to out (3, S, S): cut, flip, blur, add noise, stretch."
+def one_crop(image, top, left, flip_y, flip_x, swap, blurs, noises, seed, scales, m, q, out):
+    "image (3, H, W) to out (3, S, S): cut, flip, exchange rows and columns, blur, add noise, stretch."
     size, root = out.shape[1], np.sqrt(q)
     flux, work = np.empty((3, size, size), np.float32), np.empty((size, 3 * size), np.float32)
     for b in range(3):
         for y in range(size):
             row = image[b, top + (size - 1 - y if flip_y else y), left:left + size]
-            for x in range(size): flux[b, y, x] = row[size - 1 - x if flip_x else x]
+            line = flux[b, :, y] if swap else flux[b, y]
+            for x in range(size): line[x] = row[size - 1 - x if flip_x else x]
         if blurs[b] > 0: blur(flux[b], blurs[b], work)
         if noises[b] > 0:
             key = mix(np.uint32(seed + np.uint32(b)))
@@ -157,10 +158,11 @@ def one_crop(image, top, left, flip_y, flip_x, blurs, noises, seed, scales, m, q
 
 
 @njit(parallel=True, cache=True)
-def multicrop_kernel(images, top, left, flip_y, flip_x, blurs, noises, seed, scales, m, q, out):
-    "images (N, 3, H, W) to out (C, N, 3, S, S); top ... flip_x (N, C), blurs and noises (N, C, 3); channels z, r, g."
+def multicrop_kernel(images, top, left, flip_y, flip_x, swap, blurs, noises, seed, scales, m, q, out):
+    "images (N, 3, H, W) to out (C, N, 3, S, S); top ... swap (N, C), blurs and noises (N, C, 3); channels z, r, g."
     crops = top.shape[1]
     for job in prange(images.shape[0] * crops):
         n, c = job // crops, job % crops
         key = mix(np.uint32(mix(np.uint32(seed + np.uint32(n))) + np.uint32(3 * c)))
-        one_crop(images[n], top[n, c], left[n, c], flip_y[n, c], flip_x[n, c], blurs[n, c], noises[n, c], key, scales, m, q, out[c, n])
+        one_crop(images[n], top[n, c], left[n, c], flip_y[n, c], flip_x[n, c], swap[n, c],
+                 blurs[n, c], noises[n, c], key, scales, m, q, out[c, n])
