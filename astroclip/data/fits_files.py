@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['open_fits', 'native']
 
-# %% ../../nbs/data/08_fits_files.ipynb #8166087b
+# %% ../../nbs/data/08_fits_files.ipynb #f7649b25
+import gzip
+import io
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-# %% ../../nbs/data/08_fits_files.ipynb #610490d0
+# %% ../../nbs/data/08_fits_files.ipynb #f0a0731b
 @contextmanager
 def open_fits(path):
     "The open HDU list of `path`; `FileNotFoundError` if absent, `OSError` with the file's name if truncated or no FITS file."
@@ -23,7 +25,10 @@ def open_fits(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message=".*truncated.*")
-            hdus = fits.open(path, memmap=False, lazy_load_hdus=False)
+            content = Path(path).read_bytes()
+            if content[:2] == b"\x1f\x8b": content = gzip.decompress(content)   # astropy would stop quietly where gzip breaks off
+            hdus = fits.open(io.BytesIO(content), lazy_load_hdus=False)
+            if len(content) % 2880: raise OSError(f"{len(content)} bytes are no whole number of FITS blocks")
             for hdu in hdus: hdu.data                 # touch everything now: later is too late for a clear message
     except (OSError, EOFError, TypeError, ValueError, UserWarning) as error:
         if hdus is not None: hdus.close()

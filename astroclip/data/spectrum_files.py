@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PIXEL_BIT', 'read_desi', 'read_sdss', 'read_manga', 'read_normalised', 'read_file']
 
-# %% ../../nbs/data/25_spectrum_files.ipynb #cac7bf73
+# %% ../../nbs/data/25_spectrum_files.ipynb #f30a8a28
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -81,10 +82,15 @@ def read_manga(hdus, path):
                      spectype="GALAXY", flags=[] if (~m).any() else ["empty spaxel: every pixel is masked"])
             for i, (f, w, m, zi) in enumerate(zip(flux, ivar, mask, z))]
 
-# %% ../../nbs/data/25_spectrum_files.ipynb #fb8ad2f5
+# %% ../../nbs/data/25_spectrum_files.ipynb #36891151
+def _open_npz(path):
+    try: return np.load(path, allow_pickle=False)
+    except (BadZipFile, EOFError, ValueError) as error: raise OSError(f"{path} cannot be read: truncated or not an npz file ({error})") from None
+
+
 def read_normalised(path):
     "Spectra of a normalised npz (arrays flux, valid, z_true): flux up to offset and scale, ivar 1 where valid."
-    with np.load(path, allow_pickle=False) as f:
+    with _open_npz(path) as f:
         missing = {"flux", "valid", "z_true"} - set(f.files)
         if missing: raise NotAnObservedSpectrum(path, f"npz without the arrays {sorted(missing)}")
         flux, valid, redshift = np.sinh(f["flux"].astype(np.float64)), f["valid"] > 0, f["z_true"]
