@@ -107,10 +107,10 @@ def test_one_notebook_one_module():
 @pytest.mark.parametrize("path", LIBRARY, ids=ids(LIBRARY))
 def test_library_notebooks_teach(path):
     cells = load(path)["cells"]
-    assert cells[0]["cell_type"] == "markdown" and re.match(r"# \S+\n+> .", source(cells[0])), "title and one sentence"
+    assert cells[0]["cell_type"] == "markdown" and re.match(r"# .+\n+> .", source(cells[0])), "title and one sentence"
     code = [source(c) for c in cells if c["cell_type"] == "code"]
     hidden = [c for c in code if c.startswith("#| hide")]
-    assert len(hidden) <= max(1, len(code) // 10), "more than one cell in ten is hidden"
+    assert len(hidden) <= max(2, len(code) // 10), "setup and export may be hidden, and little else"
     for cell in code:
         exported = cell.startswith("#| export")
         for node in ast.walk(ast.parse("\n".join(l for l in cell.splitlines() if not l.startswith(("!", "%"))))):
