@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Head', 'ImageEncoder', 'SpectrumEncoder', 'FromArrays', 'AstroCLIP']
 
-# %% ../../nbs/models/40_astroclip.ipynb #c9fcd42a
+# %% ../../nbs/models/40_astroclip.ipynb #9fde6a57
 import torch
 from torch import nn
 
 from .inputs import image_batches, in_batches, spectrum_batches
-from .layers import CrossAttentionPool, MLP, Pretrained, arguments, init_weights
+from .layers import CrossAttentionPool, MLP, Pretrained
 from .specformer import SpecFormer
 from .vit import VisionTransformer
 
@@ -74,7 +74,7 @@ class FromArrays:
         n, prepare = spectrum_batches(flux, wavelength, ivar)
         return in_batches(self, weights, prepare, n, batch_size)
 
-# %% ../../nbs/models/40_astroclip.ipynb #64f61992
+# %% ../../nbs/models/40_astroclip.ipynb #32ffb6e1
 class AstroCLIP(FromArrays, Pretrained, nn.Module):
     "Two towers into one space. `configuration`: 'corrected' (default) or 'released' (what the published weights were trained with)."
     def __init__(self, image_backbone, spectrum_backbone, embed_dim=1024, num_heads=4, configuration="corrected", logit_scale=15.5,
@@ -88,7 +88,6 @@ class AstroCLIP(FromArrays, Pretrained, nn.Module):
         self.embed_dim, self.configuration, self.logit_scale = embed_dim, configuration, logit_scale
         self.image_encoder = ImageEncoder(image_backbone, Head(image_backbone.embed_dim, embed_dim, num_heads, residual, dropout), positions)
         self.spectrum_encoder = SpectrumEncoder(spectrum_backbone, Head(spectrum_backbone.embed_dim, embed_dim, num_heads, True, dropout))
-        for encoder in (self.image_encoder, self.spectrum_encoder): encoder.head.apply(init_weights)
 
     @classmethod
     def from_config(cls, config):

@@ -91,7 +91,7 @@ class Block(nn.Module):
         x = drop_path(x, lambda t: self.ls1(self.dropout(self.attn(self.norm1(t)))), rate)
         return drop_path(x, lambda t: self.ls2(self.mlp(self.norm2(t))), rate)
 
-# %% ../../nbs/models/10_layers.ipynb #f97ca436
+# %% ../../nbs/models/10_layers.ipynb #76dbf81f
 class CrossAttentionPool(nn.Module):
     "One learned query attends to tokens (B, N, D) -> (B, E), normalised; equal to `nn.MultiheadAttention` with that query."
     def __init__(self, dim, embed_dim, num_heads=4):
@@ -100,6 +100,8 @@ class CrossAttentionPool(nn.Module):
         self.num_heads, self.query = num_heads, nn.Parameter(torch.randn(1, 1, embed_dim))
         self.q, self.k, self.v = nn.Linear(embed_dim, embed_dim), nn.Linear(dim, embed_dim), nn.Linear(dim, embed_dim)
         self.proj, self.norm = nn.Linear(embed_dim, embed_dim), nn.LayerNorm(embed_dim)
+        for part in (self.q, self.k, self.v, self.proj): nn.init.zeros_(part.bias)          # as nn.MultiheadAttention starts
+        for part in (self.q, self.k, self.v): nn.init.xavier_uniform_(part.weight)
 
     def weights(self, x):
         "(B, N, D) -> (B, H, N): how much each head takes from each token; sums to one over N."
