@@ -18,7 +18,7 @@ RUN := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000 PYTHONUNBUFFERED=1 
 	--stdout-file /dev/stdout
 PARAMETERS = -f nbs/params/$(PROFILE).yaml -p survey $(SURVEY) -r device $(DEVICE) -p seed $(SEED)
 
-.PHONY: help reproduce test install lab figures check prepare readme clean hooks lock $(addprefix stage-,$(STAGES)) $(addprefix figure-,$(PAGES))
+.PHONY: help reproduce test install bench lab figures check prepare readme clean hooks lock $(addprefix stage-,$(STAGES)) $(addprefix figure-,$(PAGES))
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -61,6 +61,10 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 		$(BIN)/pip install --quiet --disable-pip-version-check -e '.[mock,dev]'; \
 	fi
 	@touch $@
+
+bench: install  ## speed ratios of the fast paths on this machine, one thread: figures/benchmarks.png and its table
+	@mkdir -p $(OUT); echo "== benchmarks =="
+	@$(RUN) nbs/benchmarks.ipynb $(OUT)/benchmarks.ipynb $(PARAMETERS)
 
 lab: install  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
