@@ -20,14 +20,54 @@ MOCK_SURVEY = {
 # %% ../../nbs/core/15_profiles.ipynb #b19d4bf3
 PRETRAIN_SPECTRUM = {"smoke": {}, "mini": {}, "standard": {}, "paper": {}}
 
-# %% ../../nbs/core/15_profiles.ipynb #5e84d366
-TRAIN_REDSHIFT = {"smoke": {}, "mini": {}, "standard": {}, "paper": {}}
+# %% ../../nbs/core/15_profiles.ipynb #e48dc0fa
+TRAIN_REDSHIFT = {
+    "smoke": dict(features=8, templates=4, hidden=8, steps=40, batch_size=32, lr=2e-3, warmup=10, validate_every=20),
+    "mini": dict(features=16, templates=16, hidden=32, steps=800, batch_size=64, lr=2e-3, warmup=50, validate_every=100),
+    "standard": dict(features=24, templates=32, hidden=48, steps=4_000, batch_size=256, lr=2e-3, warmup=200, validate_every=500),
+    "paper": dict(features=32, templates=64, hidden=64, steps=20_000, batch_size=512, lr=1e-3, warmup=1_000, validate_every=1_000),
+}
 
-# %% ../../nbs/core/15_profiles.ipynb #ffbead64
-PRETRAIN_IMAGE = {"smoke": {}, "mini": {}, "standard": {}, "paper": {}}
+# %% ../../nbs/core/15_profiles.ipynb #84ede47a
+_IMAGE = dict(blur=[1.0, 0.1, 0.5], noise=[1.0, 0.1, 0.5], rotate=True, student_temp=0.1, koleo_weight=0.1, clip=3.0, final_lr=1e-6)
+PRETRAIN_IMAGE = {
+    "smoke": dict(image_size=48, patch_size=12, embed_dim=32, depth=2, num_heads=1, layer_scale=1.0, drop_path=0.0,
+                  cutout=60, n_local=2, local_size=24, n_prototypes=64, hidden_dim=64, bottleneck_dim=16,
+                  balance="sinkhorn_knopp", teacher_temp=[0.05, 0.05], teacher_temp_warmup=0, steps=20, batch_size=16, lr=2e-3, warmup=5,
+                  freeze_last_layer=0, weight_decay=[0.04, 0.04], momentum=[0.98, 1.0], layer_decay=1.0, patch_embed_lr=1.0,
+                  checkpoint_every=10, **_IMAGE),
+    "mini": dict(image_size=96, patch_size=12, embed_dim=128, depth=4, num_heads=2, layer_scale=1.0, drop_path=0.0,
+                 cutout=104, n_local=2, local_size=48, n_prototypes=1_024, hidden_dim=512, bottleneck_dim=128,
+                 balance="sinkhorn_knopp", teacher_temp=[0.05, 0.05], teacher_temp_warmup=0, steps=1_230, batch_size=32, lr=2e-3, warmup=100,
+                 freeze_last_layer=0, weight_decay=[0.04, 0.04], momentum=[0.98, 1.0], layer_decay=1.0, patch_embed_lr=1.0,
+                 checkpoint_every=200, **_IMAGE),
+    "standard": dict(image_size=144, patch_size=12, embed_dim=384, depth=12, num_heads=6, layer_scale=1e-1, drop_path=0.1,
+                     cutout=152, n_local=8, local_size=60, n_prototypes=8_192, hidden_dim=2_048, bottleneck_dim=256,
+                     balance="sinkhorn_knopp", teacher_temp=[0.04, 0.07], teacher_temp_warmup=1_000, steps=5_000, batch_size=256, lr=1e-3, warmup=500,
+                     freeze_last_layer=0, weight_decay=[0.04, 0.2], momentum=[0.992, 1.0], layer_decay=0.9, patch_embed_lr=0.2,
+                     checkpoint_every=500, **_IMAGE),
+    "paper": dict(image_size=144, patch_size=12, embed_dim=1_024, depth=24, num_heads=16, layer_scale=1e-5, drop_path=0.3,
+                  cutout=152, n_local=8, local_size=60, n_prototypes=65_536, hidden_dim=2_048, bottleneck_dim=256,
+                  balance="centering", teacher_temp=[0.04, 0.07], teacher_temp_warmup=37_500, steps=250_000, batch_size=1_440, lr=2.37e-4, warmup=40_000,
+                  freeze_last_layer=1_250, weight_decay=[1e-3, 1e-2], momentum=[0.992, 1.0], layer_decay=0.9, patch_embed_lr=0.2,
+                  checkpoint_every=1_250, **{**_IMAGE, "rotate": False}),
+}
 
-# %% ../../nbs/core/15_profiles.ipynb #51012dae
-ALIGN = {"smoke": {}, "mini": {}, "standard": {}, "paper": {}}
+# %% ../../nbs/core/15_profiles.ipynb #716f3938
+ALIGN = {
+    "smoke": dict(embed_dim=32, num_heads=2, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=8,
+                  frozen_steps=20, frozen_batch_size=64, frozen_lr=1e-3, frozen_warmup=5,
+                  tuned_steps=20, tuned_batch_size=32, tuned_lr=1e-3, tuned_warmup=5, tower_lr=1e-3, random_tower_lr=1e-3),
+    "mini": dict(embed_dim=128, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=8,
+                 frozen_steps=1_000, frozen_batch_size=256, frozen_lr=1e-3, frozen_warmup=100,
+                 tuned_steps=1_350, tuned_batch_size=128, tuned_lr=1e-3, tuned_warmup=100, tower_lr=1e-3, random_tower_lr=1e-3),
+    "standard": dict(embed_dim=384, num_heads=6, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4,
+                     frozen_steps=5_000, frozen_batch_size=1_024, frozen_lr=5e-4, frozen_warmup=200,
+                     tuned_steps=3_000, tuned_batch_size=1_024, tuned_lr=5e-4, tuned_warmup=300, tower_lr=3e-4, random_tower_lr=5e-4),
+    "paper": dict(embed_dim=1024, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4,
+                  frozen_steps=15_400, frozen_batch_size=1_024, frozen_lr=1e-4, frozen_warmup=1_000,
+                  tuned_steps=15_400, tuned_batch_size=1_024, tuned_lr=1e-4, tuned_warmup=1_000, tower_lr=2e-5, random_tower_lr=1e-4),
+}
 
 # %% ../../nbs/core/15_profiles.ipynb #3f76f093
 EMBED = {
