@@ -130,10 +130,11 @@ def arm_contrast(
     arm = np.exp(np.float32(2.2) * (np.cos(psi.astype(np.float32)) - 1)) / np.float32(i0e(2.2))
     return expit((R - np.float32(inner)) / np.float32(0.12)) * expit((np.float32(4.2) - R) / np.float32(0.4)) * (arm - 1)
 
-# %% ../../nbs/mock/30_galaxy_images.ipynb #ea955cb7
+# %% ../../nbs/mock/30_galaxy_images.ipynb #597380b1
 def same_light(patch, like):
-    "Scale `patch` to the light of `like`."
-    return patch * np.float32(like.sum() / patch.sum())
+    "Scale `patch` to the light of `like`; a pattern too small for the grid leaves `like` as it is."
+    total = patch.sum()
+    return patch * np.float32(like.sum() / total) if total > 1e-9 * like.sum() else like
 
 
 def disc_plane(galaxy, half):

@@ -131,7 +131,7 @@ def frequencies():
     kx = 2 * np.pi * fft.rfftfreq(GRID, SUBPIXEL).astype(np.float32)[None]
     return kx ** 2 + ky ** 2, kx ** 2 - ky ** 2, 2 * kx * ky
 
-# %% ../../nbs/mock/28_light.ipynb #692f8ea6
+# %% ../../nbs/mock/28_light.ipynb #19de50b4
 def moffat_transform(
     fwhm: float,                     # arcsec
     e1: float = 0., e2: float = 0.,  # ellipticity
@@ -142,7 +142,7 @@ def moffat_transform(
     table, step, per_unit = moffat_table()
     x = np.sqrt(np.maximum(k2, 0)) * np.float32(moffat_radius(fwhm) * per_unit)
     i = np.minimum(x.astype(np.int32), len(table) - 2)
-    return table[i] + np.minimum(x - i, 1) * step[i]
+    return table[i] + np.minimum(x - i.astype(np.float32), 1) * step[i]
 
 
 def convolve(
