@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Labels', 'chosen', 'image_feed', 'spectrum_feed', 'array_feed', 'predict', 'Supervised', 'step_loss',
-           'train_supervised']
+           'train_supervised', 'fit_predict']
 
 # %% ../../nbs/training/80_supervised.ipynb #4fb30dd7
 import math
@@ -144,3 +144,18 @@ def train_supervised(
         if checkpoint: save_checkpoint(checkpoint, step, state, asdict(config), device)
     best.restore()
     net.eval()
+
+# %% ../../nbs/training/80_supervised.ipynb #18bd79c1
+def fit_predict(
+    net, feed,
+    y,                     # (N,) or (N, T) labels
+    split,                 # (N,) 0: train, 1: validation, 2: test; other rows are left out
+    config=Supervised(),
+    device="cpu", report=None,   # called with the record of the last step of every epoch
+):                         # (n_test,) or (n_test, T) float64
+    "Train `net` on split 0, stop on split 1, predict split 2."
+    split = np.asarray(split)
+    labels = Labels(y, split == 0)
+    for record in train_supervised(net, feed, labels, split == 0, split == 1, config, device=device):
+        if report and record["val_loss"] is not None: report(record)
+    return labels.back(predict(net, feed, split == 2, device=device))
