@@ -162,7 +162,7 @@ def official_config(kind, shapes, said):
                 embed_dim=shape_at(shapes, "image_encoder.head.cross_attention.query", 3)[2], num_heads=next(iter(cross), None),
                 configuration="released", logit_scale=float(said.get("logit_scale", 15.5)))
 
-# %% ../../nbs/models/50_checkpoints.ipynb #6868917f
+# %% ../../nbs/models/50_checkpoints.ipynb #48ef775f
 def official(path):
     "An official `.ckpt` -> `Weights`."
     archive = TorchArchive(path)
@@ -176,7 +176,8 @@ def official(path):
                 tensors[n] = part_of(archive, ref, i, len(ours))
         kind = kind_of(tensors)
         said = plain(archive.tree).get("hyper_parameters")
-        settings = {short(k): v if isinstance(v, float) else short(v) for k, v in plain(said).items() if isinstance(v, (int, float, str, bool))}
+        settings = {short(k): short(v) if isinstance(v, str) else v for k, v in plain(said).items()
+                    if isinstance(v, (float, str, bool)) or isinstance(v, int) and abs(v) < 2**63}
         config = official_config(kind, {n: shape for n, (shape, _) in tensors.items()}, plain(said))
     except CheckpointError as e: raise CheckpointError(f"{path}: {e}") from e
     except (TypeError, ValueError, ArithmeticError) as e: raise CheckpointError(f"{path}: its hyper-parameters make no sense ({short(str(e))})") from e
@@ -210,7 +211,7 @@ def ours(path):
     except (SafetensorError, ValueError, OSError, RecursionError) as e: raise CheckpointError(f"{file}: not a model of ours, or damaged ({short(str(e), 200)})") from e
     return Weights(str(written.get("kind")), written["config"], tensors, file, "astroclip", training=written.get("training", {}))
 
-# %% ../../nbs/models/50_checkpoints.ipynb #1f644926
+# %% ../../nbs/models/50_checkpoints.ipynb #4e1af715
 CARD = """---
 library_name: astroclip
 ---
@@ -235,7 +236,9 @@ def save(model, path, source="training", training=None):
     path, kind = Path(path), type(model).__name__
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     about = dict(kind=kind, config=model.config, training=training or {}, source=source, astroclip=__version__)
-    with write_atomic(path / "model.safetensors") as file: save_file(state, file, metadata={"format": "pt", "astroclip": json.dumps(about)})
+    with write_atomic(path / "model.safetensors") as file:
+        save_file(state, file, metadata={"format": "pt", "astroclip": json.dumps(about)})
+        file.chmod(0o644)   # safetensors writes for the owner only
     about |= dict(parameters=sum(v.numel() for v in state.values()), sha256=file_hash(path / "model.safetensors"))
     card = CARD.format(kind=kind, parameters=about["parameters"], version=__version__, config=json.dumps(model.config), hash=about["sha256"], source=source)
     with write_atomic(path / "README.md") as file: file.write_text(card)

@@ -181,7 +181,7 @@ def read_pickle(data):
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as e: raise CheckpointError(f"its pickle is damaged ({short(str(e))})") from e
     raise CheckpointError("its pickle ends too early")
 
-# %% ../../nbs/models/45_unpickle.ipynb #3674ddab
+# %% ../../nbs/models/45_unpickle.ipynb #f86eb21b
 BROKEN = (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, struct.error, ValueError, OverflowError, UnicodeDecodeError)   # of zipfile
 
 
@@ -226,8 +226,8 @@ class TorchArchive:
     def tensor(self, ref):
         "Read a `TensorRef`; views of one storage share its memory."
         s = ref.storage
-        if s.key not in self.storages: self.storages[s.key] = self.read(f"{self.prefix}data/{s.key}")
-        data = self.storages[s.key]
+        try: data = self.storages[s.key] = self.storages[s.key] if s.key in self.storages else self.read(f"{self.prefix}data/{s.key}")
+        except CheckpointError as e: raise CheckpointError(f"{self.path}: {e}") from e
         if len(data) != s.numel * s.dtype.itemsize: raise CheckpointError(f"{self.path}: storage {short(s.key)} has {len(data)} bytes, not {s.numel} x {s.dtype.itemsize}")
         return data.view(s.dtype).as_strided(ref.shape, ref.stride, ref.offset)
 
