@@ -7,7 +7,7 @@ __all__ = ['H0', 'OMEGA_M', 'LIGHT_SPEED', 'Z_MAX', 'LOG_M_STAR', 'RED_DISCS', '
            'RECENT', 'ELLIPTICAL', 'S0', 'SPIRAL', 'IRREGULAR', 'luminosity_distance', 'volume_element', 'cosmic_age',
            'arcsec_per_kpc', 'mass_function', 'rough_magnitude', 'draw_mass_redshift', 'main_sequence',
            'draw_star_formation', 'solve_tau', 'delayed_tau', 'draw_history', 'formed_mass', 'draw_shape',
-           'draw_metals', 'draw_dust', 'draw_motions', 'draw_nuclei', 'draw']
+           'draw_metals', 'draw_dust', 'draw_motions', 'draw_nuclei', 'fill_in', 'draw']
 
 # %% ../../nbs/mock/10_population.ipynb #3a2160cf
 import numpy as np
@@ -225,26 +225,30 @@ def draw_nuclei(rng, log_mstar, quiescent):
     width = np.where(agn, 6.0, 0.9) * rng.lognormal(0, 0.5, n)
     return dict(liner=liner & ~agn, agn=agn, ew_nuclear=np.where(liner | agn, width, 0.0))
 
-# %% ../../nbs/mock/10_population.ipynb #c18d2599
+# %% ../../nbs/mock/10_population.ipynb #54881f22
+def fill_in(rng, z, log_mstar, quiescent, bursts=0.0):
+    "Everything that follows from redshift, mass and kind (n,): dict of (n,) arrays. `bursts`: share of strong extra bursts."
+    n = len(z)
+    pop = dict(z=z, log_mstar=log_mstar, quiescent=quiescent) | draw_shape(rng, log_mstar, quiescent)
+    log_sfr = draw_star_formation(rng, z, log_mstar, quiescent)
+    pop |= draw_history(rng, z, log_mstar, log_sfr, quiescent, pop["bulge_to_total"])
+    log_sfr = log_sfr + rng.normal(0, 0.15, n)  # the last 100 Myr scatter about the smooth history
+    pop["log_sfr"] = log_sfr + np.where(~quiescent & (rng.random(n) < bursts), rng.uniform(0.3, 1.2, n), 0)
+    pop |= draw_metals(rng, log_mstar, quiescent) | draw_dust(rng, log_mstar, quiescent, pop["cos_i"])
+    pop |= draw_motions(rng, log_mstar) | draw_nuclei(rng, log_mstar, quiescent)
+    pop["sigma_gas"] = np.where(pop["agn"], np.maximum(pop["sigma_gas"], 120), pop["sigma_gas"])
+    return pop
+
+
 def draw(
     rng,                  # numpy Generator
     n,                    # number of candidates
     limit=20.175,         # r limit of the survey
     z_range=(0.01, 0.6),
-    flat_z=False,         # uniform redshifts: for spectra that teach redshift without a prior
+    flat_z=False,         # uniform redshifts and more bursts than nature has: spectra that teach redshift without a prior
 ):  # dict of (n,) arrays
     "Candidate galaxies: everything but light and detailed structure."
     if n < 1 or not 0 < z_range[0] < z_range[1] <= Z_MAX:
         raise ValueError(f"expected n >= 1 and 0 < z_min < z_max <= {Z_MAX}, got n={n}, z_range={z_range}")
     z, log_mstar, quiescent = draw_mass_redshift(rng, n, limit, z_range, flat_z)
-    pop = dict(z=z, log_mstar=log_mstar, quiescent=quiescent) | draw_shape(rng, log_mstar, quiescent)
-    log_sfr = draw_star_formation(rng, z, log_mstar, quiescent)
-    pop |= draw_history(rng, z, log_mstar, log_sfr, quiescent, pop["bulge_to_total"])
-    log_sfr = log_sfr + rng.normal(0, 0.15, n)  # the last 100 Myr scatter about the smooth history
-    if flat_z:  # more bursts than nature has: redshifts must be learnt from strong lines too
-        log_sfr += np.where(~quiescent & (rng.random(n) < 0.15), rng.uniform(0.3, 1.2, n), 0)
-    pop["log_sfr"] = log_sfr
-    pop |= draw_metals(rng, log_mstar, quiescent) | draw_dust(rng, log_mstar, quiescent, pop["cos_i"])
-    pop |= draw_motions(rng, log_mstar) | draw_nuclei(rng, log_mstar, quiescent)
-    pop["sigma_gas"] = np.where(pop["agn"], np.maximum(pop["sigma_gas"], 120), pop["sigma_gas"])
-    return pop
+    return fill_in(rng, z, log_mstar, quiescent, bursts=0.15 if flat_z else 0.0)
