@@ -7,10 +7,9 @@ __all__ = ['BRIGHT', 'FAINT', 'FAINT_SHARE', 'LABEL_SCATTER', 'FLUX_ERROR', 'CHU
            'DATA_CARD', 'selected', 'galaxies', 'catalogue', 'make_pairs', 'draw_magnitude', 'aperture_shares',
            'make_spectra', 'lay_out', 'write_rows', 'workers', 'fill', 'make_survey', 'sample']
 
-# %% ../../nbs/mock/50_survey.ipynb #1009571a
+# %% ../../nbs/mock/50_survey.ipynb #c45357be
 import multiprocessing
 import os
-import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
