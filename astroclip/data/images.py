@@ -28,7 +28,7 @@ def stretch(images, scales=SCALES, m=M, q=Q):
     gain = torch.where(i > 0, torch.asinh(q * i) / (q**0.5 * i.clamp(min=1e-30)), torch.zeros_like(i))
     return (v * gain).clamp(0, 1).flip(-3)
 
-# %% ../../nbs/data/10_images.ipynb #6b581b9d
+# %% ../../nbs/data/10_images.ipynb #d3e6d078
 def to_rgb(
     images,          # (N, 3, H, W) or (3, H, W) bands g, r, z in nanomaggies: numpy or torch, any float type
     scales=SCALES,   # factor of each band g, r, z
@@ -39,7 +39,7 @@ def to_rgb(
     if images.ndim not in (3, 4) or images.shape[-3] != 3:
         raise ValueError(f"to_rgb wants (N, 3, H, W) or (3, H, W) with bands g, r, z, got {tuple(images.shape)}")
     if torch.is_tensor(images):
-        if images.is_cuda or images.requires_grad: return stretch(images.float(), scales, m, q)
+        if images.device.type != "cpu" or images.requires_grad: return stretch(images.float(), scales, m, q)
         return torch.from_numpy(to_rgb(images.numpy(), scales, m, q))
     from astroclip.data.kernels import KERNEL_LOCK, stretch_kernel   # compiled code only where a CPU needs it
     flat = np.ascontiguousarray(images, np.float32).reshape(-1, 3, images.shape[-2] * images.shape[-1])
