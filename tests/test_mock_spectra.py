@@ -207,3 +207,23 @@ def test_the_noise_is_that_of_a_real_desi_exposure():
     matches = [np.corrcoef(real, np.interp(wave[inside] - s, WAVELENGTH, np.clip(spectrograph.SKY_LINES, 0, 30)))[0, 1] for s in np.arange(-8, 8.1, 0.4)]
     best = np.arange(-8, 8.1, 0.4)[np.argmax(matches)]
     assert abs(best) <= 1.3 and max(matches) > 0.6
+
+
+@mock
+@pytest.mark.slow
+@pytest.mark.parametrize("age, tau, metals", [(10.0, 1.5, 1.0), (8.0, 5.0, 0.4), (5.0, 0.5, 2.5)])
+def test_the_matrix_product_agrees_with_bagpipes(grids, age, tau, metals):
+    """Delayed-tau galaxies behind dust, from the package itself (about 80 ms each) and from our tables."""
+    bagpipes = pytest.importorskip("bagpipes")
+    from astropy.cosmology import FlatLambdaCDM
+
+    z, wave = 0.1, np.arange(3800.0, 9000.0, 1.0)
+    recipe = dict(redshift=z, delayed=dict(age=age, tau=tau, massformed=10.0, metallicity=metals), dust=dict(type="CF00", Av=0.5, eta=1.0, n=0.7))
+    reference = bagpipes.model_galaxy(recipe, spec_wavs=wave).spectrum[:, 1]
+    formed = 1e10 * population.delayed_tau(np.array([age]), np.array([tau]))[0]
+    light = formed @ grids.stars[np.argmin(abs(galaxy_spectra.METALLICITIES - np.log10(metals)))]
+    distance = FlatLambdaCDM(H0=70.0, Om0=0.3).luminosity_distance(z).value * galaxy_spectra.MPC  # bagpipes' cosmology
+    scale = galaxy_spectra.LSUN / (4 * np.pi * distance**2 * (1 + z))
+    ours = np.interp(wave, REST * (1 + z), light * galaxy_spectra.attenuation([0.5], REST)[0] * scale)
+    ratio = ours.reshape(-1, 200).mean(1) / reference.reshape(-1, 200).mean(1)
+    assert np.allclose(ratio, 1, atol=0.01)
