@@ -122,7 +122,7 @@ def few_labels(x, y, split, budgets, head="mlp", protocol="corrected", repeats=3
             rows.append(dict(n=int(((s == 0) | (s == 1)).sum()), repeat=repeat, r2=r2_columns(model.predict(x[s == 2]), y[s == 2])))
     return rows
 
-# %% ../../nbs/evaluation/35_labels.ipynb #73972239
+# %% ../../nbs/evaluation/35_labels.ipynb #f4321a57
 THEIRS = {"AstroCLIP": "AstroCLIP", "unaligned DINOv2": "Image Encoder (DINOv2, unaligned)", "unaligned SpecFormer": "Spectrum Encoder (SpecFormer, unaligned)",
           "magnitudes": "MLP", "ResNet18": "ResNet18", "Conv+Att": "Conv+Att"}
 COLUMNS = dict(log_mstar="log_mstar", log_z_mw="log_z_mw", t_age_mw="t_age", ln_sfr_over_z="ssfr_as_published")
@@ -134,7 +134,7 @@ def paper_properties(kind, model, head):
     theirs = THEIRS.get(COUNTERPART.get((kind, model), model))
     if not file or not file.is_file() or theirs is None: return {}
     tables, found = json.loads(file.read_text())["tables"], {}
-    wanted = "supervised" if kind == "photometry" else head
+    wanted = "supervised" if (kind, head) == ("photometry", "mlp") else head     # the paper's network on magnitudes
     for table, columns in (("property_r2", COLUMNS), ("property_r2_mean", dict(mean="mean"))):
         for row in tables[table]["rows"]:
             if (row["input"], row["model"], row["head"]) == (kind, theirs, wanted) and row["status"].startswith("verified"):

@@ -47,18 +47,18 @@ def outlier_fraction(z_pred, z_true, threshold: float = 0.05) -> float:
     "Share of galaxies with |dz| > threshold."
     return float((np.abs(dz(z_pred, z_true)) > threshold).mean())
 
-# %% ../../nbs/evaluation/10_metrics.ipynb #22e6466f
+# %% ../../nbs/evaluation/10_metrics.ipynb #751e3d7d
 def resample(n: int, draws: int, seed: int):
     "`draws` times n row numbers drawn with replacement, one draw at a time (memory does not grow with `draws`)."
     rng = np.random.default_rng(seed)
     for _ in range(draws): yield rng.integers(0, n, n)
 
-def bootstrap(score, predicted, true, draws: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    "Interval (low, high) of score(predicted, true) over test galaxies drawn with replacement; the same for the same seed."
+def bootstrap(score, predicted, true, draws: int = 1000, level: float = 0.95, seed: int = 0) -> tuple:
+    "Interval (low, high) of score(predicted, true), a number or several, over test galaxies drawn with replacement; the same for the same seed."
     predicted, true = check_pair(predicted, true)
     values = [score(predicted[rows], true[rows]) for rows in resample(len(true), draws, seed)]
-    tail = 50 * (1 - level)
-    return tuple(float(v) for v in np.percentile(values, [tail, 100 - tail]))
+    low, high = np.percentile(values, [50 * (1 - level), 50 * (1 + level)], axis=0)
+    return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)
 
 # %% ../../nbs/evaluation/10_metrics.ipynb #9ab898c8
 def paired_bootstrap(score, first, second, true, draws: int = 1000, level: float = 0.95, seed: int = 0) -> dict:
@@ -68,10 +68,13 @@ def paired_bootstrap(score, first, second, true, draws: int = 1000, level: float
     low, high = np.percentile(values, [50 * (1 - level), 50 * (1 + level)])
     return dict(difference=score(first, true) - score(second, true), low=float(low), high=float(high), above=bool(low > 0))
 
-# %% ../../nbs/evaluation/10_metrics.ipynb #65535b4d
+# %% ../../nbs/evaluation/10_metrics.ipynb #be5322ff
 def redshift_scores(z_pred, z_true, kind: str = "image", draws: int = 1000, seed: int = 0) -> dict:
-    "r2 with its interval, bias, sigma_nmad, outlier_fraction (threshold by `kind`: image, photometry or spectrum) and n_test."
+    "r2, bias, sigma_nmad, outlier_fraction (threshold by `kind`: image, photometry or spectrum), each with <name>_low and <name>_high, and n_test."
     if kind not in OUTLIER: raise ValueError(f"kind {kind!r}: one of {', '.join(OUTLIER)}")
-    low, high = bootstrap(r2, z_pred, z_true, draws=draws, seed=seed)
-    return dict(r2=r2(z_pred, z_true), r2_low=low, r2_high=high, bias=bias(z_pred, z_true), sigma_nmad=sigma_nmad(z_pred, z_true),
-                outlier_fraction=outlier_fraction(z_pred, z_true, OUTLIER[kind]), n_test=len(z_true))
+    names = ("r2", "bias", "sigma_nmad", "outlier_fraction")
+    every = lambda p, t: [r2(p, t), bias(p, t), sigma_nmad(p, t), outlier_fraction(p, t, OUTLIER[kind])]
+    low, high = bootstrap(every, z_pred, z_true, draws=draws, seed=seed)
+    row = {}
+    for name, value, l, h in zip(names, every(z_pred, z_true), low, high): row |= {name: value, f"{name}_low": float(l), f"{name}_high": float(h)}
+    return row | dict(n_test=len(z_true))

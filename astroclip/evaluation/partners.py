@@ -25,15 +25,16 @@ def partner_ranks(query, gallery, block: int = 512) -> np.ndarray:  # (n, D), (n
         ranks.append(1 + (s > own).sum(1) + 0.5 * ((s == own).sum(1) - 1))
     return torch.cat(ranks).double().numpy()
 
-# %% ../../nbs/evaluation/60_partners.ipynb #7c0e4171
+# %% ../../nbs/evaluation/60_partners.ipynb #b1a746f4
 def retrieval_scores(ranks, draws: int = 1000, seed: int = 0) -> dict:
-    "recall_at_1, _10, _100, median_rank, chance_at_10, n, and the 95 % bootstrap interval of recall_at_10 and median_rank over queries."
+    "recall_at_1, _10, _100 and median_rank, each with <name>_low and <name>_high (95 %, bootstrap over queries), chance_at_10 and n."
     ranks, n = np.asarray(ranks), len(ranks)
-    drawn = np.array([[(r <= 10).mean(), np.median(r)] for r in (ranks[rows] for rows in resample(n, draws, seed))])
-    (low10, low50), (high10, high50) = np.percentile(drawn, [2.5, 97.5], axis=0)
-    scores = {f"recall_at_{k}": float((ranks <= k).mean()) for k in (1, 10, 100)}
-    return scores | dict(median_rank=float(np.median(ranks)), chance_at_10=min(1.0, 10 / n), n=n, recall_at_10_low=float(low10),
-                         recall_at_10_high=float(high10), median_rank_low=float(low50), median_rank_high=float(high50))
+    names = ("recall_at_1", "recall_at_10", "recall_at_100", "median_rank")
+    every = lambda r: [(r <= 1).mean(), (r <= 10).mean(), (r <= 100).mean(), np.median(r)]
+    low, high = np.percentile([every(ranks[rows]) for rows in resample(n, draws, seed)], [2.5, 97.5], axis=0)
+    scores = {}
+    for name, value, l, h in zip(names, every(ranks), low, high): scores |= {name: float(value), f"{name}_low": float(l), f"{name}_high": float(h)}
+    return scores | dict(chance_at_10=min(1.0, 10 / n), n=n)
 
 # %% ../../nbs/evaluation/60_partners.ipynb #ebc476a6
 def found_rows(query, gallery, k: int = 8, own: bool = True) -> np.ndarray:

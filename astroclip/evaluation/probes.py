@@ -17,12 +17,13 @@ from torch import nn
 from .metrics import r2
 from .neighbours import Scale, check_vectors, knn_regress
 
-# %% ../../nbs/evaluation/30_probes.ipynb #1b93dcc6
+# %% ../../nbs/evaluation/30_probes.ipynb #5ec5934b
 @contextlib.contextmanager
 def few_threads(n: int = 2):
-    "At most n threads for torch, BLAS and OpenMP inside the block, and numbers below 1e-38 count as zero; as before afterwards."
+    "At most n threads (never more than before) for torch, BLAS and OpenMP inside the block, and numbers below 1e-38 count as zero."
     before = torch.get_num_threads()
-    torch.set_num_threads(min(n, before))
+    n = min(n, before)
+    torch.set_num_threads(n)
     torch.set_flush_denormal(True)
     try:
         with threadpool_limits(n): yield
