@@ -1,0 +1,74 @@
+"Property labels, protocols and label budgets."
+import numpy as np
+import pytest
+from sklearn.metrics import r2_score
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.preprocessing import StandardScaler
+
+from astroclip.data.pairs import Survey
+from astroclip.evaluation.labels import FOUR, PROPERTIES, ReleasedMLP, few_labels, head_of, label_budget, paper_properties, property_labels, property_scores
+
+rng = np.random.default_rng(0)
+X = rng.normal(0, 1, (400, 6)) * 10.0 ** np.arange(6)
+Y = np.stack([X[:, 0], X[:, 1] / 10 + rng.normal(0, 0.3, 400)], 1)
+SPLIT = np.repeat([0, 1, 2], [280, 40, 80])
+
+
+@pytest.mark.parametrize("protocol, k", [("released", 64), ("corrected", 16)])
+def test_neighbours_are_those_of_scikit_learn(protocol, k):
+    scale = StandardScaler().fit(X[SPLIT == 0])
+    theirs = KNeighborsRegressor(k, weights="distance").fit(scale.transform(X[SPLIT == 0]), Y[SPLIT == 0]).predict(scale.transform(X[SPLIT == 2]))
+    ours = head_of(protocol, "knn").fit(X[SPLIT == 0], Y[SPLIT == 0]).predict(X[SPLIT == 2])
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_released_network_ignores_validation_and_repeats():
+    x, y = X[SPLIT == 0], Y[SPLIT == 0]
+    a, b, c = (ReleasedMLP(seed).fit(x, y, *validation).predict(X[:5]) for seed, validation in ((0, ()), (0, (X[:3], Y[:3] * np.nan)), (1, ())))
+    np.testing.assert_array_equal(a, b)
+    assert not np.allclose(a, c)
+
+
+def test_scores_are_those_of_scikit_learn():
+    p = Y + rng.normal(0, 0.5, Y.shape)
+    scores = property_scores(p, Y, ["a", "b"], ("a", "b"), draws=50)
+    for i, name in enumerate("ab"): assert np.isclose(scores[name][0], r2_score(Y[:, i], p[:, i]))
+    assert scores["mean"][1] < scores["mean"][0] < scores["mean"][2]
+    with pytest.raises(ValueError, match="finite"): property_scores(p * np.nan, Y, ["a", "b"])
+
+
+@pytest.mark.parametrize("n", [4, 10, 100, 320])
+def test_budgets_spend_no_more_than_they_have(n):
+    s = label_budget(SPLIT, n, 3)
+    assert ((s == 0) | (s == 1)).sum() == n and (s == 1).sum() >= 2
+    assert ((s == 2) == (SPLIT == 2)).all()
+    assert not (label_budget(SPLIT, n, 4) == s).all() or n == 320
+    assert (label_budget(SPLIT, None) == SPLIT).all()
+
+
+def test_rows_without_a_label_are_never_used():
+    y, split = Y.copy(), SPLIT.copy()
+    y[::7], split[::7] = np.nan, -1
+    for head in ("knn", "mlp"):
+        rows = few_labels(X, y, split, (20, None), head, repeats=2)
+        assert [r["n"] for r in rows] == [20, 20, ((split == 0) | (split == 1)).sum()]
+        assert all(np.isfinite(r["r2"]).all() for r in rows)
+
+
+def test_both_definitions_of_ssfr(sample):
+    survey = Survey(sample)
+    y = dict(zip(PROPERTIES, property_labels(survey).T))
+    np.testing.assert_allclose(y["log_ssfr"], survey.label("log_sfr") - survey.label("log_mstar"), atol=2e-2)
+    np.testing.assert_allclose(y["ln_sfr_over_z"], np.log(10.0**survey.label("log_sfr") / 10.0**survey.label("log_z_mw")), atol=2e-2)
+    assert set(FOUR["corrected"]) ^ set(FOUR["released"]) == {"log_ssfr", "ln_sfr_over_z"}
+
+
+def test_the_papers_numbers_are_verified_ones(shared):
+    assert paper_properties("image", "astroclip", "knn") == dict(log_mstar=0.74, log_z_mw=0.44, t_age_mw=0.27, ln_sfr_over_z=0.44, mean=0.47)
+    assert paper_properties("image", "ResNet18", "supervised") == dict(mean=0.43)
+    assert paper_properties("photometry", "catalogue", "knn") == {}
+
+
+def test_without_the_shared_folder_the_column_is_blank(monkeypatch, tmp_path):
+    monkeypatch.setenv("ASTROCLIP_SHARED", str(tmp_path))
+    assert paper_properties("image", "astroclip", "knn") == {}
