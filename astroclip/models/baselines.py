@@ -91,7 +91,7 @@ class Residual(nn.Module):
             if i < self.steps: y = F.relu(y)
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
-# %% ../../nbs/models/70_baselines.ipynb #66b9193d
+# %% ../../nbs/models/70_baselines.ipynb #71cd4a54
 class ResNet(Pretrained, nn.Module):
     """Display-scaled images (B, 3, H, W), channels z, r, g -> (B, outputs). Defaults: ResNet18; `ResNet.fifty()`: ResNet50.
 
@@ -120,6 +120,7 @@ class ResNet(Pretrained, nn.Module):
         "(B, 3, H, W) -> (B, D): what the last layer sees."
         if x.ndim != 4 or x.shape[1] != self.conv1.in_channels:
             raise ValueError(f"images of shape {tuple(x.shape)}: expected (N, {self.conv1.in_channels}, H, W)")
+        x = x.contiguous(memory_format=torch.channels_last)     # the order of numbers that matrix units like: up to 1.6 times faster
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
         for i in range(1, self.stages + 1): x = self.get_submodule(f"layer{i}")(x)
         return x.mean((2, 3))
