@@ -139,6 +139,19 @@ def test_break_at_4000_follows_star_formation_and_colours_are_bimodal(grids, sam
     assert min(counts[1:3]) < min(counts[0], counts[3])
 
 
+@mock
+def test_line_ratios_follow_the_source_of_the_ionising_photons(grids, sample):
+    from astroclip.mock.comparison import kewley_2001, line_ratios
+
+    pop, _, lines = sample
+    n2, o3 = line_ratios(lines.sum(1), grids)
+    forming = ~pop["quiescent"] & ~pop["agn"] & (pop["log_sfr"] - pop["log_mstar"] > -10.5)
+    assert (o3 < kewley_2001(n2))[forming].mean() > 0.97
+    assert (o3 > kewley_2001(n2))[pop["agn"] & pop["quiescent"]].mean() > 0.8
+    ratio = lines.sum(1)[:, grids.line(6564.6)] / lines.sum(1)[:, grids.line(4862.7)]
+    assert (ratio[forming] > 2.7).all() and np.corrcoef(ratio[forming], pop["a_v_gas"][forming])[0, 1] > 0.8
+
+
 def _template_fit(flux, ivar, templates, shifts):
     """Best of `shifts` (steps of the log grid) when the templates (T, L) are fitted to a spectrum on the same grid."""
     chi2, length = np.empty(len(shifts)), len(flux)

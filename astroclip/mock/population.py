@@ -184,7 +184,7 @@ def draw_shape(rng, log_mstar, quiescent):
     ratio = np.select([kind == ELLIPTICAL, kind == S0, kind == SPIRAL], [1.0, lenticular, spiral], 0.0)
     return dict(morph_type=kind, bulge_to_total=ratio, cos_i=rng.random(n))
 
-# %% ../../nbs/mock/10_population.ipynb #fa7d5ded
+# %% ../../nbs/mock/10_population.ipynb #6f698975
 _gallazzi = np.array([  # log M, log Z / Zsun
     [8.87, -.60], [9.07, -.61], [9.27, -.65], [9.47, -.61], [9.68, -.52], [9.87, -.41], [10.07, -.23], [10.27, -.11],
     [10.47, -.01], [10.68, .04], [10.87, .07], [11.07, .10], [11.27, .12], [11.47, .13], [11.68, .14], [11.87, .15]]).T
@@ -196,8 +196,8 @@ def draw_metals(rng, log_mstar, quiescent):
     scatter = np.where(quiescent, 0.09, np.interp(log_mstar, [9, 10, 11], [0.28, 0.25, 0.18]))
     stars = np.interp(log_mstar, *_gallazzi) - np.where(quiescent, 0, 0.08) + scatter * rng.normal(size=n)
     oxygen = 8.793 - 0.28 / 1.2 * np.log10(1 + 10 ** (-1.2 * (log_mstar - 10.02))) + rng.normal(0, 0.07, n)
-    gas = oxygen - 8.69
-    log_u = np.clip(-3.0 - 0.6 * gas + rng.normal(0, 0.15, n), -3.5, -2.5)
+    log_u = np.clip(-3.2 - 0.9 * (oxygen - 8.69) + rng.normal(0, 0.15, n), -3.7, -2.4)
+    gas = oxygen - 8.69 + np.log10(0.0142 / 0.02)  # the solar oxygen 8.69 belongs to Z = 0.0142, our tables count in 0.02
     return dict(log_z_star=np.clip(stars, -2.0, 0.65), log_z_gas=gas, log_u=log_u)
 
 
