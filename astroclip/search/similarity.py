@@ -14,14 +14,14 @@ from astropy.table import Table
 from ..core.artifacts import write_atomic
 from ..evaluation.neighbours import check_vectors, nearest, unit
 
-# %% ../../nbs/search/10_similarity.ipynb #b8c9c633
+# %% ../../nbs/search/10_similarity.ipynb #6d3c6cc5
 def matches(column, condition) -> np.ndarray:  # (N,) column, condition -> (N,) bool
     "Rows of a column within a tuple's range (low, high), in a list's values, or equal to a value."
     column = np.asarray(column)
     if isinstance(condition, tuple):
         if len(condition) != 2: raise ValueError(f"a range is (low, high), got {condition}")
-        low, high = condition
-        return ((low is None) | (column >= (low if low is not None else 0))) & ((high is None) | (column <= (high if high is not None else 0)))
+        low, high = (-np.inf if condition[0] is None else condition[0]), (np.inf if condition[1] is None else condition[1])
+        return (column >= low) & (column <= high)
     return np.isin(column, condition if isinstance(condition, (list, set, np.ndarray)) else [condition])
 
 # %% ../../nbs/search/10_similarity.ipynb #4bf08f70
@@ -96,13 +96,14 @@ def vector(self, id, modality=None):
 
 SimilarityIndex.search, SimilarityIndex.result, SimilarityIndex.vector = search, result, vector
 
-# %% ../../nbs/search/10_similarity.ipynb #87921686
+# %% ../../nbs/search/10_similarity.ipynb #d2c844eb
 def save(self, path) -> Path:
     "Write the index into one HDF5 file (complete or absent)."
     text = h5py.string_dtype()
     columns = {"id": self.ids, "modality": self.modality} | {f"table/{c}": np.asarray(self.table[c]) for c in self.table.colnames}
-    with write_atomic(path) as temporary, h5py.File(temporary, "w", track_order=True) as f:
+    with write_atomic(path) as temporary, h5py.File(temporary, "w") as f:
         f.attrs["schema"] = "astroclip-index-1"
+        f.create_group("table", track_order=True)  # columns come back in their order
         f["vectors"] = self.vectors
         for name, x in columns.items(): f.create_dataset(name, data=x.astype(text) if x.dtype.kind == "U" else x)
     return Path(path)
@@ -112,9 +113,9 @@ def load(cls, path):
     if not Path(path).is_file(): raise FileNotFoundError(f"no index {path}; make one with `astroclip embed`")
     plain = lambda d: d.asstr()[:].astype(str) if h5py.check_string_dtype(d.dtype) else d[:]
     try:
-        with h5py.File(path, track_order=True) as f:
+        with h5py.File(path) as f:
             if f.attrs.get("schema") != "astroclip-index-1": raise ValueError(f"{path} is not an index of astroclip")
-            table = Table({name: plain(d) for name, d in f["table"].items()}) if "table" in f else Table()
+            table = Table({name: plain(d) for name, d in f["table"].items()})
             return cls(f["vectors"][:], plain(f["id"]), plain(f["modality"]), table)
     except OSError as error: raise ValueError(f"{path} cannot be read: truncated, or not HDF5 ({error})") from None
 
