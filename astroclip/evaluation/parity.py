@@ -7,12 +7,13 @@ __all__ = ['goldens', 'largest', 'specformer_outputs', 'astrodino_outputs', 'ast
            'deviations', 'random_astroclip', 'peak_gb', 'measure', 'cost', 'cosine', 'shuffle_patches',
            'shuffle_response']
 
-# %% ../../nbs/evaluation/87_parity.ipynb #98012cb0
+# %% ../../nbs/evaluation/87_parity.ipynb #830b1f04
 import json
 import resource
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def random_astroclip(folder, configuration="released", seed=0, image={}, spectru
     torch.nn.init.normal_(model.image_encoder.backbone.pos_embed, std=0.3)
     return model.save_pretrained(folder)
 
-# %% ../../nbs/evaluation/87_parity.ipynb #8a8a2ebc
+# %% ../../nbs/evaluation/87_parity.ipynb #4c023b21
 def peak_gb():
     "Largest memory this process has held, GB."
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
@@ -132,7 +133,9 @@ def measure(source, n=16, batch_size=8, precision="float32", device="auto", thre
 
 def cost(source, **options):
     "`measure` in a process of its own, so that its peak memory is its own."
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool: return pool.submit(measure, source, **options).result()
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool: return pool.submit(measure, source, **options).result()
+    except BrokenProcessPool as e: raise MemoryError(f"the process that measured {source} was killed: is there enough memory for it?") from e
 
 
 def cosine(a, b):
