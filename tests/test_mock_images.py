@@ -183,3 +183,13 @@ def test_broken_input_is_refused():
             images.render(np.random.default_rng(0), SPIRAL, flux)
     with pytest.raises(ValueError, match="Sérsic"):
         light.sersic(1.0, 0.1)
+
+
+def test_the_data_card_says_the_same_in_the_file_and_on_the_page(root, sample):
+    survey = pytest.importorskip("astroclip.mock.survey")
+    from astroclip.data.pairs import Survey
+
+    words = lambda text: " ".join(text.replace("*", "").lower().split())
+    gaps = words(survey.DATA_CARD).split("what it is not")[1].strip(" :.")
+    assert gaps in words((root / "data" / "README.md").read_text())
+    assert gaps in words(Survey(sample).data_card)
