@@ -77,6 +77,38 @@ def test_killed_run_goes_on_and_ends_the_same(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["spectra.h5", "whole"]
 
 
+def test_remains_of_another_survey_or_a_broken_file_are_not_used(tmp_path):
+    (tmp_path / "spectra.h5.partial").write_bytes(b"not HDF5")
+    (tmp_path / "spectra.h5.chunks").write_text("make_spectra 64 9 {}\n0\n")
+    survey.make_survey(tmp_path, 0, 64, seed=8, processes=1, progress=False)
+    assert datasets(tmp_path / "spectra.h5")["flux"].any(1).all()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    code = f"from astroclip.mock.survey import make_survey\nif __name__ == '__main__': make_survey({str(tmp_path)!r}, 0, 6400, seed=1, processes=2)"
+    (tmp_path / "run.py").write_text(code)
+    child = subprocess.Popen([sys.executable, str(tmp_path / "run.py")], stdout=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline and not (tmp_path / "spectra.h5.chunks").exists():
+        time.sleep(0.1)
+    workers = [int(x) for x in open(f"/proc/{child.pid}/task/{child.pid}/children").read().split()]
+    assert len(workers) >= 2
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+
+    def alive(pid):
+        try:
+            return "multiprocessing" in open(f"/proc/{pid}/cmdline").read() and ") Z " not in open(f"/proc/{pid}/stat").read()
+        except OSError:
+            return False
+
+    deadline = time.time() + 30
+    while time.time() < deadline and any(alive(w) for w in workers):
+        time.sleep(0.2)
+    assert not any(alive(w) for w in workers)
+
+
 def test_a_complete_file_is_kept_and_another_survey_is_refused(made):
     before = (made / "survey.h5").stat().st_mtime_ns
     survey.make_survey(made, N_PAIRS, N_SPECTRA, seed=3, processes=1)

@@ -7,9 +7,10 @@ __all__ = ['BRIGHT', 'FAINT', 'FAINT_SHARE', 'LABEL_SCATTER', 'FLUX_ERROR', 'CHU
            'DATA_CARD', 'selected', 'galaxies', 'catalogue', 'make_pairs', 'draw_magnitude', 'aperture_shares',
            'make_spectra', 'lay_out', 'write_rows', 'workers', 'fill', 'make_survey', 'sample']
 
-# %% ../../nbs/mock/50_survey.ipynb #c45357be
+# %% ../../nbs/mock/50_survey.ipynb #c6ff7ac9
 import multiprocessing
 import os
+import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -189,7 +190,7 @@ def write_rows(path, start, rows):
         for name, value in rows.items():
             f[name][start:start + len(value)] = value
 
-# %% ../../nbs/mock/50_survey.ipynb #6d7ab25d
+# %% ../../nbs/mock/50_survey.ipynb #fd745c31
 _tables = None
 
 
@@ -200,6 +201,17 @@ def _work(make, seed, chunk, n):
         _tables = Grids()
     with threadpool_limits(1):
         return chunk, make(seed, chunk, n, _tables)
+
+
+def _end_with(parent):
+    "Runs in a new worker: a thread that ends it when its parent is gone (a killed parent cannot say goodbye)."
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _pooled(pool, tasks, most):
@@ -223,16 +235,22 @@ def workers(processes):
     if processes == 1:
         yield lambda tasks: (_work(*task) for task in tasks)
         return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        yield lambda tasks: _pooled(pool, tasks, 2 * processes)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+        try:
+            yield lambda tasks: _pooled(pool, tasks, 2 * processes)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
-# %% ../../nbs/mock/50_survey.ipynb #f53fd301
+# %% ../../nbs/mock/50_survey.ipynb #f8fd7a6e
 def _finished(partial, record, stamp):
     "Numbers of the chunks that an interrupted run of the same survey left behind."
     if not (partial.exists() and record.exists()):
         return set()
     first, *lines = record.read_text().splitlines() or [""]
-    return {int(line) for line in lines} if first == stamp else set()
+    readable = h5py.is_hdf5(partial) and first == stamp
+    return {int(line) for line in lines if line} if readable else set()
 
 
 def _report(name, done, total, already, begin):
