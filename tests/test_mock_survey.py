@@ -109,6 +109,28 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     assert not any(alive(w) for w in workers)
 
 
+def test_full_disk_is_one_clear_error_and_nothing_finished_is_lost(tmp_path, monkeypatch):
+    usage = survey.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(survey.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match="GB are free"):
+        survey.make_survey(tmp_path, 0, 130, seed=3, processes=1)
+    monkeypatch.undo()
+    write = survey.write_rows
+
+    def fails_late(path, start, rows):
+        if start >= 64:
+            raise RuntimeError("Disable slist on flush dest failure failed (errno = 28, error message = 'No space left on device')")
+        write(path, start, rows)
+
+    monkeypatch.setattr(survey, "write_rows", fails_late)
+    with pytest.raises(OSError, match="finished chunks are kept"):
+        survey.make_survey(tmp_path, 0, 130, seed=3, processes=1)
+    assert (tmp_path / "spectra.h5.chunks").read_text().splitlines()[1:] == ["0"]
+    monkeypatch.undo()
+    survey.make_survey(tmp_path, 0, 130, seed=3, processes=1)
+    assert (datasets(tmp_path / "spectra.h5")["redshift"] > 0).all()
+
+
 def test_a_complete_file_is_kept_and_another_survey_is_refused(made):
     before = (made / "survey.h5").stat().st_mtime_ns
     survey.make_survey(made, N_PAIRS, N_SPECTRA, seed=3, processes=1)

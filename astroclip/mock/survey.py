@@ -7,9 +7,11 @@ __all__ = ['BRIGHT', 'FAINT', 'FAINT_SHARE', 'LABEL_SCATTER', 'FLUX_ERROR', 'CHU
            'DATA_CARD', 'selected', 'galaxies', 'catalogue', 'make_pairs', 'draw_magnitude', 'aperture_shares',
            'make_spectra', 'lay_out', 'write_rows', 'workers', 'fill', 'make_survey', 'sample']
 
-# %% ../../nbs/mock/50_survey.ipynb #c6ff7ac9
+# %% ../../nbs/mock/50_survey.ipynb #a423ffdf
+import errno
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -243,7 +245,7 @@ def workers(processes):
             pool.shutdown(cancel_futures=True)
             raise
 
-# %% ../../nbs/mock/50_survey.ipynb #f8fd7a6e
+# %% ../../nbs/mock/50_survey.ipynb #918108e6
 def _finished(partial, record, stamp):
     "Numbers of the chunks that an interrupted run of the same survey left behind."
     if not (partial.exists() and record.exists()):
@@ -251,6 +253,18 @@ def _finished(partial, record, stamp):
     first, *lines = record.read_text().splitlines() or [""]
     readable = h5py.is_hdf5(partial) and first == stamp
     return {int(line) for line in lines if line} if readable else set()
+
+
+@contextmanager
+def _disk_errors(path):
+    "HDF5 says that the disk is full in many words and several types: here it is one."
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if "No space left" not in str(error):
+            raise
+        text = f"the disk is full while writing {path}: finished chunks are kept; free some space and run the same command again"
+        raise OSError(errno.ENOSPC, text) from None
 
 
 def _report(name, done, total, already, begin):
@@ -274,12 +288,16 @@ def fill(
     done = _finished(partial, record, stamp)
     already, begin = len(done), time.time()
     for chunk, rows in run([(make, seed, c, min(CHUNK, n - c * CHUNK)) for c in range(total) if c not in done]):
-        if not done:
-            lay_out(partial, n, rows, first_id, seed)
-            record.write_text(stamp + "\n")
-        write_rows(partial, chunk * CHUNK, rows)
-        with open(record, "a") as f:
-            f.write(f"{chunk}\n")
+        with _disk_errors(partial):
+            if not done:
+                need, free = sum(v.nbytes for v in rows.values()) / len(rows["redshift"]) * n, shutil.disk_usage(path.parent).free
+                if need > free:
+                    raise OSError(errno.ENOSPC, f"{path} needs {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+                lay_out(partial, n, rows, first_id, seed)
+                record.write_text(stamp + "\n")
+            write_rows(partial, chunk * CHUNK, rows)
+            with open(record, "a") as f:
+                f.write(f"{chunk}\n")
         done.add(chunk)
         if progress:
             _report(path.name, len(done), total, already, begin)
