@@ -120,7 +120,7 @@ def real_scores(z_pred, z_true, group, method, **about):
     return row | {"sigma_nmad": sigma_nmad(z_pred, z_true), "sigma_nmad_low": low, "sigma_nmad_high": high,
                   "outlier_fraction": outlier_fraction(z_pred, z_true, 0.01), "bias": bias(z_pred, z_true)} | about
 
-# %% ../../nbs/evaluation/85_observed.ipynb #0baa40c4
+# %% ../../nbs/evaluation/85_observed.ipynb #378e0d61
 MARKERS = {"SDSS": "o", "MaNGA": "^", "DESI": "s"}
 
 
@@ -140,16 +140,16 @@ def real_redshift_figure(z_true, groups, predictions, sure=None, limit=0.8):
                 bottom.plot(z_true[pick], np.clip(d[pick], -0.0295, 0.0295), **style)
         top.plot([0, limit], [0, limit], color="0.4", lw=0.8, zorder=0)
         for y in (-0.01, 0.01): bottom.axhline(y, color="0.5", lw=0.7, ls="--")
-        text = f"n = {len(z_true)}\n$\\sigma_{{NMAD}}$ = {sigma_nmad(z_pred, z_true):.4f}\n|dz| > 0.01: {100 * np.mean(np.abs(d) > 0.01):.0f} %"
+        text = f"n = {len(z_true)}\n$\\sigma_{{NMAD}}$ = {sigma_nmad(z_pred, z_true):.5f}\n|dz| > 0.01: {100 * np.mean(np.abs(d) > 0.01):.0f} %"
         top.text(0.04, 0.97, text, transform=top.transAxes, va="top", fontsize=8)
         top.set(xlim=(0, limit), ylim=(0, 1.05 * limit), title=title)
         bottom.set(ylim=(-0.032, 0.032), xlabel="redshift in the catalogue")
     axes[0, 0].set_ylabel("predicted redshift"); axes[1, 0].set_ylabel("$dz$ (clipped at 0.03)")
-    axes[0, -1].legend(loc="lower right", frameon=False, fontsize=8)
+    axes[0, 0].legend(loc="lower right", frameon=False, fontsize=8)
     fig.suptitle("real spectra; networks trained on simulated ones only; open marks: probability below one half", fontsize=9)
     return fig
 
-# %% ../../nbs/evaluation/85_observed.ipynb #d1fa1de6
+# %% ../../nbs/evaluation/85_observed.ipynb #55896403
 def neighbour_figure(rgb, titles, neighbours, captions, columns=2):
     "Observed galaxies (rgb (n, 3, h, w), framed) beside their nearest simulated ones (neighbours (n, k, 3, h, w), captions n x k)."
     import matplotlib.pyplot as plt
@@ -176,4 +176,5 @@ def spectrum_neighbour_figure(flux, titles, redshifts, neighbours, smooth=9):
         ax.set(ylim=(0, 1.2 * np.nanpercentile(even(flux[i]), 99.7)), ylabel="flux / mean")
         ax.text(0.995, 0.93, titles[i], transform=ax.transAxes, ha="right", va="top", fontsize=8, bbox=dict(fc="white", ec="none", alpha=0.8, pad=1))
     axes[-1, 0].set_xlabel("wavelength [Å]")
+    fig.suptitle("black: real spectrum, lines at its catalogue redshift; orange: its nearest simulated neighbours", fontsize=9)
     return fig
