@@ -17,8 +17,17 @@ MOCK_SURVEY = {
     "paper": dict(n_pairs=200_000, n_spectra=200_000),
 }
 
-# %% ../../nbs/core/15_profiles.ipynb #b19d4bf3
-PRETRAIN_SPECTRUM = {"smoke": {}, "mini": {}, "standard": {}, "paper": {}}
+# %% ../../nbs/core/15_profiles.ipynb #db31830b
+PRETRAIN_SPECTRUM = {
+    "smoke": dict(window=80, stride=40, embed_dim=32, depth=2, num_heads=1, chunks=6, chunk_width=13,
+                  steps=30, batch_size=16, lr=2e-3, weight_decay=0.05, warmup=5, validate_every=10),
+    "mini": dict(window=80, stride=40, embed_dim=128, depth=4, num_heads=2, chunks=6, chunk_width=13,
+                 steps=1_250, batch_size=32, lr=2e-3, weight_decay=0.05, warmup=100, validate_every=125),
+    "standard": dict(window=20, stride=10, embed_dim=384, depth=6, num_heads=6, chunks=6, chunk_width=50,
+                     steps=7_500, batch_size=256, lr=1e-3, weight_decay=0.05, warmup=500, validate_every=500),
+    "paper": dict(window=20, stride=10, embed_dim=768, depth=6, num_heads=6, chunks=6, chunk_width=50,
+                  steps=500_000, batch_size=256, lr=1e-5, weight_decay=0.1, warmup=2_000, validate_every=5_000),
+}
 
 # %% ../../nbs/core/15_profiles.ipynb #e48dc0fa
 TRAIN_REDSHIFT = {
@@ -28,25 +37,25 @@ TRAIN_REDSHIFT = {
     "paper": dict(features=32, templates=64, hidden=64, steps=20_000, batch_size=512, lr=1e-3, warmup=1_000, validate_every=1_000),
 }
 
-# %% ../../nbs/core/15_profiles.ipynb #84ede47a
+# %% ../../nbs/core/15_profiles.ipynb #9bd1b0fe
 _IMAGE = dict(blur=[1.0, 0.1, 0.5], noise=[1.0, 0.1, 0.5], rotate=True, student_temp=0.1, koleo_weight=0.1, clip=3.0, final_lr=1e-6)
 PRETRAIN_IMAGE = {
-    "smoke": dict(image_size=48, patch_size=12, embed_dim=32, depth=2, num_heads=1, layer_scale=1.0, drop_path=0.0,
+    "smoke": dict(image_size=48, patch_size=12, embed_dim=32, depth=2, num_heads=1, layer_scale=1.0, drop_path=0.0, photometry=True,
                   cutout=60, n_local=2, local_size=24, n_prototypes=64, hidden_dim=64, bottleneck_dim=16,
                   balance="sinkhorn_knopp", teacher_temp=[0.05, 0.05], teacher_temp_warmup=0, steps=20, batch_size=16, lr=2e-3, warmup=5,
                   freeze_last_layer=0, weight_decay=[0.04, 0.04], momentum=[0.98, 1.0], layer_decay=1.0, patch_embed_lr=1.0,
                   checkpoint_every=10, **_IMAGE),
-    "mini": dict(image_size=96, patch_size=12, embed_dim=128, depth=4, num_heads=2, layer_scale=1.0, drop_path=0.0,
-                 cutout=104, n_local=2, local_size=48, n_prototypes=1_024, hidden_dim=512, bottleneck_dim=128,
+    "mini": dict(image_size=64, patch_size=8, embed_dim=128, depth=4, num_heads=2, layer_scale=1.0, drop_path=0.0, photometry=True,
+                 cutout=72, n_local=2, local_size=32, n_prototypes=1_024, hidden_dim=512, bottleneck_dim=128,
                  balance="sinkhorn_knopp", teacher_temp=[0.05, 0.05], teacher_temp_warmup=0, steps=1_230, batch_size=32, lr=2e-3, warmup=100,
                  freeze_last_layer=0, weight_decay=[0.04, 0.04], momentum=[0.98, 1.0], layer_decay=1.0, patch_embed_lr=1.0,
                  checkpoint_every=200, **_IMAGE),
-    "standard": dict(image_size=144, patch_size=12, embed_dim=384, depth=12, num_heads=6, layer_scale=1e-1, drop_path=0.1,
+    "standard": dict(image_size=144, patch_size=12, embed_dim=384, depth=12, num_heads=6, layer_scale=1e-1, drop_path=0.1, photometry=False,
                      cutout=152, n_local=8, local_size=60, n_prototypes=8_192, hidden_dim=2_048, bottleneck_dim=256,
                      balance="sinkhorn_knopp", teacher_temp=[0.04, 0.07], teacher_temp_warmup=1_000, steps=5_000, batch_size=256, lr=1e-3, warmup=500,
                      freeze_last_layer=0, weight_decay=[0.04, 0.2], momentum=[0.992, 1.0], layer_decay=0.9, patch_embed_lr=0.2,
                      checkpoint_every=500, **_IMAGE),
-    "paper": dict(image_size=144, patch_size=12, embed_dim=1_024, depth=24, num_heads=16, layer_scale=1e-5, drop_path=0.3,
+    "paper": dict(image_size=144, patch_size=12, embed_dim=1_024, depth=24, num_heads=16, layer_scale=1e-5, drop_path=0.3, photometry=False,
                   cutout=152, n_local=8, local_size=60, n_prototypes=65_536, hidden_dim=2_048, bottleneck_dim=256,
                   balance="centering", teacher_temp=[0.04, 0.07], teacher_temp_warmup=37_500, steps=250_000, batch_size=1_440, lr=2.37e-4, warmup=40_000,
                   freeze_last_layer=1_250, weight_decay=[1e-3, 1e-2], momentum=[0.992, 1.0], layer_decay=0.9, patch_embed_lr=0.2,
