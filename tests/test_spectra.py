@@ -70,6 +70,7 @@ def test_fill_missing():
     (np.ones((2, 3, 7781)), None, None, "expected \\(N, L\\)"),
     (np.full(7781, np.nan), None, None, "all NaN"),
     (np.ones(7781), None, np.zeros(7781), "all masked"),
+    (np.ones(7781), None, np.arange(7781) < 1500, "too few usable pixels"),
     (np.ones(7781), None, np.ones(7780), "ivar has shape"),
     (np.ones(300), np.linspace(3600, 5000, 300), None, "too little"),
     (np.ones(300), np.linspace(11000, 15000, 300), None, "too little"),
@@ -120,6 +121,8 @@ def test_sdss(real):
 def test_sdss_whole_fibre_warning(real):
     (s,) = read_spectrum(real / "spectra_sdss/spec-0266-51602-0013.fits")
     assert s.mask.mean() > 0.4 and (s.ivar == 0).mean() < 0.15 and "whole-fibre" in s.flags[0]
+    flux, ivar = check_spectra(s.flux, s.wavelength, np.where(s.mask, 0, s.ivar))     # the strict mask leaves enough to be embedded
+    assert 0.3 < (ivar > 0).mean() < 0.4
 
 
 def test_all_sdss_redshifts(real):

@@ -137,7 +137,7 @@ def fill_missing(
     filled = np.where(good, flux, mean[..., None].astype(np.float32))
     return filled, 1 - good.mean(-1)
 
-# %% ../../nbs/data/20_spectra.ipynb #404d0980
+# %% ../../nbs/data/20_spectra.ipynb #20e60a14
 def _as_rows(x, name, like=None):
     "x as (N, L) float32; (L,) becomes (1, L), a trailing axis of one is dropped."
     x = np.asarray(x, np.float32)
@@ -153,7 +153,8 @@ def check_spectra(
     flux,               # (N, L), (L,) or (N, L, 1)
     wavelength=None,    # (L,) Angstrom; None: flux is on WAVELENGTH already
     ivar=None,          # like flux; 0 = bad
-    min_coverage=0.5,   # share of the grid a spectrum must have seen
+    min_coverage=0.5,   # share of the grid that the wavelengths must span
+    min_usable=0.25,    # share of the grid that must be left after masking
 ):                      # (flux, ivar), each (N, 7781) float32; ivar 0 = missing
     "Bring spectra onto the grid, or say in one `ValueError` what is wrong and with which rows."
     flux = _as_rows(flux, "flux")
@@ -169,10 +170,10 @@ def check_spectra(
                          f"({max(span, 0) / 6224:.0%}, at least {min_coverage:.0%} is needed)")
     flux, ivar = resample(wavelength, flux, ivar)
     seen = (ivar > 0).mean(1)
-    bad = np.flatnonzero(seen < min_coverage)
+    bad = np.flatnonzero(seen < min_usable)
     if len(bad):
         raise ValueError(f"spectra {bad[:10].tolist()} have too few usable pixels ({seen[bad[0]]:.0%} of the grid, at least "
-                         f"{min_coverage:.0%} is needed): all NaN, all masked or a dead fibre")
+                         f"{min_usable:.0%} is needed): all NaN, all masked or a dead fibre")
     return flux, ivar
 
 # %% ../../nbs/data/20_spectra.ipynb #2804e1a6
