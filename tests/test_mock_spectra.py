@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from astroclip.core.config import shared_root
-from astroclip.data.spectra import WAVELENGTH
-from astroclip.mock import galaxy_spectra, population, spectrograph
+from astroclip.data.spectra import WAVELENGTH, read_spectrum
+from astroclip.mock import comparison, galaxy_spectra, population, spectrograph, survey
 from astroclip.mock.galaxy_spectra import BANDS, REST, Grids, band_flux, component_spectra, flux_factor, photometry
 
 needs_tables = [
@@ -141,54 +141,39 @@ def test_break_at_4000_follows_star_formation_and_colours_are_bimodal(grids, sam
 
 @mock
 def test_line_ratios_follow_the_source_of_the_ionising_photons(grids, sample):
-    from astroclip.mock.comparison import kewley_2001, line_ratios
-
     pop, _, lines = sample
-    n2, o3 = line_ratios(lines.sum(1), grids)
+    n2, o3 = comparison.line_ratios(lines.sum(1), grids)
     forming = ~pop["quiescent"] & ~pop["agn"] & (pop["log_sfr"] - pop["log_mstar"] > -10.5)
-    assert (o3 < kewley_2001(n2))[forming].mean() > 0.97
-    assert (o3 > kewley_2001(n2))[pop["agn"] & pop["quiescent"]].mean() > 0.8
+    assert (o3 < comparison.kewley_2001(n2))[forming].mean() > 0.97
+    assert (o3 > comparison.kewley_2001(n2))[pop["agn"] & pop["quiescent"]].mean() > 0.8
     ratio = lines.sum(1)[:, grids.line(6564.6)] / lines.sum(1)[:, grids.line(4862.7)]
     assert (ratio[forming] > 2.7).all() and np.corrcoef(ratio[forming], pop["a_v_gas"][forming])[0, 1] > 0.8
 
 
-def _template_fit(flux, ivar, templates, shifts):
-    """Best of `shifts` (steps of the log grid) when the templates (T, L) are fitted to a spectrum on the same grid."""
-    chi2, length = np.empty(len(shifts)), len(flux)
-    for k, shift in enumerate(shifts):
-        moved = templates[:, shift : shift + length]
-        weighted = moved * ivar
-        chi2[k] = -(weighted @ flux) @ np.linalg.lstsq(weighted @ moved.T, weighted @ flux, rcond=None)[0]
-    return shifts[np.argmin(chi2)]
+@pytest.fixture(scope="module")
+def templates(grids):
+    return comparison.redshift_templates(np.random.default_rng(5), grids)
 
 
 @mock
-def test_a_template_fit_recovers_the_redshift(grids):
-    from astroclip.mock.survey import make_spectra
+def test_templates_recover_simulated_redshifts(grids, templates):
+    rows = survey.make_spectra(3, 0, 48, grids, z_range=(0.02, 0.8))
+    bright = np.flatnonzero(rows["truth/snr"] > 3)[:25]
+    found = [comparison.fit_redshift(WAVELENGTH, rows["flux"][i].astype(float), rows["ivar"][i].astype(float), templates) for i in bright]
+    error = (np.array(found) - rows["redshift"][bright]) / (1 + rows["redshift"][bright])
+    assert len(bright) > 20 and (abs(error) < 0.003).mean() > 0.95
 
-    rng, step = np.random.default_rng(5), 3e-4
-    pop = population.draw(rng, 120, limit=19.0)
-    continuum, lines = component_spectra(pop, grids)
-    grid = np.exp(np.arange(np.log(1950), np.log(9900), step))
-    rest = np.array([np.interp(grid, REST, c) for c in spectrograph.broaden(continuum.sum(1), pop["sigma_star"])])
-    for i, wave in enumerate(grids.line_wave):
-        profile = np.exp(-0.5 * ((np.log(grid / wave)) / 3.5e-4) ** 2)
-        rest += lines[:, :, i].sum(1)[:, None] * profile / max((profile * grid * step).sum(), 1e-9)
-    rest /= rest.mean(1, keepdims=True)
-    templates = np.linalg.svd(rest, full_matrices=False)[2][:10]
 
-    rows = make_spectra(3, 0, 64, grids, z_range=(0.02, 0.8))
-    observed = grid[(grid > 3620) & (grid < 9800)]
-    first = np.flatnonzero(grid > 3620)[0]
-    hits, number = 0, 0
-    for flux, ivar, z, snr in zip(rows["flux"].astype(float), rows["ivar"].astype(float), rows["redshift"], rows["truth/snr"]):
-        if snr < 3:
-            continue
-        shifts = np.arange(first - int(np.log(1.85) / step), first)
-        best = _template_fit(np.interp(observed, WAVELENGTH, flux), np.interp(observed, WAVELENGTH, ivar), templates, shifts)
-        found = np.exp((first - best) * step) - 1
-        hits, number = hits + (abs(found - z) < 0.003 * (1 + z)), number + 1
-    assert number > 30 and hits / number > 0.95
+@mock
+@pytest.mark.skipif(shared_root() is None, reason="needs the real spectra of shared/real")
+def test_simulated_templates_recover_the_redshifts_of_real_galaxies(templates):
+    folder = shared_root() / "real"
+    files = [*sorted((folder / "spectra_sdss").glob("*.fits")), *sorted(folder.glob("pair*/spec*.fits"))]
+    errors = []
+    for spectrum in (s for f in files for s in read_spectrum(f)):
+        found = comparison.fit_redshift(spectrum.wavelength, spectrum.flux, np.where(spectrum.mask, 0, spectrum.ivar), templates)
+        errors.append((found - spectrum.redshift) / (1 + spectrum.redshift))
+    assert len(errors) == 13 and (abs(np.array(errors)) < 0.003).sum() >= 12
 
 
 def test_pulls_have_unit_width():
