@@ -52,7 +52,7 @@ def to_log_grid(flux,          # (B, L) tensor; NaN counts as missing
     mean = rebin(weight * torch.where(seen, flux, 0.), wavelength) / w.clamp_min(1e-9)
     return torch.where(good, mean, 0.), good
 
-# %% ../../nbs/models/25_loggrid.ipynb #b2fe2068
+# %% ../../nbs/models/25_loggrid.ipynb #f0a511ba
 def running_mean(x, good, width):  # (B, N), (B, N) 0/1, odd number of pixels
     "(B, N) mean of the good pixels of `x` in a window around each pixel: a difference of cumulative sums, so its cost does not grow with `width`."
     C = F.pad(torch.stack([x * good, good]).cumsum(-1), (1, 0))         # (2, B, N + 1)
@@ -68,5 +68,5 @@ def line_channels(flux, good):  # (B, N) on the log grid, (B, N) mask
     x = x / (x.square().sum(-1, keepdim=True) / n).sqrt().clamp_min(1e-12)
     continuum = running_mean(x, good, 151) * good
     line = (x - continuum) * good
-    scale = running_mean(line.abs(), good, 601).clamp_min(1e-6)
+    scale = running_mean(line.abs(), good, 601).clamp_min(1e-3)
     return torch.stack([torch.asinh(line / scale), continuum.clamp(-5, 5), good], 1)
