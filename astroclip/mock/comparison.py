@@ -14,11 +14,11 @@ from .galaxy_spectra import REST, component_spectra, photometry
 from .population import RED_DISCS, draw, fill_in, luminosity_distance, mass_function
 from .spectrograph import broaden
 
-# %% ../../nbs/mock/60_comparison.ipynb #8892f142
+# %% ../../nbs/mock/60_comparison.ipynb #fb38f788
 def luminosity_function(
     rng, grids,
     edges,    # magnitudes, ascending
-    n=3000,   # galaxies drawn
+    n=2500,   # galaxies drawn
 ):  # (len(edges) - 1,) per Mpc^3 and magnitude
     "Luminosity function of the simulated population in the SDSS r filter shifted to z = 0.1."
     total, z = np.zeros(len(edges) - 1), 0.1
