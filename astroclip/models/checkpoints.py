@@ -81,7 +81,7 @@ def plain(x):
     found = x.mapping or x.state if isinstance(x, Record) else x
     return found if isinstance(found, dict) else {}
 
-# %% ../../nbs/models/50_checkpoints.ipynb #dc107ae0
+# %% ../../nbs/models/50_checkpoints.ipynb #11e20bdd
 def depth_of(names):
     "How many blocks: their indices must be 0, 1, ... without a gap."
     found = {int(m[1]) for n in names if (m := re.match(r"blocks\.(\d{1,4})\.", n))}
@@ -108,8 +108,9 @@ def specformer_sizes(shapes, said):
     D, width = shape_at(shapes, "data_embed.weight", 2)
     window = width - 2
     if said.get("slice_section_length", window) != window: raise CheckpointError(f"windows of {said['slice_section_length']} pixels, but the tensors are made for {window}")
-    return dict(window=window, stride=window - said.get("slice_overlap", window // 2), embed_dim=D, depth=depth_of(shapes),
-                max_len=shape_at(shapes, "position_embed.weight", 2)[0], mlp_ratio=shape_at(shapes, "blocks.0.mlp.fc1.weight", 2)[0] // D)
+    stride, positions = window - said.get("slice_overlap", window // 2), shape_at(shapes, "position_embed.weight", 2)[0]
+    return dict(window=window, stride=stride, embed_dim=D, depth=depth_of(shapes), max_len=positions, n_pixels=min(7781, window + (positions - 1) * stride),
+                mlp_ratio=shape_at(shapes, "blocks.0.mlp.fc1.weight", 2)[0] // D)
 
 # %% ../../nbs/models/50_checkpoints.ipynb #d205eeb6
 HEADS = {"VisionTransformer": {"num_heads": ()}, "SpecFormer": {"num_heads": ()},      # argument -> where it stands in the configuration

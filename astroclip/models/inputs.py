@@ -9,7 +9,7 @@ __all__ = ['in_batches', 'as_array', 'image_batches', 'spectrum_batches']
 import numpy as np
 import torch
 
-# %% ../../nbs/models/15_inputs.ipynb #d84131ac
+# %% ../../nbs/models/15_inputs.ipynb #fc964172
 def in_batches(
     network,             # torch module; its device decides where
     function,            # (torch batch) -> torch, or a tuple of them
@@ -22,7 +22,9 @@ def in_batches(
     "Run `function` over n rows in batches, in evaluation mode and without gradients."
     if batch_size < 1: raise ValueError(f"batch_size {batch_size}: expected at least 1")
     if precision not in ("float32", "bfloat16"): raise ValueError(f"precision {precision!r}: expected 'float32' or 'bfloat16'")
-    device, training, out, starts = network.device, network.training, [], range(0, max(n, 1), batch_size)
+    device, training, out = network.device, network.training, []
+    batch_size = min(batch_size, 32) if device.type == "cpu" else batch_size
+    starts = range(0, max(n, 1), batch_size)
     if progress:
         from tqdm.auto import tqdm
         starts = tqdm(starts, unit="batch")

@@ -20,14 +20,14 @@ def resolve_device(
     try: return torch.device(device)
     except RuntimeError as e: raise ValueError(f"device {device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:<n>'") from e
 
-# %% ../../nbs/models/10_layers.ipynb #f0b09677
+# %% ../../nbs/models/10_layers.ipynb #72028564
 def attention(
     q,  # (B, H, N, d) questions
     k,  # (B, H, M, d) descriptions
     v,  # (B, H, M, d) messages
 ):
-    "softmax(q k^T / sqrt(d)) v: two plain products on a CPU, PyTorch's fused kernel on a GPU."
-    if q.device.type != "cpu": return F.scaled_dot_product_attention(q, k, v)
+    "softmax(q k^T / sqrt(d)) v: two plain products where a CPU trains, PyTorch's fused kernel everywhere else."
+    if q.device.type != "cpu" or not q.requires_grad: return F.scaled_dot_product_attention(q, k, v)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     return scores.softmax(-1).to(v.dtype) @ v
 
