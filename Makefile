@@ -29,11 +29,11 @@ reproduce: $(addprefix stage-,$(STAGES)) $(addprefix figure-,$(PAGES))  ## main 
 
 $(addprefix stage-,$(STAGES)): stage-%: install
 	@mkdir -p $(OUT); echo "== $* ($(SURVEY), $(PROFILE)) =="
-	@$(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS)
+	@$(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS) | cat  # a pipe: papermill would truncate a log file
 
 $(addprefix figure-,$(PAGES)): figure-%: install  ## figure-redshift, figure-retrieval, ...: one page (makes what it needs)
 	@mkdir -p $(OUT); echo "== $* ($(SURVEY), $(PROFILE)) =="
-	@$(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS)
+	@$(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS) | cat  # a pipe: papermill would truncate a log file
 
 figures: $(addprefix figure-,$(PAGES))  ## redraw every page from existing artifacts
 
