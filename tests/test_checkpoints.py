@@ -109,6 +109,27 @@ def test_loaded_models_are_in_evaluation_mode_and_trainable(goldens):
     assert not any(m.training for m in model.modules()) and all(p.requires_grad for p in model.parameters())
 
 
+def test_sizes_that_are_not_the_published_ones(tmp_path):
+    "Windows of 12 every 5, 60 positions only: the file says all of it, and spectra that are too long for it are refused."
+    torch.manual_seed(0)
+    model = SpecFormer(window=12, stride=5, embed_dim=12, depth=3, num_heads=3, max_len=60, n_pixels=250, mlp_ratio=2).eval()
+    again = SpecFormer.from_pretrained(write(tmp_path / "s.ckpt", official(model)), device="cpu")
+    x = torch.randn(2, 250)
+    assert torch.equal(again(x)["embedding"], model(x)["embedding"])
+    with pytest.raises(ValueError, match="expected"):
+        again(torch.randn(1, 7781))
+
+
+@pytest.mark.slow
+def test_full_size_loads_into_its_own_memory(tmp_path):
+    "370,798,358 parameters load and embed in under 6 GB, and loading does not need the weights twice."
+    from astroclip.evaluation.parity import cost, random_astroclip
+    folder = random_astroclip(tmp_path / "full")
+    assert describe(folder)["parameters"] == 370_798_358
+    found = cost(folder, n=2, precision="bfloat16", device="cpu")
+    assert found["peak_gb"] < 3.5 and found["image_embeddings"].shape == found["spectrum_embeddings"].shape == (2, 1024)
+
+
 # Head counts
 
 def test_head_counts_are_never_guessed(goldens):

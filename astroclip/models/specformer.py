@@ -36,11 +36,12 @@ def tokenise(flux, window=20, stride=10):
     first = torch.cat([(mean - 2) / 2, (std - 2) / 8, mean.new_zeros(len(x), window)], 1)
     return torch.cat([first[:, None], nn.functional.pad(x, (2, 0))], 1)
 
-# %% ../../nbs/models/30_specformer.ipynb #5a4efc9e
+# %% ../../nbs/models/30_specformer.ipynb #733aa7da
 def unfilled(flux):  # (B, L)
-    "(B, L) bool: finite pixels that are not part of a constant stretch, which is how missing ones arrive."
-    flat = nn.functional.pad(flux.diff(dim=1) == 0, (1, 1), value=True)
-    return torch.isfinite(flux) & ~(flat[:, 1:] & flat[:, :-1])
+    "(B, L) bool: finite pixels outside of constant stretches (three or more equal ones), which is how missing ones arrive."
+    same = nn.functional.pad(flux.diff(dim=1) == 0, (1, 1), value=True)
+    inside = (same[:, 1:] & same[:, :-1]).float()                                # equal to both neighbours
+    return torch.isfinite(flux) & (nn.functional.max_pool1d(inside[:, None], 3, 1, 1)[:, 0] == 0)
 
 
 class RestFrame(nn.Module):
@@ -60,7 +61,7 @@ class RestFrame(nn.Module):
             phase = (p.to(torch.complex64) @ turn(-self.network.centres[:, None] * self.omega))[:, None] * turn(self.ln_wavelength[:, None] * self.omega)
             return torch.cat([phase.real, phase.imag], -1)
 
-# %% ../../nbs/models/30_specformer.ipynb #fa90809f
+# %% ../../nbs/models/30_specformer.ipynb #7e8b459c
 class SpecFormer(Pretrained, nn.Module):
     "Transformer over windows of a spectrum; defaults are the published one (43,177,750 parameters, section 4.2)."
     def __init__(self, window=20, stride=10, embed_dim=768, depth=6, num_heads=6, max_len=800, dropout=0.0, n_pixels=7781,
@@ -88,7 +89,7 @@ class SpecFormer(Pretrained, nn.Module):
 
     def forward_tokens(self, tokens):
         "Tokens of `preprocess` -> normalised embeddings (B, T, D)."
-        x = self.dropout(self.data_embed(tokens) + self.position_embed.weight[:tokens.shape[1]])
+        x = self.dropout(self.data_embed(tokens.to(self.data_embed.weight.dtype)) + self.position_embed.weight[:tokens.shape[1]])
         for block in self.blocks: x = block(x)
         return self.norm(x)
 
