@@ -91,6 +91,22 @@ def test_every_baseline_trains(survey, model, kind):
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters())) and not model.training
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_kept_rows_are_the_rows_of_the_file(survey, monkeypatch, train):
+    def walk():
+        found = [(x.sum((1, 2, 3)).numpy(), r) for x, r in image_feed(survey, 40, shift=0)(TRAIN, 10, train=train)]
+        x, rows = (np.concatenate(part) for part in zip(*found))
+        order = np.argsort(rows)
+        return rows[order], x[order], [len(r) for _, r in found]
+    kept = walk()
+    monkeypatch.setattr("astroclip.training.supervised.KEEP", 0)
+    streamed = walk()
+    assert kept[2] == streamed[2] == ([10, 10, 10] if train else [10, 10, 10, 2])
+    both, i, j = np.intersect1d(kept[0], streamed[0], return_indices=True)     # the two orders leave out other rows
+    assert len(both) >= (28 if train else 32)
+    np.testing.assert_allclose(kept[1][i], streamed[1][j], rtol=1e-4)
+
+
 def test_few_labels_are_fewer_than_a_batch(survey):
     few = TRAIN & (np.arange(N) < 12)
     rows = list(train_supervised(ResNet(2, width=8), image_feed(survey, 32), Labels(table()[1], few), few, VALIDATION, Supervised(epochs=2)))
