@@ -42,7 +42,7 @@ class KNN:
 
     def predict(self, x): return knn_regress(self.x, self.y, x, self.k, self.weights)
 
-# %% ../../nbs/evaluation/30_probes.ipynb #0ddac46f
+# %% ../../nbs/evaluation/30_probes.ipynb #4c38e385
 class Linear:
     "Ridge regression on standardised features; the penalty is chosen on validation."
     def __init__(self, alphas=tuple(10.0 ** np.arange(-3, 6))): self.alphas = alphas
@@ -52,7 +52,7 @@ class Linear:
         X, t = self.sx(x).astype(np.float64), self.sy(y).astype(np.float64)
         values, vectors = np.linalg.eigh(X.T @ X)
         moments = vectors.T @ (X.T @ t)
-        fits = [vectors @ (moments / (values + a)) for a in self.alphas]
+        fits = [vectors @ (moments.T / (values + a)).T for a in self.alphas]  # one or several targets
         Xv, tv = self.sx(x_val), self.sy(y_val)
         error = [((Xv @ w - tv) ** 2).mean() for w in fits]
         self.w, self.alpha = fits[int(np.argmin(error))], self.alphas[int(np.argmin(error))]

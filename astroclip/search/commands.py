@@ -148,7 +148,7 @@ def search(args):
         hits.write(args.output, overwrite=True)
         print(f"written: {args.output}")
 
-# %% ../../nbs/search/20_commands.ipynb #0c32c431
+# %% ../../nbs/search/20_commands.ipynb #fc916430
 def mock(args):
     "Make a simulated survey: survey.h5 and spectra.h5 (resumes what was interrupted)."
     try: from astroclip.mock.survey import make_survey
@@ -180,16 +180,23 @@ def train_spectrum(args):
     from astroclip.data.pairs import TRAIN, VALIDATION
     from astroclip.models.layers import resolve_device
     from astroclip.models.specformer import SpecFormer
+    from astroclip.training.place import Placing, learn_place
     from astroclip.training.records import divide, follow
     from astroclip.training.spectrum import SpectrumPretraining, load_flux, pretrain_spectrum
+    from astroclip.training.views import load_log_spectra
     folder, device = new_folder(args.folder, "specformer"), resolve_device(args.device)
     network, config = divide(settings(args.profile, "pretrain_spectrum", steps=args.steps), SpectrumPretraining, seed=args.seed)
+    placing = Placing(steps=network.pop("place_steps"), batch_size=network.pop("place_batch_size"), seed=args.seed)
+    train, validation = [load_flux(args.surveys, part) for part in (TRAIN, VALIDATION)]
     seed_everything(args.seed)
-    model, (train, validation) = SpecFormer(**network), [load_flux(args.surveys, part) for part in (TRAIN, VALIDATION)]
+    model = SpecFormer(**network)
+    if model.finder is not None:  # first the part that finds the rest frame
+        records = learn_place(model.finder.network, load_log_spectra(args.surveys, TRAIN), placing, folder / "place.pt", device)
+        follow(records, folder / "place_curves.csv", placing.steps, "rest frame", placing.batch_size)
     records = pretrain_spectrum(model, train, validation, config, folder / "checkpoint.pt", device)
     follow(records, folder / "curves.csv", config.steps, "train-spectrum", config.batch_size)
     model.save_pretrained(folder / "specformer")
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    for name in ("place.pt", "checkpoint.pt"): (folder / name).unlink(missing_ok=True)
     print(f"written: {folder / 'specformer'}")
 
 def align(args):

@@ -48,7 +48,7 @@ class SimilarityIndex:
     def __len__(self): return len(self.ids)
     def __repr__(self): return f"SimilarityIndex({len(self)} x {self.vectors.shape[1]}; {', '.join(np.unique(self.modality))}; columns {self.table.colnames})"
 
-# %% ../../nbs/search/10_similarity.ipynb #339f6faf
+# %% ../../nbs/search/10_similarity.ipynb #16c0ea88
 def allowed(index, where=None, exclude=None) -> np.ndarray:
     "Boolean mask (N,) of the rows that `where` (mask or dictionary over columns, id and modality) admits and `exclude` (ids) does not forbid."
     keep = np.ones(len(index), bool)
@@ -68,7 +68,7 @@ def search(self, query, k: int = 10, where=None, exclude=None):
     query: vector (D,) or (Q, D), or an id (its first vector; that galaxy is left out). where: boolean mask or e.g. {"redshift": (0.1, 0.2), "modality": "image"}.
     exclude: id or ids never to return."""
     if np.ndim(query) == 0:
-        query, exclude = self.vector(query), np.append([] if exclude is None else exclude, query).astype(self.ids.dtype)
+        query, exclude = self.vector(query), [query, *np.atleast_1d([] if exclude is None else exclude)]  # ids of 64 bits: never through a float
     query = np.asarray(query, np.float32)
     vectors = check_vectors(np.atleast_2d(query), "query", self.vectors.shape[1])
     if not vectors.any(1).all(): raise ValueError("query: a null vector is similar to nothing")
