@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from astroclip.data.pairs import TEST, TRAIN, VALIDATION, Survey, batches, leakage, prefetched, split_of, splitmix64, tensors
+from astroclip.data.pairs import TEST, TRAIN, VALIDATION, Survey, batches, prefetched, split_of, splitmix64, tensors
 
 
 def test_split_by_hand():
@@ -128,16 +128,3 @@ def test_other_broken_files(files, tmp_path):
     with pytest.raises(KeyError, match="no dataset 'sed'"):
         next(batches(files[0] / "survey.h5", ("sed",), 8))
 
-
-def test_leakage(files, tmp_path):
-    (tmp_path / "s.h5").write_bytes((files[0] / "survey.h5").read_bytes())
-    clean = Survey(tmp_path / "s.h5")
-    assert leakage(clean) == []
-    a, b = np.flatnonzero(clean.split == TRAIN)[:2], np.flatnonzero(clean.split == TEST)[:2]
-    with h5py.File(tmp_path / "s.h5", "a") as f:
-        f["image"][b[0]] = f["image"][a[0]]
-        f["ra"][b[1]], f["dec"][b[1]] = f["ra"][a[1]] + 0.9 / 3600, f["dec"][a[1]]
-        f["image"][a[1]] = f["image"][a[0]]                       # within one split: no leak
-    found = {(x["reason"], *sorted((x["row_a"], x["row_b"]))) for x in leakage(Survey(tmp_path / "s.h5"))}
-    assert ("same image", *sorted((a[0], b[0]))) in found and ("same position", *sorted((a[1], b[1]))) in found
-    assert not any({x, y} == set(a) for _, x, y in found)

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['TRAIN', 'VALIDATION', 'TEST', 'splitmix64', 'split_of', 'PaperColumn', 'open_survey', 'widen', 'read_rows', 'Survey',
-           'prefetched', 'batches', 'tensors', 'leakage']
+           'prefetched', 'batches', 'tensors']
 
-# %% ../../nbs/data/40_pairs.ipynb #a608ba0b
-import hashlib
+# %% ../../nbs/data/40_pairs.ipynb #8e86dfdd
 import queue
 import threading
 from contextlib import contextmanager
@@ -244,35 +243,3 @@ def tensors(
     for batch in batches(path, fields, batch_size, **how):
         batch = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
         yield {k: (v.pin_memory() if cuda else v).to(device, non_blocking=cuda) for k, v in batch.items()}
-
-# %% ../../nbs/data/40_pairs.ipynb #37a6f081
-def _close_pairs(ra, dec, radius):
-    "Index pairs (K, 2) closer on the sky than `radius` arcsec."
-    from scipy.spatial import cKDTree
-    a, d = np.radians(ra), np.radians(dec)
-    xyz = np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], 1)
-    return cKDTree(xyz).query_pairs(2 * np.sin(np.radians(radius / 3600) / 2), output_type="ndarray")
-
-
-def _equal_pairs(keys):
-    "Index pairs (K, 2) of every first occurrence with its later copies."
-    first, pairs = {}, []
-    for i, key in enumerate(keys):
-        if first.setdefault(key, i) != i: pairs.append((first[key], i))
-    return np.array(pairs, int).reshape(-1, 2)
-
-
-def leakage(
-    survey,       # a Survey
-    radius=1.0,   # arcsec within which two positions are one object
-    images=True,  # also compare image bytes (reads the whole file once)
-):                # list of dicts reason, row_a, row_b: pairs of rows in different splits
-    "Galaxies that stand on both sides of the split."
-    found = {"same object": _equal_pairs(survey.targetid.tolist())}
-    try: found["same position"] = _close_pairs(survey.ra, survey.dec, radius)
-    except AttributeError: pass                                                    # the original file has no positions
-    if images:
-        walk = batches(survey.path, ("image",), 256, shuffle=False)
-        found["same image"] = _equal_pairs([hashlib.blake2b(np.ascontiguousarray(i), digest_size=16).digest() for b in walk for i in b["image"]])
-    return [{"reason": reason, "row_a": int(a), "row_b": int(b)} for reason, pairs in found.items()
-            for a, b in pairs if survey.split[a] != survey.split[b]]
