@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['Head', 'ImageEncoder', 'SpectrumEncoder', 'FromArrays', 'AstroCLIP']
 
-# %% ../../nbs/models/40_astroclip.ipynb #9fde6a57
-import torch
+# %% ../../nbs/models/40_astroclip.ipynb #245cc02f
 from torch import nn
 
 from .inputs import image_batches, in_batches, spectrum_batches
@@ -14,13 +13,13 @@ from .layers import CrossAttentionPool, MLP, Pretrained
 from .specformer import SpecFormer
 from .vit import VisionTransformer
 
-# %% ../../nbs/models/40_astroclip.ipynb #ef896f5b
+# %% ../../nbs/models/40_astroclip.ipynb #ee6a6b6f
 class Head(nn.Module):
     "Tokens (B, N, D) -> embedding (B, E): one query, layer norm, and an MLP with or without a residual around it."
     def __init__(self, dim, embed_dim, num_heads, residual, dropout):
         super().__init__()
-        self.cross_attention, self.mlp, self.residual = CrossAttentionPool(dim, embed_dim, num_heads), MLP(embed_dim, dropout=dropout), residual
-        self.dropout = nn.Dropout(dropout)
+        self.cross_attention, self.dropout = CrossAttentionPool(dim, embed_dim, num_heads), nn.Dropout(dropout)
+        self.mlp, self.residual = MLP(embed_dim, dropout=dropout), residual
 
     def forward(self, tokens):
         y = self.dropout(self.cross_attention(tokens))
@@ -46,7 +45,7 @@ class SpectrumEncoder(nn.Module):
     def tokens(self, x): return self.backbone.forward_tokens(self.backbone.preprocess(x))
     def forward(self, x): return self.head(self.tokens(x))
 
-# %% ../../nbs/models/40_astroclip.ipynb #6f4b6dbe
+# %% ../../nbs/models/40_astroclip.ipynb #e610dccd
 class FromArrays:
     "The part of `AstroCLIP` that speaks numpy."
     def embed_images(self, images, batch_size=256, progress=False, precision="float32"):
@@ -63,8 +62,9 @@ class FromArrays:
         """Images as for `embed_images` -> (N, heads, rows, columns): what each head takes from each patch; sums to one.
         In the corrected configuration the class token takes a share as well, which is left out here."""
         def weights(x):
-            w = self.image_encoder.head.cross_attention.weights(self.image_encoder.tokens(x))[..., int(self.image_encoder.positions):]
-            return (w / w.sum(-1, keepdim=True)).unflatten(-1, [s // self.image_encoder.backbone.patch_size for s in x.shape[-2:]])
+            encoder = self.image_encoder
+            w = encoder.head.cross_attention.weights(encoder.tokens(x))[..., int(encoder.positions):]
+            return (w / w.sum(-1, keepdim=True)).unflatten(-1, [s // encoder.backbone.patch_size for s in x.shape[-2:]])
         n, prepare = image_batches(images, self.image_encoder.backbone.image_size)
         return in_batches(self, weights, prepare, n, batch_size)
 
@@ -74,20 +74,23 @@ class FromArrays:
         n, prepare = spectrum_batches(flux, wavelength, ivar)
         return in_batches(self, weights, prepare, n, batch_size)
 
-# %% ../../nbs/models/40_astroclip.ipynb #32ffb6e1
+# %% ../../nbs/models/40_astroclip.ipynb #551908ef
 class AstroCLIP(FromArrays, Pretrained, nn.Module):
     "Two towers into one space. `configuration`: 'corrected' (default) or 'released' (what the published weights were trained with)."
     def __init__(self, image_backbone, spectrum_backbone, embed_dim=1024, num_heads=4, configuration="corrected", logit_scale=15.5,
                  dropout=0.1, positions=None, residual=None):
         super().__init__()
-        if configuration not in ("corrected", "released"): raise ValueError(f"configuration {configuration!r}: expected 'corrected' or 'released'")
+        if configuration not in ("corrected", "released"):
+            raise ValueError(f"configuration {configuration!r}: expected 'corrected' or 'released'")
         corrected = configuration == "corrected"
         positions, residual = [corrected if v is None else v for v in (positions, residual)]
-        self.config = dict(image_backbone=image_backbone.config, spectrum_backbone=spectrum_backbone.config, embed_dim=embed_dim, num_heads=num_heads,
-                           configuration=configuration, logit_scale=logit_scale, dropout=dropout, positions=positions, residual=residual)
+        self.config = dict(image_backbone=image_backbone.config, spectrum_backbone=spectrum_backbone.config, embed_dim=embed_dim,
+                           num_heads=num_heads, configuration=configuration, logit_scale=logit_scale, dropout=dropout,
+                           positions=positions, residual=residual)
         self.embed_dim, self.configuration, self.logit_scale = embed_dim, configuration, logit_scale
-        self.image_encoder = ImageEncoder(image_backbone, Head(image_backbone.embed_dim, embed_dim, num_heads, residual, dropout), positions)
-        self.spectrum_encoder = SpectrumEncoder(spectrum_backbone, Head(spectrum_backbone.embed_dim, embed_dim, num_heads, True, dropout))
+        head = lambda backbone, residual: Head(backbone.embed_dim, embed_dim, num_heads, residual, dropout)
+        self.image_encoder = ImageEncoder(image_backbone, head(image_backbone, residual), positions)
+        self.spectrum_encoder = SpectrumEncoder(spectrum_backbone, head(spectrum_backbone, True))
 
     @classmethod
     def from_config(cls, config):

@@ -25,13 +25,13 @@ from .specformer import SpecFormer
 from .unpickle import CheckpointError, Record, TensorRef, TorchArchive, short
 from .vit import VisionTransformer
 
-# %% ../../nbs/models/50_checkpoints.ipynb #f9042655
+# %% ../../nbs/models/50_checkpoints.ipynb #2da2bbfe
 PREFIX = re.compile(r"^(?:module\.|backbone\.|_orig_mod\.)+")
 CHUNK = re.compile(r"^blocks\.\d+\.(\d+)\.")
-SPECTRUM_NAMES = [("layernorm1.", "norm1."), ("layernorm2.", "norm2."), ("attention.attention.", "attn.qkv."), ("attention.projection.", "attn.proj."),
-                  ("mlp.encoder.", "mlp.fc1."), ("mlp.decoder.", "mlp.fc2."), ("final_layernorm.", "norm.")]
-HEAD_NAMES = [("multihead_attn.out_proj.", "proj."), ("multihead_attn.q_proj_", "q."), ("multihead_attn.k_proj_", "k."), ("multihead_attn.v_proj_", "v."),
-              ("layernorm.", "norm."), ("mlp.encoder.", "mlp.fc1."), ("mlp.decoder.", "mlp.fc2.")]
+SPECTRUM_NAMES = [("layernorm1.", "norm1."), ("layernorm2.", "norm2."), ("attention.attention.", "attn.qkv."),
+                  ("attention.projection.", "attn.proj."), ("mlp.encoder.", "mlp.fc1."), ("mlp.decoder.", "mlp.fc2."), ("final_layernorm.", "norm.")]
+HEAD_NAMES = [("multihead_attn.out_proj.", "proj."), ("multihead_attn.q_proj_", "q."), ("multihead_attn.k_proj_", "k."),
+              ("multihead_attn.v_proj_", "v."), ("layernorm.", "norm."), ("mlp.encoder.", "mlp.fc1."), ("mlp.decoder.", "mlp.fc2.")]
 IGNORED = ("dino_head.", "ibot_head.", "logit_scale")   # training only: the projection heads, a scale that the loss never used
 
 # %% ../../nbs/models/50_checkpoints.ipynb #2cdb6c9f
@@ -51,7 +51,7 @@ def our_names(name):
         return [re.sub(r"multihead_attn\.in_proj_", f"{x}.", head) for x in "qkv"] if "in_proj_" in head else [head]
     return [CHUNK.sub(r"blocks.\1.", renamed(name, SPECTRUM_NAMES))]
 
-# %% ../../nbs/models/50_checkpoints.ipynb #9de9e9a9
+# %% ../../nbs/models/50_checkpoints.ipynb #b6f33919
 @dataclass
 class Weights:
     "A model on disk: `tensors` maps our names to (shape, function that reads it)."
@@ -72,7 +72,8 @@ def state_of(tree):
     tree = plain(tree)
     state = plain(tree.get("teacher", tree.get("state_dict", tree)))
     odd = [k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, TensorRef))]
-    if odd or not state: raise CheckpointError(f"no table of tensors where one was expected ({short(odd[0]) if odd else 'empty'} is none)")
+    if odd or not state:
+        raise CheckpointError(f"no table of tensors where one was expected ({short(odd[0]) if odd else 'empty'} is none)")
     return state
 
 
@@ -81,7 +82,7 @@ def plain(x):
     found = x.mapping or x.state if isinstance(x, Record) else x
     return found if isinstance(found, dict) else {}
 
-# %% ../../nbs/models/50_checkpoints.ipynb #11e20bdd
+# %% ../../nbs/models/50_checkpoints.ipynb #9f971403
 def depth_of(names):
     "How many blocks: their indices must be 0, 1, ... without a gap."
     found = {int(m[1]) for n in names if (m := re.match(r"blocks\.(\d{1,4})\.", n))}
@@ -92,7 +93,8 @@ def depth_of(names):
 def shape_at(shapes, name, n):
     "The shape of a tensor that must be there, with n axes."
     if name not in shapes: raise CheckpointError(f"tensor {name} is missing")
-    if len(shapes[name]) != n or 0 in shapes[name]: raise CheckpointError(f"tensor {name} has shape {tuple(shapes[name])}: expected {n} axes")
+    if len(shapes[name]) != n or 0 in shapes[name]:
+        raise CheckpointError(f"tensor {name} has shape {tuple(shapes[name])}: expected {n} axes")
     return shapes[name]
 
 
@@ -107,12 +109,13 @@ def specformer_sizes(shapes, said):
     "`said`: the hyper-parameters of the file; windows overlap by half unless they say otherwise."
     D, width = shape_at(shapes, "data_embed.weight", 2)
     window = width - 2
-    if said.get("slice_section_length", window) != window: raise CheckpointError(f"windows of {said['slice_section_length']} pixels, but the tensors are made for {window}")
+    if said.get("slice_section_length", window) != window:
+        raise CheckpointError(f"windows of {said['slice_section_length']} pixels, but the tensors are made for {window}")
     stride, positions = window - said.get("slice_overlap", window // 2), shape_at(shapes, "position_embed.weight", 2)[0]
-    return dict(window=window, stride=stride, embed_dim=D, depth=depth_of(shapes), max_len=positions, n_pixels=min(7781, window + (positions - 1) * stride),
-                mlp_ratio=shape_at(shapes, "blocks.0.mlp.fc1.weight", 2)[0] // D)
+    return dict(window=window, stride=stride, embed_dim=D, depth=depth_of(shapes), max_len=positions,
+                n_pixels=min(7781, window + (positions - 1) * stride), mlp_ratio=shape_at(shapes, "blocks.0.mlp.fc1.weight", 2)[0] // D)
 
-# %% ../../nbs/models/50_checkpoints.ipynb #d205eeb6
+# %% ../../nbs/models/50_checkpoints.ipynb #3c108f30
 HEADS = {"VisionTransformer": {"num_heads": ()}, "SpecFormer": {"num_heads": ()},      # argument -> where it stands in the configuration
          "AstroCLIP": {"image_num_heads": ("image_backbone",), "spectrum_num_heads": ("spectrum_backbone",), "cross_num_heads": ()}}
 PUBLISHED = [(dict(image_size=144, patch_size=12, embed_dim=1024, depth=24), 16),       # ViT-L/12 of AstroDINO
@@ -127,19 +130,22 @@ def fits(config, wanted):
 def settle_heads(kind, config, given):
     "Put head counts into `config` (in place): from the file, the table of published models, or `given`; never a guess."
     unknown = set(given) - set(HEADS.get(kind, {}))
-    if unknown: raise TypeError(f"{', '.join(sorted(unknown))}: not an argument for a {kind}; it has {', '.join(HEADS.get(kind, {})) or 'none'}")
+    if unknown:
+        raise TypeError(f"{', '.join(sorted(unknown))}: not an argument for a {kind}; it has {', '.join(HEADS.get(kind, {})) or 'none'}")
     for name, where in HEADS.get(kind, {}).items():
         part = config
         for key in where: part = part[key]
         known = part.get("num_heads") or next((n for sizes, n in PUBLISHED if fits(part, sizes)), None)
         wanted = given.get(name)
-        if known is None and wanted is None: raise CheckpointError(f"the file does not say how many attention heads it has: give {name}=")
-        if None not in (known, wanted) and known != wanted: raise CheckpointError(f"{name}={wanted}, but this model has {known}")
+        if known is None and wanted is None:
+            raise CheckpointError(f"the file does not say how many attention heads it has: give {name}=")
+        if None not in (known, wanted) and known != wanted:
+            raise CheckpointError(f"{name}={wanted}, but this model has {known}")
         part["num_heads"] = known or wanted
         if type(part["num_heads"]) is not int or part["num_heads"] < 1 or part["embed_dim"] % part["num_heads"]:
             raise CheckpointError(f"{name}={part['num_heads']!r} does not divide the width {part['embed_dim']}")
 
-# %% ../../nbs/models/50_checkpoints.ipynb #c93c7443
+# %% ../../nbs/models/50_checkpoints.ipynb #9c108859
 def look(x, *path):
     "Follow names through dictionaries and records (their attributes, then their sub-modules); None where the path ends."
     for key in path:
@@ -154,7 +160,8 @@ def official_config(kind, shapes, said):
     if kind == "SpecFormer": return dict(specformer_sizes(shapes, said), num_heads=said.get("num_heads"), dropout=float(said.get("dropout", 0.0)))
     part = lambda prefix: {k.removeprefix(prefix): v for k, v in shapes.items() if k.startswith(prefix)}
     spectrum = plain(look(said, "spectrum_encoder", "backbone", "_hparams"))
-    cross = {look(said, e, "cross_attention", "multihead_attn", "num_heads") or look(said, e, "init_args", "n_head") for e in ("image_encoder", "spectrum_encoder")} - {None}
+    cross = {look(said, e, "cross_attention", "multihead_attn", "num_heads") or look(said, e, "init_args", "n_head")
+             for e in ("image_encoder", "spectrum_encoder")} - {None}
     if len(cross) > 1: raise CheckpointError(f"the two heads have different numbers of attention heads: {sorted(map(str, cross))}")
     image_heads = look(said, "image_encoder", "backbone", "num_heads")
     spectrum_heads = spectrum.get("num_heads") or look(said, "spectrum_encoder", "backbone", "blocks", "0", "attention", "num_heads")
@@ -163,7 +170,7 @@ def official_config(kind, shapes, said):
                 embed_dim=shape_at(shapes, "image_encoder.head.cross_attention.query", 3)[2], num_heads=next(iter(cross), None),
                 configuration="released", logit_scale=float(said.get("logit_scale", 15.5)))
 
-# %% ../../nbs/models/50_checkpoints.ipynb #48ef775f
+# %% ../../nbs/models/50_checkpoints.ipynb #c89cc35d
 def official(path):
     "An official `.ckpt` -> `Weights`."
     archive = TorchArchive(path)
@@ -181,7 +188,8 @@ def official(path):
                     if isinstance(v, (float, str, bool)) or isinstance(v, int) and abs(v) < 2**63}
         config = official_config(kind, {n: shape for n, (shape, _) in tensors.items()}, plain(said))
     except CheckpointError as e: raise CheckpointError(f"{path}: {e}") from e
-    except (TypeError, ValueError, ArithmeticError) as e: raise CheckpointError(f"{path}: its hyper-parameters make no sense ({short(str(e))})") from e
+    except (TypeError, ValueError, ArithmeticError) as e:
+        raise CheckpointError(f"{path}: its hyper-parameters make no sense ({short(str(e))})") from e
     return Weights(kind, config, tensors, Path(path), "official", ignored, settings)
 
 
@@ -198,7 +206,7 @@ def kind_of(names):
     if "data_embed.weight" in names: return "SpecFormer"
     raise CheckpointError(f"none of the models we know; its tensors begin with {', '.join(short(n) for n in list(names)[:3])}")
 
-# %% ../../nbs/models/50_checkpoints.ipynb #fc87e04b
+# %% ../../nbs/models/50_checkpoints.ipynb #ad408f91
 def ours(path):
     "A folder or .safetensors written by `save` -> `Weights`."
     path = Path(path)
@@ -208,11 +216,13 @@ def ours(path):
         sidecar = file.with_name("config.json")
         written = json.loads((handle.metadata() or {}).get("astroclip") or (sidecar.read_text() if sidecar.exists() else "null"))
         tensors = {k: (tuple(handle.get_slice(k).get_shape()), lambda k=k: handle.get_tensor(k)) for k in handle.keys()}
-        if not isinstance(written, dict) or not isinstance(written.get("config"), dict): raise CheckpointError("it has no configuration of ours (config.json)")
-    except (SafetensorError, ValueError, OSError, RecursionError) as e: raise CheckpointError(f"{file}: not a model of ours, or damaged ({short(str(e), 200)})") from e
+        if not isinstance(written, dict) or not isinstance(written.get("config"), dict):
+            raise CheckpointError("it has no configuration of ours (config.json)")
+    except (SafetensorError, ValueError, OSError, RecursionError) as e:
+        raise CheckpointError(f"{file}: not a model of ours, or damaged ({short(str(e), 200)})") from e
     return Weights(str(written.get("kind")), written["config"], tensors, file, "astroclip", training=written.get("training", {}))
 
-# %% ../../nbs/models/50_checkpoints.ipynb #4e1af715
+# %% ../../nbs/models/50_checkpoints.ipynb #5a4075be
 CARD = """---
 library_name: astroclip
 ---
@@ -241,7 +251,8 @@ def save(model, path, source="training", training=None):
         save_file(state, file, metadata={"format": "pt", "astroclip": json.dumps(about)})
         file.chmod(0o644)   # safetensors writes for the owner only
     about |= dict(parameters=sum(v.numel() for v in state.values()), sha256=file_hash(path / "model.safetensors"))
-    card = CARD.format(kind=kind, parameters=about["parameters"], version=__version__, config=json.dumps(model.config), hash=about["sha256"], source=source)
+    card = CARD.format(kind=kind, parameters=about["parameters"], version=__version__, config=json.dumps(model.config),
+                       hash=about["sha256"], source=source)
     with write_atomic(path / "README.md") as file: file.write_text(card)
     with write_atomic(path / "config.json") as file: file.write_text(json.dumps(about, indent=1) + "\n")
     return path
@@ -279,13 +290,15 @@ def read(source, revision=None):
     path = locate(source, revision)
     return ours(path) if path.is_dir() or path.suffix == ".safetensors" else official(path)
 
-# %% ../../nbs/models/50_checkpoints.ipynb #4bb06ada
+# %% ../../nbs/models/50_checkpoints.ipynb #7863e14d
 def build(cls, weights):
     "A model of class `cls` with the tensors of `weights`; a strict load that lists what does not fit."
-    if biggest_depth(weights.config) > len(weights.tensors): raise CheckpointError(f"{weights.path}: its configuration has more blocks than it has tensors")
+    if biggest_depth(weights.config) > len(weights.tensors):
+        raise CheckpointError(f"{weights.path}: its configuration has more blocks than it has tensors")
     try:
         with torch.device("meta"): model = cls.from_config(weights.config)
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RuntimeError) as e: raise CheckpointError(f"{weights.path}: its configuration does not make a {cls.__name__} ({short(str(e), 300)})") from e
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RuntimeError) as e:
+        raise CheckpointError(f"{weights.path}: its configuration does not make a {cls.__name__} ({short(str(e), 300)})") from e
     wanted, found = {k: tuple(v.shape) for k, v in model.state_dict().items()}, {k: tuple(s) for k, (s, _) in weights.tensors.items()}
     problems = {"missing": sorted(wanted.keys() - found), "unexpected": sorted(found.keys() - wanted),
                 "of another shape": [f"{k} {found[k]} (expected {wanted[k]})" for k in wanted.keys() & found if found[k] != wanted[k]]}
@@ -296,13 +309,16 @@ def build(cls, weights):
 
 
 def biggest_depth(config):
-    return max([v if k == "depth" and isinstance(v, int) else biggest_depth(v) if isinstance(v, dict) else 0 for k, v in config.items()], default=0)
+    "The largest `depth` in a configuration, at any level."
+    return max([v if k == "depth" and isinstance(v, int) else biggest_depth(v) if isinstance(v, dict) else 0
+                for k, v in config.items()], default=0)
 
-# %% ../../nbs/models/50_checkpoints.ipynb #a0b71e25
+# %% ../../nbs/models/50_checkpoints.ipynb #f5ccb15e
 def load(cls, source, device="auto", revision=None, **heads):
     "What `from_pretrained` does: find, read, settle the head counts, build, check, load; in evaluation mode on `device`."
     device, weights = resolve_device(device), read(source, revision)
-    if weights.kind != cls.__name__: raise CheckpointError(f"{weights.path} is a checkpoint of {weights.kind}: use {weights.kind}.from_pretrained, not {cls.__name__}")
+    if weights.kind != cls.__name__:
+        raise CheckpointError(f"{weights.path} is a checkpoint of {weights.kind}: use {weights.kind}.from_pretrained, not {cls.__name__}")
     try: settle_heads(weights.kind, weights.config, {k: v for k, v in heads.items() if v is not None})
     except CheckpointError as e: raise CheckpointError(f"{weights.path}: {e}") from e
     return build(cls, weights).eval().to(device)
@@ -312,7 +328,8 @@ def convert(source, folder, revision=None, **heads):
     "Official checkpoint or hub repository -> a folder of ours, with the source's SHA-256 in its card."
     weights = read(source, revision)
     classes = {c.__name__: c for c in (AstroCLIP, SpecFormer, VisionTransformer)}
-    if weights.kind not in classes: raise CheckpointError(f"{weights.path} is a checkpoint of {weights.kind}, which has no official format to convert from")
+    if weights.kind not in classes:
+        raise CheckpointError(f"{weights.path} is a checkpoint of {weights.kind}, which has no official format to convert from")
     model = load(classes[weights.kind], weights.path, device="cpu", **heads)
     return save(model, folder, source=f"{weights.path.name}, SHA-256 `{file_hash(weights.path)}`", training=weights.training)
 

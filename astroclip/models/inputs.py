@@ -9,7 +9,7 @@ __all__ = ['in_batches', 'as_array', 'image_batches', 'spectrum_batches']
 import numpy as np
 import torch
 
-# %% ../../nbs/models/15_inputs.ipynb #fc964172
+# %% ../../nbs/models/15_inputs.ipynb #b5b7575d
 def in_batches(
     network,             # torch module; its device decides where
     function,            # (torch batch) -> torch, or a tuple of them
@@ -33,7 +33,8 @@ def in_batches(
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             for i in starts:
                 y = function(torch.from_numpy(prepare(slice(i, min(i + batch_size, n)))).to(device)).float().cpu().numpy()
-                if not np.isfinite(y).all(): raise ValueError(f"rows {i} to {i + len(y) - 1} give numbers that are not finite: are the weights damaged?")
+                if not np.isfinite(y).all():
+                    raise ValueError(f"rows {i} to {i + len(y) - 1} give numbers that are not finite: are the weights damaged?")
                 out.append(y)
     finally: network.train(training)
     return np.concatenate(out)[:n]

@@ -25,7 +25,7 @@ DTYPES = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16
           "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool}
 MAX_PICKLE, MAX_STEPS = 32 << 20, 1_000_000   # bytes of the program and instructions it may have; AstroCLIP's has about 10^5
 
-# %% ../../nbs/models/45_unpickle.ipynb #19af019c
+# %% ../../nbs/models/45_unpickle.ipynb #37920657
 @dataclass(eq=False)
 class Record:
     "What stands for an object of a class we do not know: its name and what the file says about it. It does nothing."
@@ -64,12 +64,14 @@ class TensorRef:
 
 def short(x, width=80):
     "A bounded text of what the file put there: plain values as they are, the rest as the name of its type."
-    one = lambda v: (v[:width] if isinstance(v, str) else str(v) if isinstance(v, (float, bool)) or isinstance(v, int) and abs(v) < 2**63 else
-                     "a huge number" if isinstance(v, int) else type(v).__name__)
+    def one(v):
+        if isinstance(v, str): return v[:width]
+        if isinstance(v, int) and abs(v) >= 2**63: return "a huge number"
+        return str(v) if isinstance(v, (int, float)) else type(v).__name__
     text = f"({', '.join(map(one, x[:8]))})" if isinstance(x, tuple) else one(x)
     return text if len(text) <= width else text[:width] + "..."
 
-# %% ../../nbs/models/45_unpickle.ipynb #ac3f9c81
+# %% ../../nbs/models/45_unpickle.ipynb #28b7eca6
 def key_of(x): return x if isinstance(x, (str, int, float, bytes, type(None), Record)) else Record("unhashable", (x,))
 
 
@@ -86,7 +88,8 @@ def called(f, args):
     "What the file gets for 'call f with args'."
     name = f.name if isinstance(f, Record) else ""
     match name, args:
-        case "torch._utils._rebuild_tensor_v2", (Storage() as s, offset, tuple(shape), tuple(stride), *_): return TensorRef(s, offset, shape, stride)
+        case "torch._utils._rebuild_tensor_v2", (Storage() as s, offset, tuple(shape), tuple(stride), *_):
+            return TensorRef(s, offset, shape, stride)
         case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", (TensorRef() as t, *_): return t
         case "collections.OrderedDict", (): return {}
         case "collections.OrderedDict", ([*pairs],) if all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
@@ -167,7 +170,7 @@ class Machine:
                 if isinstance(self.stack[-1], Record): self.stack[-1].state = state
             case _: raise CheckpointError(f"instruction {op} has no business in a checkpoint")
 
-# %% ../../nbs/models/45_unpickle.ipynb #530bb982
+# %% ../../nbs/models/45_unpickle.ipynb #eb754309
 def read_pickle(data):
     "Bytes of a pickle -> the plain objects it describes, with `Record`s for everything else."
     if len(data) > MAX_PICKLE: raise CheckpointError(f"its pickle has {len(data):,} bytes, more than {MAX_PICKLE:,}")
@@ -178,11 +181,12 @@ def read_pickle(data):
             if op.name == "STOP": return machine.take(1)[0]
             machine.step(op.name, arg)
     except CheckpointError: raise
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as e: raise CheckpointError(f"its pickle is damaged ({short(str(e))})") from e
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as e:
+        raise CheckpointError(f"its pickle is damaged ({short(str(e))})") from e
     raise CheckpointError("its pickle ends too early")
 
-# %% ../../nbs/models/45_unpickle.ipynb #f86eb21b
-BROKEN = (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, struct.error, ValueError, OverflowError, UnicodeDecodeError)   # of zipfile
+# %% ../../nbs/models/45_unpickle.ipynb #a945e2af
+BROKEN = (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, struct.error, ValueError, OverflowError)   # what zipfile raises
 
 
 class TorchArchive:
@@ -205,10 +209,12 @@ class TorchArchive:
         roots = [n for n in names if n.split("/")[1:] == ["data.pkl"]]
         if len(roots) != 1: raise CheckpointError(f"expected one <name>/data.pkl in the archive, found {len(roots)}")
         if len(set(names)) < len(names): raise CheckpointError("two entries of the archive have one name")
-        if any(i.compress_type != zipfile.ZIP_STORED or i.file_size != i.compress_size for i in infos): raise CheckpointError("entries of the archive are compressed")
+        if any(i.compress_type != zipfile.ZIP_STORED or i.file_size != i.compress_size for i in infos):
+            raise CheckpointError("entries of the archive are compressed")
         if sum(i.file_size for i in infos) > size: raise CheckpointError("entries of the archive overlap")
         self.prefix = roots[0].removesuffix("data.pkl")
-        if self.prefix + "byteorder" in names and self.read(self.prefix + "byteorder").numpy().tobytes() != b"little": raise CheckpointError("numbers are big-endian")
+        if self.prefix + "byteorder" in names and self.read(self.prefix + "byteorder").numpy().tobytes() != b"little":
+            raise CheckpointError("numbers are big-endian")
 
     def read(self, name):
         "The bytes of an entry as a uint8 tensor, its checksum verified."
@@ -228,7 +234,8 @@ class TorchArchive:
         s = ref.storage
         try: data = self.storages[s.key] = self.storages[s.key] if s.key in self.storages else self.read(f"{self.prefix}data/{s.key}")
         except CheckpointError as e: raise CheckpointError(f"{self.path}: {e}") from e
-        if len(data) != s.numel * s.dtype.itemsize: raise CheckpointError(f"{self.path}: storage {short(s.key)} has {len(data)} bytes, not {s.numel} x {s.dtype.itemsize}")
+        if len(data) != s.numel * s.dtype.itemsize:
+            raise CheckpointError(f"{self.path}: storage {short(s.key)} has {len(data)} bytes, not {s.numel} x {s.dtype.itemsize}")
         return data.view(s.dtype).as_strided(ref.shape, ref.stride, ref.offset)
 
     def __enter__(self): return self

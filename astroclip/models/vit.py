@@ -14,7 +14,7 @@ from ..data.images import M, Q, SCALES
 from .inputs import image_batches, in_batches
 from .layers import Block, Pretrained, arguments, init_weights
 
-# %% ../../nbs/models/20_vit.ipynb #ee0730f6
+# %% ../../nbs/models/20_vit.ipynb #61397254
 class PatchEmbed(nn.Module):
     "Images (B, C, H, W) -> one linear embedding for each patch, row by row: (B, P, D)."
     def __init__(self, patch_size, in_channels, embed_dim):
@@ -25,7 +25,8 @@ class PatchEmbed(nn.Module):
         C, p = self.proj.weight.shape[1:3]
         if x.ndim != 4 or x.shape[1] != C or x.shape[2] % p or x.shape[3] % p or not x.shape[2] * x.shape[3]:
             raise ValueError(f"images of shape {tuple(x.shape)}: expected (N, {C}, H, W) with H and W multiples of {p}")
-        patches = x.to(self.proj.weight.dtype).unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)   # (B, P, C*p*p)
+        patches = x.to(self.proj.weight.dtype).unfold(2, p, p).unfold(3, p, p)                # (B, C, rows, columns, p, p)
+        patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)                  # (B, P, C*p*p)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 # %% ../../nbs/models/20_vit.ipynb #451c193e
