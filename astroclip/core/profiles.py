@@ -17,15 +17,15 @@ MOCK_SURVEY = {
     "paper": dict(n_pairs=200_000, n_spectra=200_000),
 }
 
-# %% ../../nbs/core/15_profiles.ipynb #db31830b
+# %% ../../nbs/core/15_profiles.ipynb #6f15fb1c
 PRETRAIN_SPECTRUM = {
-    "smoke": dict(window=80, stride=40, embed_dim=32, depth=2, num_heads=1, chunks=6, chunk_width=13,
+    "smoke": dict(window=80, stride=40, embed_dim=32, depth=2, num_heads=1, place=8, place_steps=10, place_batch_size=8, chunks=6, chunk_width=13,
                   steps=30, batch_size=16, lr=2e-3, weight_decay=0.05, warmup=5, validate_every=10),
-    "mini": dict(window=80, stride=40, embed_dim=128, depth=4, num_heads=2, chunks=6, chunk_width=13,
-                 steps=1_250, batch_size=32, lr=2e-3, weight_decay=0.05, warmup=100, validate_every=125),
-    "standard": dict(window=20, stride=10, embed_dim=384, depth=6, num_heads=6, chunks=6, chunk_width=50,
+    "mini": dict(window=80, stride=40, embed_dim=128, depth=4, num_heads=2, place=24, place_steps=500, place_batch_size=32, chunks=6, chunk_width=13,
+                 steps=1_000, batch_size=32, lr=2e-3, weight_decay=0.05, warmup=100, validate_every=125),
+    "standard": dict(window=20, stride=10, embed_dim=384, depth=6, num_heads=6, place=24, place_steps=2_000, place_batch_size=256, chunks=6, chunk_width=50,
                      steps=7_500, batch_size=256, lr=1e-3, weight_decay=0.05, warmup=500, validate_every=500),
-    "paper": dict(window=20, stride=10, embed_dim=768, depth=6, num_heads=6, chunks=6, chunk_width=50,
+    "paper": dict(window=20, stride=10, embed_dim=768, depth=6, num_heads=6, place=0, place_steps=0, place_batch_size=256, chunks=6, chunk_width=50,
                   steps=500_000, batch_size=256, lr=1e-5, weight_decay=0.1, warmup=2_000, validate_every=5_000),
 }
 
@@ -62,18 +62,18 @@ PRETRAIN_IMAGE = {
                   checkpoint_every=1_250, **{**_IMAGE, "rotate": False}),
 }
 
-# %% ../../nbs/core/15_profiles.ipynb #716f3938
+# %% ../../nbs/core/15_profiles.ipynb #a5443a61
 ALIGN = {
-    "smoke": dict(embed_dim=32, num_heads=2, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=8,
+    "smoke": dict(embed_dim=32, num_heads=2, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4, place_weight=1.0,
                   frozen_steps=20, frozen_batch_size=64, frozen_lr=1e-3, frozen_warmup=5,
                   tuned_steps=20, tuned_batch_size=32, tuned_lr=1e-3, tuned_warmup=5, tower_lr=1e-3, random_tower_lr=1e-3),
-    "mini": dict(embed_dim=128, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=8,
+    "mini": dict(embed_dim=128, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4, place_weight=1.0,
                  frozen_steps=1_000, frozen_batch_size=256, frozen_lr=1e-3, frozen_warmup=100,
                  tuned_steps=1_350, tuned_batch_size=128, tuned_lr=1e-3, tuned_warmup=100, tower_lr=1e-3, random_tower_lr=1e-3),
-    "standard": dict(embed_dim=384, num_heads=6, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4,
+    "standard": dict(embed_dim=384, num_heads=6, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4, place_weight=1.0,
                      frozen_steps=5_000, frozen_batch_size=1_024, frozen_lr=5e-4, frozen_warmup=200,
                      tuned_steps=3_000, tuned_batch_size=1_024, tuned_lr=5e-4, tuned_warmup=300, tower_lr=3e-4, random_tower_lr=5e-4),
-    "paper": dict(embed_dim=1024, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4,
+    "paper": dict(embed_dim=1024, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4, place_weight=0.0,
                   frozen_steps=15_400, frozen_batch_size=1_024, frozen_lr=1e-4, frozen_warmup=1_000,
                   tuned_steps=15_400, tuned_batch_size=1_024, tuned_lr=1e-4, tuned_warmup=1_000, tower_lr=2e-5, random_tower_lr=1e-4),
 }

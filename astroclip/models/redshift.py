@@ -26,7 +26,7 @@ def correlate(features,    # (B, C, M)
         f, t = torch.fft.rfft(features.float(), n=n).conj(), torch.fft.rfft(templates.float(), n=n)
         return torch.fft.irfft(torch.einsum("bcw,kcw->bkw", f, t), n=n)[..., :S].flip(-1)
 
-# %% ../../nbs/models/60_redshift.ipynb #94459924
+# %% ../../nbs/models/60_redshift.ipynb #c13cc3c3
 class RedshiftNetwork(nn.Module):
     "Spectra on the log grid -> logits over shifts, i.e. over ln(1 + z) in steps of two pixels."
     def __init__(self, features=16, templates=16, hidden=32, z_max=0.95):
@@ -38,13 +38,13 @@ class RedshiftNetwork(nn.Module):
         self.templates = nn.Parameter(0.02 * torch.randn(templates, features, M + S - 1))
         self.vote = nn.Sequential(convolution(templates, 2 * hidden, 5), nn.GELU(), convolution(2 * hidden, 1, 5))
         self.register_buffer("centres", 2 * LOG_STEP * torch.arange(S))                # (S,) y = ln(1 + z) of every shift
-        self.register_buffer("calibration", torch.linspace(0, 1, 64).repeat(2, 1))     # claimed -> observed; identity until fitted
+        self.register_buffer("calibration", torch.tensor([1., 0.]))                    # slope and offset in log odds; identity until fitted
 
     def forward(self, flux, good):
         "Flux and mask (B, N) on the log grid -> logits (B, S)."
         x = line_channels(flux, good)
         f = self.features(x).float() * F.avg_pool1d(x[:, 2:], 2)
-        f = f / f.square().sum((1, 2), keepdim=True).sqrt().clamp_min(1e-6)
+        f = f / (f.square().sum((1, 2), keepdim=True) + 1e-12).sqrt()            # 1e-12: a spectrum without any good pixel has a gradient too
         return self.vote(8 * correlate(f, self.templates)).float()[:, 0]
 
     def importance(self):
@@ -64,7 +64,7 @@ def estimate(logits, centres, near=6):  # (B, S), (S,)
     y = (peak * centres).sum(-1) / peak.sum(-1)
     return y, torch.where((centres - y[:, None]).abs() < RIGHT, p, 0.).sum(-1)
 
-# %% ../../nbs/models/60_redshift.ipynb #d77c3ce2
+# %% ../../nbs/models/60_redshift.ipynb #6c913e7e
 class RedshiftClassifier(Pretrained, RedshiftNetwork):
     "The network with the border around it: any spectra in, redshifts and calibrated probabilities out."
     @torch.no_grad()
@@ -83,13 +83,15 @@ class RedshiftClassifier(Pretrained, RedshiftNetwork):
         """(z, probability), (N,) float32 each: redshift, and the probability that |dz| / (1 + z) < 0.003.
         ValueError: all-NaN or all-masked spectra, a wrong length, less than half of 3600-9824 A."""
         y, raw = (x.cpu().numpy() for x in estimate(self.logits_of(flux, wavelength, ivar), self.centres))
-        return np.expm1(y).astype(np.float32), np.interp(raw, *self.calibration.cpu().numpy()).astype(np.float32)
+        return np.expm1(y).astype(np.float32), self.stated(raw)
 
     def distribution(self, flux, wavelength=None, ivar=None):
         "(redshifts (K,), p (N, K)): the whole answer as numpy; arguments as for `predict`."
         p = self.logits_of(flux, wavelength, ivar).softmax(-1)
         return np.expm1(self.centres.cpu().numpy()), p.cpu().numpy()
 
-    def set_calibration(self, knots):
-        "Knots (2, K <= 64) of `training.classifier.calibration_curve`; the last one is repeated to fill the table."
-        self.calibration.copy_(torch.as_tensor(np.pad(knots, ((0, 0), (0, 64 - knots.shape[1])), mode="edge")))
+    def stated(self, raw):
+        "Claimed probabilities, array -> calibrated ones: a straight line in log odds, fitted by `training.classifier.calibrate`."
+        slope, offset = self.calibration.cpu().numpy()
+        raw = np.clip(raw, 1e-6, 1 - 1e-6)
+        return (1 / (1 + np.exp(-slope * np.log(raw / (1 - raw)) - offset))).astype(np.float32)

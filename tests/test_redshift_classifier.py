@@ -1,0 +1,145 @@
+"""The redshift classifier: any grid, bad input, shifts, calibration, saving, resuming; real spectra once trained (slow tests elsewhere)."""
+import numpy as np
+import pytest
+import torch
+
+from astroclip.models.loggrid import LOG_STEP, N_LOG, line_channels
+from astroclip.models.redshift import RIGHT, RedshiftClassifier, correlate, estimate
+from astroclip.training.classifier import (
+    Classification, calibrate, classification_loss, fit_calibration, hard_copies, predictions, reliability, soft_target, train_classifier)
+from astroclip.training.loop import NonFiniteLoss
+from astroclip.training.views import LogSpectra
+
+LINES = [(3728.5, 1.5), (3934.8, -1.0), (3969.6, -1.0), (4862.7, 1.0), (5008.2, 2.0), (6564.6, 3.0)]
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    return RedshiftClassifier(features=4, templates=4, hidden=8)
+
+
+def galaxy(wavelength, z, noise=0.1, seed=0):
+    rest = wavelength / (1 + z)
+    lines = sum(a * np.exp(-0.5 * ((rest - w) / 2.5) ** 2) for w, a in LINES)
+    return 1 + 0.3 * np.tanh((rest - 4000) / 200) + lines + noise * np.random.default_rng(seed).normal(size=len(wavelength))
+
+
+@pytest.fixture(scope="module")
+def spectra():
+    generator, x = torch.Generator().manual_seed(0), torch.linspace(np.log(3600), np.log(9824), N_LOG)
+    y = 0.05 + 0.35 * torch.rand(64, generator=generator)
+    lines = sum(a * torch.exp(-0.5 * ((x - np.log(w) - y[:, None]) / 6e-4) ** 2) for w, a in LINES)
+    return LogSpectra((1 + lines + 0.1 * torch.randn(64, N_LOG, generator=generator)).half(), torch.ones(64, N_LOG, dtype=torch.bool), y)
+
+
+@pytest.fixture(scope="module")
+def trained(spectra):
+    torch.set_num_threads(1)
+    model = small()
+    list(train_classifier(model, spectra, spectra[:8], Classification(steps=40, batch_size=16, warmup=5, lr=1e-2, noise=0.5, validate_every=99, checkpoint_every=99)))
+    calibrate(model, spectra[:32], copies=1)
+    return model
+
+
+def test_learns_and_reads_every_grid(trained):
+    desi, sdss, manga = 3600 + 0.8 * np.arange(7781), 10 ** np.arange(3.58, 3.9638, 1e-4), 10 ** np.linspace(np.log10(3622), np.log10(10354), 4563)
+    for z in (0.12, 0.3):
+        for wavelength in (desi, sdss, manga):
+            found, probability = trained.predict(galaxy(wavelength, z), None if wavelength is desi else wavelength)
+            assert found.shape == probability.shape == (1,) and found.dtype == probability.dtype == np.float32
+            assert abs(found[0] - z) / (1 + z) < RIGHT, (z, len(wavelength))
+            assert 0 < probability[0] < 1
+
+
+def test_units_zero_point_and_bad_pixels_do_not_matter(trained):
+    wavelength = 3600 + 0.8 * np.arange(7781)
+    flux, ivar = galaxy(wavelength, 0.2), np.ones(7781)
+    bad, where = flux.copy(), slice(3000, 3400)
+    bad[where] = 1e6
+    ivar[where] = 0
+    z = [trained.predict(flux)[0], trained.predict(50 * flux + 9)[0], trained.predict(bad, ivar=ivar)[0],
+         trained.predict(np.where(ivar > 0, flux, np.nan))[0]]
+    assert np.ptp(z) < 1e-3
+
+
+def test_batches_and_order_do_not_matter(trained):
+    wavelength = 3600 + 0.8 * np.arange(7781)
+    flux = np.stack([galaxy(wavelength, z, seed=i) for i, z in enumerate((0.1, 0.2, 0.3))])
+    together = np.stack(trained.predict(flux), 1)
+    alone = np.concatenate([np.stack(trained.predict(f), 1) for f in flux[::-1]])[::-1]
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("flux, kwargs, message", [
+    (np.full(7781, np.nan), {}, "all NaN"), (np.ones(7781), dict(ivar=np.zeros(7781)), "all masked"), (np.ones(4000), {}, "give wavelength="),
+    (np.ones(500), dict(wavelength=np.linspace(5000, 6000, 500)), "too little"), (np.ones((2, 3, 4, 5)), {}, "shape"),
+    (np.ones(7781), dict(ivar=np.ones(7780)), "ivar"), (np.ones(900), dict(wavelength=np.linspace(9800, 3600, 900)), "increas|rising|ascend")])
+def test_bad_input_is_one_clear_error(flux, kwargs, message):
+    with pytest.raises(ValueError, match=message): small().predict(flux, **kwargs)
+
+
+def test_correlation_is_the_sum_it_says():
+    f, T = torch.randn(2, 3, 20), torch.randn(4, 3, 29)
+    slow = torch.nn.functional.conv1d(T, f).flip(-1).transpose(0, 1)
+    assert torch.allclose(correlate(f, T), slow, atol=1e-4)
+
+
+def test_line_channels_ignore_scale_and_zero_point():
+    x, good = torch.randn(2, N_LOG), torch.rand(2, N_LOG) > 0.1
+    assert torch.allclose(line_channels(x, good), line_channels(30 * x - 4, good), atol=2e-3)
+
+
+def test_estimate_takes_one_peak():
+    centres = LOG_STEP * torch.arange(1000)
+    p = torch.full((1000,), 1e-9)
+    p[200], p[800] = 0.6, 0.4
+    y, raw = estimate(p.log()[None], centres)
+    assert abs(float(y) - 200 * LOG_STEP) < LOG_STEP and abs(float(raw) - 0.6) < 0.01
+
+
+def test_soft_target_and_loss():
+    centres = torch.arange(50) * 0.1
+    target = soft_target(torch.tensor([2.0]), centres)
+    assert abs(float(target.sum()) - 1) < 1e-5 and int(target.argmax()) == 20
+    assert abs(float(classification_loss(torch.zeros(1, 50), torch.tensor([2.0]), centres)) - np.log(50)) < 1e-4
+
+
+def test_calibration_makes_stated_equal_observed():
+    rng = np.random.default_rng(1)
+    odds = rng.normal(0.5, 2, 40_000)
+    right, claimed = rng.random(40_000) < 1 / (1 + np.exp(-odds)), 1 / (1 + np.exp(-1.7 * odds - 0.4))
+    model = small()
+    model.calibration.copy_(torch.as_tensor(fit_calibration(claimed[:20_000], right[:20_000])))
+    rows = reliability(model.stated(claimed[20_000:]), right[20_000:])
+    assert all(abs(r["observed"] - r["stated"]) < 0.04 for r in rows) and sum(r["n"] for r in rows) == 20_000
+
+
+def test_degraded_copies_are_the_same_for_a_seed(spectra):
+    a, b, c = hard_copies(spectra, 1), hard_copies(spectra, 1), hard_copies(spectra, 2)
+    assert torch.equal(a.flux, b.flux) and not torch.equal(a.flux, c.flux)
+    pixels = (a.y - spectra.y) / LOG_STEP
+    assert torch.allclose(pixels, pixels.round(), atol=2e-2)
+
+
+def test_resume_equals_uninterrupted(spectra, tmp_path):
+    torch.set_num_threads(1)
+    config = Classification(steps=4, batch_size=4, warmup=1, validate_every=9, checkpoint_every=2)
+    whole, killed, resumed = small(), small(), small()
+    list(train_classifier(whole, spectra, spectra[:4], config))
+    for record in train_classifier(killed, spectra, spectra[:4], config, tmp_path / "c.pt"):
+        if record["step"] == 2: break
+    assert [r["step"] for r in train_classifier(resumed, spectra, spectra[:4], config, tmp_path / "c.pt")] == [2, 3]
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_non_finite_loss_stops(spectra):
+    model = small()
+    with torch.no_grad(): model.vote[2].bias.fill_(float("nan"))
+    with pytest.raises(NonFiniteLoss, match="step 0"): next(train_classifier(model, spectra, spectra[:4], Classification(steps=2)))
+
+
+def test_saving_keeps_answers_and_calibration(trained, tmp_path):
+    trained.save_pretrained(tmp_path / "m")
+    again = RedshiftClassifier.from_pretrained(tmp_path / "m", device="cpu")
+    flux = galaxy(3600 + 0.8 * np.arange(7781), 0.25)
+    np.testing.assert_array_equal(np.stack(again.predict(flux)), np.stack(trained.predict(flux)))
