@@ -60,7 +60,7 @@ class Linear:
 
     def predict(self, x): return self.sy.back(self.sx(x) @ self.w)
 
-# %% ../../nbs/evaluation/30_probes.ipynb #cc30c342
+# %% ../../nbs/evaluation/30_probes.ipynb #bd48a256
 def mlp(width: int, outputs: int, hidden=(64, 64), dropout: float = 0.0) -> nn.Sequential:
     "width -> hidden ... -> outputs, GELU between."
     sizes = [width, *hidden]
@@ -71,6 +71,7 @@ def train_mlp(net, x, t, x_val, t_val, epochs, patience, batch_size, lr, weight_
     "Mean squared error on tensors x (n, D), t (n, T) until validation stops improving; leaves the best weights in `net`, returns its errors."
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     errors, best = [], None
+    batch_size = min(batch_size, max(16, len(x) // 25))  # with few labels, smaller batches instead of fewer steps
     for epoch in range(epochs):
         net.train()
         for rows in torch.randperm(len(x), generator=generator).split(batch_size):
@@ -85,10 +86,10 @@ def train_mlp(net, x, t, x_val, t_val, epochs, patience, batch_size, lr, weight_
     net.load_state_dict(best)
     return errors
 
-# %% ../../nbs/evaluation/30_probes.ipynb #f8cc82da
+# %% ../../nbs/evaluation/30_probes.ipynb #dc2ac26a
 class MLP:
     "Two hidden layers of 64 on standardised features; stops by validation and keeps the best weights. The same seed gives the same network."
-    def __init__(self, hidden=(64, 64), epochs=60, patience=15, batch_size=256, lr=3e-3, weight_decay=1e-2, dropout=0.0, seed=0):
+    def __init__(self, hidden=(64, 64), epochs=60, patience=15, batch_size=256, lr=1e-3, weight_decay=1e-2, dropout=0.0, seed=0):
         self.hidden, self.dropout, self.seed = hidden, dropout, seed
         self.loop = dict(epochs=epochs, patience=patience, batch_size=batch_size, lr=lr, weight_decay=weight_decay)
 
