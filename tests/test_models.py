@@ -252,3 +252,9 @@ def test_gpu_equals_cpu(goldens):
     z, model = npz(goldens, "astroclip"), read_astroclip(goldens, "astroclip").cuda()
     image, spectrum = model(torch.from_numpy(z["images"]).cuda(), torch.from_numpy(z["spectra"]).cuda())
     assert deviation(image.cpu(), z["image_embeddings"]) < TOLERANCE and deviation(spectrum.cpu(), z["spectrum_embeddings"]) < TOLERANCE
+
+
+def test_every_golden_file(goldens):
+    from astroclip.evaluation.parity import deviations
+    rows = deviations(goldens)
+    assert len({r["file"] for r in rows}) == 8 and all(r["deviation"] < TOLERANCE for r in rows), rows
