@@ -100,7 +100,7 @@ def gallery(rgb, queries, found, titles, redshift=None, side=4):
             if i == 0: fig.text(np.mean([cell.get_position().x1, outer[i, 1 + b].get_position(fig).x0]), 0.935, title, ha="center", fontsize=9)
     return fig
 
-# %% ../../nbs/evaluation/80_panels.ipynb #9eb16be5
+# %% ../../nbs/evaluation/80_panels.ipynb #5f77612b
 MARKED = {name: SPECTRAL_LINES[name] for name in ("[O II]", "Ca H", "[O III]", "Na D", "Hα")}
 
 def smooth_shape(flux, pixels: int = 25) -> np.ndarray:  # (..., L)
@@ -114,7 +114,7 @@ def spectrum_stack(ax, wavelength, flux, query, rows, redshift, step=1.0, every=
     cut = slice(None, None, every)
     for j, row in enumerate((query, *rows)):
         y = np.clip(smooth_shape(flux[row]), -0.5, 3.5) + j * step
-        ax.plot(wavelength[cut], y[cut], color=COLORS["spectrum"] if j else "k", lw=0.6, alpha=0.9 if j else 1, zorder=9 - j)
+        ax.plot(wavelength[cut], y[cut], color=COLORS["spectrum"] if j else "k", lw=0.6, alpha=0.9 if j else 1, zorder=9 - j, rasterized=True)
         ax.text(1.01, y[-200:].mean(), f"{redshift[row]:.2f}", transform=ax.get_yaxis_transform(), fontsize=6, va="center", color="0.3" if j else "k")
     for name, rest in MARKED.items():
         where = rest * (1 + redshift[query])
