@@ -62,14 +62,14 @@ PRETRAIN_IMAGE = {
                   checkpoint_every=1_250, **{**_IMAGE, "rotate": False}),
 }
 
-# %% ../../nbs/core/15_profiles.ipynb #a5443a61
+# %% ../../nbs/core/15_profiles.ipynb #a782ac12
 ALIGN = {
     "smoke": dict(embed_dim=32, num_heads=2, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4, place_weight=1.0,
                   frozen_steps=20, frozen_batch_size=64, frozen_lr=1e-3, frozen_warmup=5,
                   tuned_steps=20, tuned_batch_size=32, tuned_lr=1e-3, tuned_warmup=5, tower_lr=1e-3, random_tower_lr=1e-3),
     "mini": dict(embed_dim=128, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4, place_weight=1.0,
                  frozen_steps=1_000, frozen_batch_size=256, frozen_lr=1e-3, frozen_warmup=100,
-                 tuned_steps=1_350, tuned_batch_size=128, tuned_lr=1e-3, tuned_warmup=100, tower_lr=1e-3, random_tower_lr=1e-3),
+                 tuned_steps=1_000, tuned_batch_size=128, tuned_lr=1e-3, tuned_warmup=100, tower_lr=1e-3, random_tower_lr=1e-3),
     "standard": dict(embed_dim=384, num_heads=6, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4, place_weight=1.0,
                      frozen_steps=5_000, frozen_batch_size=1_024, frozen_lr=5e-4, frozen_warmup=200,
                      tuned_steps=3_000, tuned_batch_size=1_024, tuned_lr=5e-4, tuned_warmup=300, tower_lr=3e-4, random_tower_lr=5e-4),

@@ -17,19 +17,19 @@ from .loop import autocast, check_finite, clip_gradients, load_checkpoint, save_
 from .schedules import cosine, parameter_groups, set_schedule
 from .views import Degrade, degrade, move
 
-# %% ../../nbs/training/38_place.ipynb #d0204402
+# %% ../../nbs/training/38_place.ipynb #38d48102
 @dataclass(frozen=True)
 class Placing:
     "Settings of the label-free search for the rest frame."
-    steps: int = 400
+    steps: int = 500
     batch_size: int = 32         # spectra; twice as many views
     lr: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 50
     clip: float = 1.0
     furthest: float = 0.25       # largest move in ln(wavelength)
-    noise: float = 1.0           # largest extra noise, in units of the spectrum's own spread
-    crop: float = 0.45           # largest further loss at either end, per view
+    noise: float = 1.5           # largest extra noise, in units of the spectrum's own spread
+    crop: float = 0.55           # largest further loss at either end, per view
     sharpness: float = 2.0       # power of the answer that serves as target
     checkpoint_every: int = 100
     seed: int = 0
