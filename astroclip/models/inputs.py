@@ -9,7 +9,7 @@ __all__ = ['in_batches', 'as_array', 'image_batches', 'spectrum_batches']
 import numpy as np
 import torch
 
-# %% ../../nbs/models/15_inputs.ipynb #b5b7575d
+# %% ../../nbs/models/15_inputs.ipynb #780bddf6
 def in_batches(
     network,             # torch module; its device decides where
     function,            # (torch batch) -> torch, or a tuple of them
@@ -24,7 +24,7 @@ def in_batches(
     if precision not in ("float32", "bfloat16"): raise ValueError(f"precision {precision!r}: expected 'float32' or 'bfloat16'")
     device, training, out = network.device, network.training, []
     batch_size = min(batch_size, 32) if device.type == "cpu" else batch_size
-    starts = range(0, max(n, 1), batch_size)
+    starts, threads = range(0, max(n, 1), batch_size), torch.get_num_threads()
     if progress:
         from tqdm.auto import tqdm
         starts = tqdm(starts, unit="batch")
@@ -32,7 +32,9 @@ def in_batches(
     try:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             for i in starts:
-                y = function(torch.from_numpy(prepare(slice(i, min(i + batch_size, n)))).to(device)).float().cpu().numpy()
+                x = torch.from_numpy(prepare(slice(i, min(i + batch_size, n))))
+                torch.set_num_threads(threads)     # the compiled kernels of `prepare` share OpenMP with torch, and change its setting
+                y = function(x.to(device)).float().cpu().numpy()
                 if not np.isfinite(y).all():
                     raise ValueError(f"rows {i} to {i + len(y) - 1} give numbers that are not finite: are the weights damaged?")
                 out.append(y)
