@@ -13,7 +13,8 @@ OUT := $(or $(ASTROCLIP_HOME),data)/$(SURVEY)/$(PROFILE)/executed
 STAGES := mock_survey pretrain_spectrum train_redshift pretrain_image align embed
 PAGES := redshift retrieval real_galaxies scoreboard
 # glibc would map and return every large activation at each step: keeping them makes CPU training up to 40 % faster.
-RUN := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000 PYTHONUNBUFFERED=1 $(BIN)/papermill -k python3 \
+# Passive waiting: the threads of a compiled kernel would otherwise spin on, and take the cores from torch.
+RUN := OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000 PYTHONUNBUFFERED=1 $(BIN)/papermill -k python3 \
 	--no-progress-bar --no-request-save-on-cell-execute --autosave-cell-every 0 --execution-timeout 7200 \
 	--stdout-file /dev/stdout
 PARAMETERS = -f nbs/params/$(PROFILE).yaml -p survey $(SURVEY) -r device $(DEVICE) -p seed $(SEED)
@@ -39,11 +40,11 @@ figures: $(addprefix figure-,$(PAGES))  ## redraw every page from existing artif
 
 test: install  ## environment, library notebooks, pytest with the smoke run of every page
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 check: install  ## notebooks clean, package exported, README current, library notebooks run
 	@$(BIN)/python -m astroclip.core.readme check
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 timeout 1200 $(BIN)/nbdev_test --n_workers 2 --timing --skip_file_re '^[.]'
+	CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 timeout 1200 $(BIN)/nbdev_test --n_workers 2 --timing --skip_file_re '^[.]'
 
 install: $(VENV)/.installed  ## build .venv (pinned versions on Python 3.11, bounds elsewhere)
 

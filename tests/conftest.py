@@ -10,6 +10,7 @@ from astroclip.core.config import find_root, shared_root
 # Tests run many processes side by side: one thread each unless the caller says otherwise.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads of a compiled kernel must not spin on torch's cores
 
 
 @pytest.fixture(scope="session")
