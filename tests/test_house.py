@@ -266,3 +266,10 @@ def test_a_wheel_installed_elsewhere_is_whole(tmp_path):
         text=True,
     )
     assert help_text.returncode == 0 and "embed" in help_text.stdout
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=ids(RUNNABLE))
+def test_the_front_matter_is_read(path):
+    "A list below the title would be taken for front matter, and `skip_exec` lost with it."
+    first = next(source(c) for c in load(path)["cells"] if "skip_exec: true" in source(c))
+    assert [line for line in first.splitlines() if line.startswith("- ")] == ["- skip_exec: true"]
