@@ -15,6 +15,12 @@ ORDER = ["mock_survey", "pretrain_spectrum", "train_redshift", "pretrain_image",
 PAGES = ["redshift", "retrieval", "real_galaxies", "scoreboard"]
 OTHERS = sorted(p.stem for p in ROOT.glob("nbs/*.ipynb") if p.stem not in {*ORDER, *PAGES, "index"})
 
+# Pages that train in a loop over settings: few steps are enough to see that they run.
+SHORT = {
+    "ablation_pretraining": ["-p", "pretrain_steps", "4", "-p", "align_steps", "6"],
+    "spectrum_remedies": ["-p", "steps", "4", "-p", "place_steps", "4", "-p", "align_steps", "6", "-p", "n_train", "100"],
+}
+
 pytestmark = pytest.mark.smoke
 
 
@@ -52,7 +58,7 @@ def test_notebook_runs(name, home):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_notebook_runs(name, home):
-    papermill(name, home)
+    papermill(name, home, *SHORT.get(name, []))
 
 
 def test_pages_wrote_figures_with_sidecars(home):
