@@ -82,7 +82,7 @@ hooks: install  ## git hooks that clean and export notebooks
 	$(BIN)/nbdev_install_hooks
 
 lock: install  ## rewrite requirements.lock from the working environment
-	$(BIN)/pip freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+).*/\1/' | grep -v ' @ ' > requirements.lock
+	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed -E 's/^(torch==[0-9.]+).*/\1/' | grep -v ' @ ' > requirements.lock
 
 clean:  ## remove artifacts of this profile (asks nothing: they are made again by `make reproduce`)
 	rm -rf $(or $(ASTROCLIP_HOME),data)/$(SURVEY)/$(PROFILE)
