@@ -64,7 +64,7 @@ def estimate(logits, centres, near=6):  # (B, S), (S,)
     y = (peak * centres).sum(-1) / peak.sum(-1)
     return y, torch.where((centres - y[:, None]).abs() < RIGHT, p, 0.).sum(-1)
 
-# %% ../../nbs/models/60_redshift.ipynb #6c913e7e
+# %% ../../nbs/models/60_redshift.ipynb #0edce789
 class RedshiftClassifier(Pretrained, RedshiftNetwork):
     "The network with the border around it: any spectra in, redshifts and calibrated probabilities out."
     @torch.no_grad()
@@ -81,7 +81,7 @@ class RedshiftClassifier(Pretrained, RedshiftNetwork):
                 wavelength=None,  # (L,) vacuum A, rising; None: the DESI grid of 7,781 pixels
                 ivar=None):       # like flux; 0 = bad pixel
         """(z, probability), (N,) float32 each: redshift, and the probability that |dz| / (1 + z) < 0.003.
-        ValueError: all-NaN or all-masked spectra, a wrong length, less than half of 3600-9824 A."""
+        ValueError: all-NaN or all-masked spectra, a wrong length, wavelengths that span less than half of 3600-9824 A, or less than a quarter of it left after masking."""
         y, raw = (x.cpu().numpy() for x in estimate(self.logits_of(flux, wavelength, ivar), self.centres))
         return np.expm1(y).astype(np.float32), self.stated(raw)
 
