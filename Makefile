@@ -59,7 +59,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .; \
 	else \
 		$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 && \
-		$(BIN)/pip install --quiet --disable-pip-version-check -e '.[mock,dev]'; \
+		$(BIN)/pip install --quiet --disable-pip-version-check -e '.[mock,evaluation,dev]'; \
 	fi
 	@touch $@
 
