@@ -438,3 +438,13 @@ def test_interrupted_save_leaves_no_half_model(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "save_file", fail)
     with pytest.raises(OSError): save(tiny_specformer(), tmp_path / "m")
     assert not list(Path(tmp_path / "m").glob("*.safetensors")) and not (tmp_path / "m" / "config.json").exists()
+
+
+def test_the_same_weights_make_the_same_file(tmp_path):
+    "Byte for byte, so that a hash names the weights; the library writes a header of several keys in random order."
+    tower = VisionTransformer(image_size=24, patch_size=12, embed_dim=16, depth=1, num_heads=1)
+    written = []
+    for i in range(8):
+        tower.save_pretrained(tmp_path / str(i))
+        written.append((tmp_path / str(i) / "model.safetensors").read_bytes())
+    assert all(w == written[0] for w in written)

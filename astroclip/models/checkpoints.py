@@ -222,7 +222,7 @@ def ours(path):
         raise CheckpointError(f"{file}: not a model of ours, or damaged ({short(str(e), 200)})") from e
     return Weights(str(written.get("kind")), written["config"], tensors, file, "astroclip", training=written.get("training", {}))
 
-# %% ../../nbs/models/50_checkpoints.ipynb #5a4075be
+# %% ../../nbs/models/50_checkpoints.ipynb #11e975eb
 CARD = """---
 library_name: astroclip
 ---
@@ -248,7 +248,7 @@ def save(model, path, source="training", training=None):
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     about = dict(kind=kind, config=model.config, training=training or {}, source=source, astroclip=__version__)
     with write_atomic(path / "model.safetensors") as file:
-        save_file(state, file, metadata={"format": "pt", "astroclip": json.dumps(about)})
+        save_file(state, file, metadata={"astroclip": json.dumps(about)})   # one key: the library writes several in random order, and the same weights must be the same file
         file.chmod(0o644)   # safetensors writes for the owner only
     about |= dict(parameters=sum(v.numel() for v in state.values()), sha256=file_hash(path / "model.safetensors"))
     card = CARD.format(kind=kind, parameters=about["parameters"], version=__version__, config=json.dumps(model.config),
