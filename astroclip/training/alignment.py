@@ -6,9 +6,9 @@
 __all__ = ['Alignment', 'tower_tokens', 'Pairs', 'read_images', 'read_spectra', 'spectrum_tokens', 'load_pairs', 'oriented_crops',
            'embed_pairs', 'PlaceLoss', 'validate', 'trained_part', 'Best', 'batch_rows', 'align']
 
-# %% ../../nbs/training/50_alignment.ipynb #8046f5b3
+# %% ../../nbs/training/50_alignment.ipynb #f1d431f2
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,11 @@ from ..core.config import spawn_seed
 from ..data.images import center_crop, to_rgb
 from ..data.pairs import TRAIN, VALIDATION, Survey
 from ..data.spectra import fill_missing
-from ..losses.contrastive import clip_loss, contrastive_logits
+from ..losses.contrastive import LogitScale, clip_loss, contrastive_logits
 from .loop import autocast, check_finite, clip_gradients, load_checkpoint, save_checkpoint
 from .schedules import parameter_groups, set_schedule, warmup_cosine
 
-# %% ../../nbs/training/50_alignment.ipynb #f88c2fd8
+# %% ../../nbs/training/50_alignment.ipynb #16a6ed0a
 @dataclass(frozen=True)
 class Alignment:
     "Settings of one alignment run."
@@ -34,6 +34,8 @@ class Alignment:
     warmup: int = 100
     clip: float = 1.0                # largest gradient norm
     logit_scale: float = 15.5        # the paper's fixed factor of the cosines
+    learn_scale: bool = False        # learn the factor from there on, as CLIP does
+    groups: int = 1                  # parts of a batch that do not see each other; the original had one for each GPU
     train_image_tower: bool = False  # False: the paper's stage, both towers frozen
     shift: int = 4                   # random shift of the images in pixels, when the tower is trained
     place_weight: float = 0.0        # weight of predicting the spectrum's place from both embeddings; 0: the paper's loss alone
@@ -169,7 +171,7 @@ def batch_rows(step, n, batch_size, seed):
     order = torch.randperm(n, generator=torch.Generator().manual_seed(spawn_seed(seed, "epoch", epoch)))
     return order[i * batch_size:(i + 1) * batch_size]
 
-# %% ../../nbs/training/50_alignment.ipynb #50042afd
+# %% ../../nbs/training/50_alignment.ipynb #bbc66ca9
 def align(model,          # AstroCLIP; its weights are trained in place
           pairs,          # {'train': Pairs, 'validation': Pairs} of `load_pairs`
           config,         # Alignment
@@ -182,8 +184,10 @@ def align(model,          # AstroCLIP; its weights are trained in place
     for group in tower: group["lr_multiplier"] *= config.tower_lr / config.lr
     train = pairs["train"]
     place = PlaceLoss(model.embed_dim, train.places.shape[1] if config.place_weight else 1).to(device)
-    optimizer, best = torch.optim.AdamW(heads + tower + parameter_groups(place), betas=(0.9, 0.98)), Best(part)
-    state = dict(model=part, place=place, optimizer=optimizer, best=best)
+    scale = LogitScale(config.logit_scale).to(device) if config.learn_scale else lambda: torch.tensor(config.logit_scale)
+    learnt = [dict(params=scale.parameters(), lr_multiplier=10.0, wd_multiplier=0.0)] if config.learn_scale else []   # one number that has far to go
+    optimizer, best = torch.optim.AdamW(heads + tower + parameter_groups(place) + learnt, betas=(0.9, 0.98)), Best(part)
+    state = dict(model=part, place=place, optimizer=optimizer, best=best) | (dict(scale=scale) if learnt else {})
     start = load_checkpoint(checkpoint, state, asdict(config), device) if checkpoint else 0
     model.train()
     for step in range(start, config.steps):
@@ -193,7 +197,7 @@ def align(model,          # AstroCLIP; its weights are trained in place
         images = train.images[rows].to(device)
         if config.train_image_tower: images = oriented_crops(images, size, torch.Generator().manual_seed(spawn_seed(config.seed, "views", step)))
         with autocast(device): image, spectrum = embed_pairs(model, images.float(), train.spectra[rows].to(device).float(), config.train_image_tower)
-        parts = dict(loss=clip_loss(image, spectrum, config.logit_scale, gather=gather))
+        parts = dict(loss=clip_loss(image, spectrum, scale(), gather=gather, groups=config.groups))
         if config.place_weight: parts["place"] = place(image, spectrum, train.places[rows].to(device))
         record = dict(step=step, **check_finite(step, {k: v.detach() for k, v in parts.items()}), lr=lr, val_loss=None, val_recall_at_10=None)
         loss = parts["loss"] + config.place_weight * parts.get("place", 0)
@@ -201,7 +205,7 @@ def align(model,          # AstroCLIP; its weights are trained in place
         record["grad_norm"] = clip_gradients(part.parameters(), config.clip)
         optimizer.step()
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-            record["val_loss"], record["val_recall_at_10"] = validate(model, pairs["validation"], config, device)
+            record["val_loss"], record["val_recall_at_10"] = validate(model, pairs["validation"], replace(config, logit_scale=scale().item()), device)
             best.update(record["val_loss"], step)
         if checkpoint and (step + 1) % config.checkpoint_every == 0: save_checkpoint(checkpoint, step + 1, state, asdict(config), device)
         yield record
