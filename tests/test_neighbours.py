@@ -8,9 +8,24 @@ import pytest
 from sklearn.neighbors import KNeighborsRegressor, NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
+from astroclip.core.config import sample_path
+from astroclip.data.pairs import Survey
 from astroclip.evaluation.leakage import leaks
 from astroclip.evaluation.neighbours import Scale, inverse_distance, knn_regress, nearest
-from astroclip.evaluation.partners import found_rows, neighbour_contrast, partner_ranks, retrieval_scores
+from astroclip.evaluation.partners import (
+    above_null,
+    class_retrieval,
+    found_rows,
+    matched,
+    ndcg,
+    neighbour_contrast,
+    partner_ranks,
+    rare_classes,
+    recall_curve,
+    retrieval_scores,
+    shuffled_ranks,
+    spectrum_colours,
+)
 
 rng = np.random.default_rng(0)
 BANK, QUERY = rng.normal(size=(900, 24)).astype("f4"), rng.normal(size=(37, 24)).astype("f4")
@@ -108,3 +123,75 @@ def test_leaks_are_found():
     assert not any(rows.any() for rows in leaks(ids, split, ra, dec, prints).values())
     ids[95], prints[96], ra[97], dec[97] = 3, prints[4], ra[5], dec[5] + 0.5 / 3600
     assert [list(np.flatnonzero(rows)) for rows in leaks(ids, split, ra, dec, prints).values()] == [[95], [97], [96]]
+
+
+def test_partner_ranks_in_euclidean_distance():
+    q, g = rng.normal(size=(2, 30, 3)) * 5
+    distance = np.linalg.norm(q[:, None] - g, axis=-1)
+    expected = 1 + (distance < np.diag(distance)[:, None]).sum(1)
+    np.testing.assert_array_equal(partner_ranks(q, g, "euclidean", block=4), expected)
+    with pytest.raises(ValueError, match="cosine or euclidean"):
+        partner_ranks(q, g, "manhattan")
+
+
+def test_shuffled_pairs_are_permutations_of_the_rank_table():
+    q, g = rng.normal(size=(2, 40, 4))
+    null = shuffled_ranks(q, g, draws=50, seed=3)
+    assert null.shape == (50, 40) and null.min() >= 1 and null.max() <= 40
+    np.testing.assert_array_equal(null, shuffled_ranks(q, g, draws=50, seed=3))
+    assert abs(null.mean() - 20.5) < 0.7 and abs((null <= 10).mean() - 0.25) < 0.03
+    np.testing.assert_allclose(recall_curve(null, [1, 10, 40])[:, 2], 1)
+    np.testing.assert_allclose(recall_curve(null, [10])[:, 0], (null <= 10).mean(1))
+
+
+def test_ndcg_by_hand():
+    third, log3 = 1 / 2, 1 / np.log2(3)
+    np.testing.assert_allclose(ndcg([[1, 0, 1]], [2]), [(1 + third) / (1 + log3)])
+    np.testing.assert_allclose(ndcg([[0, 1, 0]], [1]), [log3])
+    np.testing.assert_allclose(ndcg([[0, 1, 1], [1, 1, 1]], [5, 5]), [(log3 + third) / (1 + log3 + third), 1])
+    assert np.isnan(ndcg([[0, 0]], [0])).all()
+    with pytest.raises(ValueError, match="expected"):
+        ndcg([[1, 0]], [1, 2])
+
+
+def test_rare_class_against_its_null():
+    own = np.random.default_rng(5)
+    x = own.normal(size=(400, 6))
+    member = x[:, 0] > 1.2
+    blind = found_rows(own.normal(size=x.shape), x, 10)
+    good, chance = class_retrieval(found_rows(x[:, :1], x[:, :1], 10, metric="euclidean"), member, 200), class_retrieval(blind, member, 200)
+    assert good["ndcg"] > 0.8 and good["p"] == 1 / 201 and good["low"] > good["null_high"]
+    assert 0.01 < chance["p"] and chance["ndcg"] < 0.3 and abs(chance["null"] - member.mean()) < 0.02
+    assert good["n_query"] == member.sum() and good["n"] == 400
+    assert class_retrieval(blind, np.arange(400) == 3, 10) is None
+    assert above_null(2.0, np.zeros(9))["p"] == 0.1 and above_null(0.0, np.zeros(9))["p"] == 1
+
+
+def test_rare_classes_come_from_truth_or_from_votes():
+    class Real:
+        simulated = False
+        votes = staticmethod(lambda question: {"merging": np.array([[0, 0, 4, 2], [9, 0, 0, 1]]), "bar": np.array([[2, 1, 0], [3, 3, 1]]), "disk-edge-on": np.array([[1, 5], [5, 1]])}[question])
+
+    found = {name: member.tolist() for name, (member, _) in rare_classes(Real(), np.arange(2)).items()}
+    assert found == {"mergers": [True, False], "bars": [False, True], "edge-on discs": [False, True]}  # three voters are too few
+    survey = Survey(sample_path())
+    classes = rare_classes(survey, np.arange(64))
+    np.testing.assert_array_equal(classes["mergers"][0], survey.truth("merger") == 1)
+    assert all("truth" in words for _, words in classes.values())
+
+    class Neither(Real):
+        def votes(self, question):
+            raise KeyError(question)
+
+    assert rare_classes(Neither(), np.arange(2)) == {}
+
+
+def test_matched_colours_whiten_what_is_left_over():
+    first = rng.normal(size=(3000, 4))
+    second = 1 + first[:, :3] * [1, 2, 3] + rng.normal(size=(3000, 3)) * [0.1, 0.5, 2]
+    train = np.arange(3000) < 2000
+    x, y = matched(first, second, train)
+    np.testing.assert_allclose(np.cov((y - x)[~train].T), np.eye(3), atol=0.12)
+    wavelength = np.arange(3600.0, 9825, 0.8)
+    red = spectrum_colours(wavelength, np.stack([wavelength, np.full_like(wavelength, 50)]))
+    assert (red[0, 1:] > red[1, 1:]).all() and abs(red[1, 1:]).max() < 1e-6
