@@ -25,14 +25,6 @@ def survey():
     return dict(vit=vit, specformer=SpecFormer(80, 40, 16, 1, 1, place=4), pixels=pixels, spectra=spectra, statistics=mean_statistics(spectra["train"]))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
-
-
 def build(s, seed=0, **change):
     return variant_model(Variant(**change), s["vit"], s["specformer"], s["statistics"], seed, embed_dim=8, num_heads=2)
 
