@@ -182,7 +182,7 @@ def rank_correlation(a, b) -> float:  # (n,) each
     spread = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / spread) if spread > 0 else 0.0
 
-# %% ../../nbs/evaluation/67_gaps.ipynb #ec9f583f
+# %% ../../nbs/evaluation/67_gaps.ipynb #2b399cad
 def gap_panel(ax, flux, hidden, answer, redshift, truth=None, rival=None, title="", smooth=5):
     "One spectrum (L,): observed, without noise (where known), gaps shaded with the network's answer and a rival's; lines at `redshift`."
     level = truth if truth is not None else flux
@@ -193,5 +193,5 @@ def gap_panel(ax, flux, hidden, answer, redshift, truth=None, rival=None, title=
     plot_spectrum(ax, WAVELENGTH, answer, redshift, labels=True, color=COLORS["spectrum"], lw=1.1, label="network")
     scale = np.convolve(level, np.ones(15) / 15, "valid")
     low, high = np.percentile(scale, [0.5, 99.9])
-    ax.set_ylim(min(0, low - 0.1 * (high - low)), high + 0.25 * (high - low))
+    ax.set_ylim(min(0, low - 0.1 * (high - low)), high + 0.5 * (high - min(low, 0)))   # room for the title
     ax.text(0.995, 0.95, title, transform=ax.transAxes, ha="right", va="top", fontsize=8, bbox=dict(fc="white", ec="none", alpha=0.8, pad=1))
