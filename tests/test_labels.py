@@ -6,7 +6,7 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
 from astroclip.data.pairs import Survey
-from astroclip.evaluation.labels import FOUR, PROPERTIES, ReleasedMLP, few_labels, head_of, label_budget, paper_properties, property_labels, property_scores
+from astroclip.evaluation.labels import FOUR, PROPERTIES, ReleasedMLP, few_labels, head_of, label_budget, property_labels, property_scores
 
 rng = np.random.default_rng(0)
 X = rng.normal(0, 1, (400, 6)) * 10.0 ** np.arange(6)
@@ -63,12 +63,8 @@ def test_both_definitions_of_ssfr(sample):
     assert set(FOUR["corrected"]) ^ set(FOUR["released"]) == {"log_ssfr", "ln_sfr_over_z"}
 
 
-def test_the_papers_numbers_are_verified_ones(shared):
-    assert paper_properties("image", "astroclip", "knn") == dict(log_mstar=0.74, log_z_mw=0.44, t_age_mw=0.27, ln_sfr_over_z=0.44, mean=0.47)
-    assert paper_properties("image", "ResNet18", "supervised") == dict(mean=0.43)
-    assert paper_properties("photometry", "catalogue", "knn") == {}
-
-
-def test_without_the_shared_folder_the_column_is_blank(monkeypatch, tmp_path):
-    monkeypatch.setenv("ASTROCLIP_SHARED", str(tmp_path))
-    assert paper_properties("image", "astroclip", "knn") == {}
+@pytest.mark.parametrize("head", ["knn", "mlp"])
+@pytest.mark.parametrize("protocol", ["corrected", "released"])
+def test_one_label_may_come_as_a_vector(protocol, head):
+    fit = lambda y: head_of(protocol, head).fit(X[SPLIT == 0], y[SPLIT == 0], X[SPLIT == 1], y[SPLIT == 1]).predict(X[SPLIT == 2])
+    np.testing.assert_allclose(fit(Y[:, 0]), fit(Y[:, :1])[:, 0], rtol=1e-4, atol=1e-4)

@@ -11,12 +11,13 @@ import pytest
 from astroclip.core.config import find_root
 
 ROOT = find_root(Path(__file__).parent)
-ORDER = ["mock_survey", "pretrain_spectrum", "train_redshift", "pretrain_image", "align", "embed"]
+ORDER = ["mock_survey", "pretrain_spectrum", "train_redshift", "train_baselines", "pretrain_image", "align", "embed"]
 PAGES = ["redshift", "retrieval", "real_galaxies", "scoreboard"]
 OTHERS = sorted(p.stem for p in ROOT.glob("nbs/*.ipynb") if p.stem not in {*ORDER, *PAGES, "index"})
 
 # Pages that train in a loop over settings: few steps are enough to see that they run.
 SHORT = {
+    "ablations": ["-p", "steps", "4", "-p", "n_seeds", "2", "-y", "{only: [batch of 64 in 4 groups, 50 pairs, as released, image tower trained]}"],
     "ablation_pretraining": ["-p", "pretrain_steps", "4", "-p", "align_steps", "6"],
     "spectrum_remedies": ["-p", "steps", "4", "-p", "place_steps", "4", "-p", "align_steps", "6", "-p", "n_train", "100"],
 }

@@ -22,11 +22,12 @@ from pathlib import Path
 from .config import Params, data_root, find_root
 from .profiles import EXPECTED_MINUTES, settings as profile_settings
 
-# %% ../../nbs/core/20_artifacts.ipynb #9412b1d3
+# %% ../../nbs/core/20_artifacts.ipynb #19156cf1
 STAGES = {
     "mock_survey": [],
     "pretrain_spectrum": ["mock_survey"],
     "train_redshift": ["mock_survey"],
+    "train_baselines": ["mock_survey"],
     "pretrain_image": ["mock_survey"],
     "align": ["mock_survey", "pretrain_spectrum", "pretrain_image"],
     "embed": ["mock_survey", "pretrain_spectrum", "pretrain_image", "align", "train_redshift"],

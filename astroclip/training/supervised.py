@@ -37,45 +37,48 @@ class Labels:
         out = np.asarray(out, np.float64)
         return out[:, 0] * self.std + self.mean if np.ndim(self.mean) == 0 else out * self.std + self.mean
 
-# %% ../../nbs/training/80_supervised.ipynb #cd3d86ab
-KEEP = 512   # rows
+# %% ../../nbs/training/80_supervised.ipynb #308e8d26
+KEEP = 1 << 30   # bytes
 
 
-def small_set(path, fields, rows, kept):
-    "The datasets at `rows` (indices) as dict of arrays, from `kept` when they were read before."
+def small_set(path, fields, rows, prepare, kept):
+    "(inputs, rows) as read and prepared before, or now, piece by piece."
     key = rows.tobytes()
-    if key not in kept: kept[key] = {name: read_rows(path, name, rows) for name in fields} | {"row": rows}
+    if key not in kept: kept[key] = np.concatenate([prepare(*(read_rows(path, name, piece) for name in fields)) for piece in np.split(rows, range(256, len(rows), 256))])
     return kept[key]
 
 
-def chosen(path, fields, rows, batch_size, seed, epoch, train, kept):
-    "Batches of datasets of a survey file, shuffled and without a short last batch when training."
+def chosen(path, fields, rows, batch_size, seed, epoch, train, prepare, size, kept):
+    "Batches (prepared array, rows) of a survey file, shuffled and without a short last batch when training; kept in memory when n * size numbers of two bytes fit."
     rows = np.flatnonzero(rows)
     drop = train and len(rows) >= batch_size
-    if len(rows) > KEEP: yield from batches(path, fields, batch_size, rows, seed, epoch, shuffle=train, drop_last=drop)
+    if 2 * size * len(rows) > KEEP:
+        for batch in batches(path, fields, batch_size, rows, seed, epoch, shuffle=train, drop_last=drop): yield prepare(*(batch[name] for name in fields)).astype(np.float32), batch["row"]
     else:
-        data, order = small_set(path, fields, rows, kept), np.arange(len(rows))
+        data, order = small_set(path, fields, rows, prepare, kept), np.arange(len(rows))
         if train: order = np.random.default_rng([seed, epoch]).permutation(order)
         for i in range(0, len(rows) // batch_size * batch_size if drop else len(rows), batch_size):
-            yield {name: values[order[i:i + batch_size]] for name, values in data.items()}
+            yield data[order[i:i + batch_size]].astype(np.float32), rows[order[i:i + batch_size]]
 
-# %% ../../nbs/training/80_supervised.ipynb #7fa3f8e5
+# %% ../../nbs/training/80_supervised.ipynb #726fa3c2
 def image_feed(path, size=144, shift=4):
     "Display-scaled images (B, 3, size, size) of a survey file; in training with random symmetries and shifts of up to `shift` pixels."
     kept = {}
+    def prepare(image): return center_crop(image, min(size + 2 * shift, *image.shape[-2:])).astype(np.float16)     # as stored
     def feed(rows, batch_size, seed=0, epoch=0, train=False):
-        for i, batch in enumerate(chosen(path, ["image"], rows, batch_size, seed, epoch, train, kept)):
-            x, generator = torch.from_numpy(batch["image"]), torch.Generator().manual_seed(spawn_seed(seed, "views", epoch, i))
-            yield to_rgb((augment_images(x, size, generator, shift) if train else center_crop(x, size)).contiguous()), batch["row"]
+        parts = chosen(path, ["image"], rows, batch_size, seed, epoch, train, prepare, 3 * (size + 2 * shift) ** 2, kept)
+        for i, (batch, r) in enumerate(parts):
+            x, generator = torch.from_numpy(batch), torch.Generator().manual_seed(spawn_seed(seed, "views", epoch, i))
+            yield to_rgb((augment_images(x, size, generator, shift) if train else center_crop(x, size)).contiguous()), r
     return feed
 
 
 def spectrum_feed(path):
     "Spectra (B, L) of a survey file, missing pixels filled with the mean."
     kept = {}
+    def prepare(flux, ivar): return fill_missing(flux, ivar)[0]
     def feed(rows, batch_size, seed=0, epoch=0, train=False):
-        for batch in chosen(path, ["flux", "ivar"], rows, batch_size, seed, epoch, train, kept):
-            yield torch.from_numpy(fill_missing(batch["flux"], batch["ivar"])[0]), batch["row"]
+        for batch, r in chosen(path, ["flux", "ivar"], rows, batch_size, seed, epoch, train, prepare, 2 * 7781, kept): yield torch.from_numpy(batch), r
     return feed
 
 # %% ../../nbs/training/80_supervised.ipynb #30f2ef52
@@ -105,7 +108,7 @@ def predict(
     found, out = np.concatenate([r for r, _ in parts]), np.concatenate([o for _, o in parts])
     return out[np.argsort(found)]
 
-# %% ../../nbs/training/80_supervised.ipynb #1aa7af90
+# %% ../../nbs/training/80_supervised.ipynb #bea89457
 @dataclass(frozen=True)
 class Supervised:
     "Settings of a supervised training."
@@ -116,17 +119,19 @@ class Supervised:
     warmup: int = 50       # steps
     clip: float = 1.0      # largest gradient norm
     patience: int = 6      # epochs without a better validation error before it stops
+    final: float = 0.02    # learning rate at the end of the cosine, in units of lr; 1: constant
+    bf16: bool|None = None # bfloat16 in matrix products; None: where the hardware has it
     seed: int = 0
 
     def steps(self, n): return self.epochs * max(1, n // self.batch_size)
 
 
-def step_loss(net, x, target, device):
-    "Mean squared error of one batch in float32, the network in bfloat16 where that is faster."
-    with autocast(device): out = net(x.to(device))
+def step_loss(net, x, target, device, bf16=None):
+    "Mean squared error of one batch in float32, the network in bfloat16 where the hardware has it (bf16 overrides)."
+    with autocast(device, bf16): out = net(x.to(device))
     return (out.float() - target.to(device)).square().mean()
 
-# %% ../../nbs/training/80_supervised.ipynb #583dc125
+# %% ../../nbs/training/80_supervised.ipynb #fb7b8f15
 def train_supervised(
     net,                 # module: input of the feed -> (B, T)
     feed,                # image_feed, spectrum_feed, array_feed
@@ -146,9 +151,9 @@ def train_supervised(
         if best.step >= 0 and step - 1 - best.step >= config.patience * per_epoch: break
         for x, rows in feed(train, config.batch_size, config.seed, epoch, train=True):
             net.train()
-            lr = cosine(step, config.lr, 0.02 * config.lr, total, min(config.warmup, total // 4))
+            lr = cosine(step, config.lr, config.final * config.lr, total, min(config.warmup, total // 4))
             set_schedule(optimizer, lr, config.weight_decay)
-            loss = step_loss(net, x, labels.targets[rows], device)
+            loss = step_loss(net, x, labels.targets[rows], device, config.bf16)
             record = dict(step=step, **check_finite(step, dict(loss=loss.detach())), lr=lr, val_loss=None)
             optimizer.zero_grad(); loss.backward()
             record["grad_norm"] = clip_gradients(net.parameters(), config.clip)
@@ -163,17 +168,18 @@ def train_supervised(
     best.restore()
     net.eval()
 
-# %% ../../nbs/training/80_supervised.ipynb #18bd79c1
+# %% ../../nbs/training/80_supervised.ipynb #82435125
 def fit_predict(
     net, feed,
     y,                     # (N,) or (N, T) labels
-    split,                 # (N,) 0: train, 1: validation, 2: test; other rows are left out
+    split,                 # (N,) 0: train, 1: validation; other rows are not learned from
+    wanted,                # {name: (N,) bool}: galaxies to predict
     config=Supervised(),
-    device="cpu", report=None,   # called with the record of the last step of every epoch
-):                         # (n_test,) or (n_test, T) float64
-    "Train `net` on split 0, stop on split 1, predict split 2."
+    checkpoint=None,       # file from which a killed run resumes
+    device="cpu", watch=list,    # function that consumes the records of the loop, e.g. writes them to a file
+):                         # {name: (n,) or (n, T) float64}
+    "Train `net` on split 0, stop on split 1, predict the galaxies of `wanted`."
     split = np.asarray(split)
     labels = Labels(y, split == 0)
-    for record in train_supervised(net, feed, labels, split == 0, split == 1, config, device=device):
-        if report and record["val_loss"] is not None: report(record)
-    return labels.back(predict(net, feed, split == 2, device=device))
+    watch(train_supervised(net, feed, labels, split == 0, split == 1, config, checkpoint, device))
+    return {name: labels.back(predict(net, feed, rows, device=device)) for name, rows in wanted.items()}
