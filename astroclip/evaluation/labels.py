@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROPERTIES', 'FOUR', 'property_labels', 'ReleasedMLP', 'head_of', 'r2_columns', 'property_scores', 'paired_means',
-           'label_budget', 'few_labels']
+           'label_budget', 'few_labels', 'crossings']
 
 # %% ../../nbs/evaluation/35_labels.ipynb #51534234
 import numpy as np
@@ -122,3 +122,19 @@ def few_labels(x, y, split, budgets, head="mlp", protocol="corrected", repeats=3
             model = head_of(protocol, head, int((s == 0).sum()), seed).fit(x[s == 0], y[s == 0], x[s == 1], y[s == 1])
             rows.append(dict(n=int(((s == 0) | (s == 1)).sum()), repeat=repeat, r2=r2_columns(model.predict(x[s == 2]), y[s == 2])))
     return rows
+
+# %% ../../nbs/evaluation/35_labels.ipynb #3c0f445a
+def crossings(
+    first, second,     # {number of labels: score of each draw}, as for two models
+):                     # (low, middle, high) over the draws, or None where the curves do not cross for most draws
+    "The number of labels at which `second` overtakes `first` (or the reverse), from the numbers that both have."
+    ns = sorted(first.keys() & second.keys())
+    if len(ns) < 2: return None
+    found, repeats = [], max(len(first[n]) for n in ns)
+    for i in range(repeats):
+        d = [first[n][i % len(first[n])] - second[n][i % len(second[n])] for n in ns]
+        change = [j for j in range(len(ns) - 1) if d[j] * d[j + 1] < 0]
+        if change:
+            j = change[-1]
+            found.append(float(np.exp(np.log(ns[j]) + d[j] / (d[j] - d[j + 1]) * np.log(ns[j + 1] / ns[j]))))
+    return (min(found), float(np.median(found)), max(found)) if 2 * len(found) > repeats else None
