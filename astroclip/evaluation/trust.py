@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['quantile_edges', 'binned_scores', 'training_distances', 'distance_to_training', 'neighbour_scatter',
-           'percentile_among', 'risk_curve', 'risk_coverage', 'gain_difference', 'roc_area', 'two_sample_area',
-           'two_sample_test', 'binned_panel', 'risk_panel']
+           'percentile_among', 'finite_pair', 'places', 'sorted_risk', 'risk_curve', 'risk_coverage', 'gain_difference',
+           'roc_area', 'two_sample_area', 'two_sample_test', 'binned_panel', 'risk_panel']
 
 # %% ../../nbs/evaluation/84_trust.ipynb #36beb5d3
 import numpy as np
@@ -64,47 +64,59 @@ def percentile_among(score, reference) -> np.ndarray:  # (q,), (n,) -> (q,) in 0
     reference = np.sort(np.asarray(reference))
     return (np.searchsorted(reference, score, "left") + np.searchsorted(reference, score, "right")) / (2 * len(reference))
 
-# %% ../../nbs/evaluation/84_trust.ipynb #de909a88
-def risk_curve(score, loss) -> np.ndarray:  # (n,), (n,) -> (n,)
-    "Mean loss of the 1, 2, ... n galaxies with the smallest score."
+# %% ../../nbs/evaluation/84_trust.ipynb #0ebd8c29
+def finite_pair(score, loss):
+    "Both as float64 of one shape (n,), or `ValueError`."
     score, loss = np.asarray(score, float), np.asarray(loss, float)
     if score.shape != loss.shape or not np.isfinite(score).all() or not np.isfinite(loss).all(): raise ValueError("score and loss: two finite arrays of one shape (n,)")
-    _, group = np.unique(score, return_inverse=True)              # sorted values; equal scores share their mean loss
-    size = np.bincount(group)
-    return np.cumsum(np.repeat(np.bincount(group, loss) / size, size)) / np.arange(1, len(loss) + 1)
+    return score, loss
+
+def places(score) -> np.ndarray:  # (n,) -> (n,) int: 0 for the smallest value, equal values alike
+    "Dense ranks: sorted once, they serve every bootstrap draw by counting."
+    return np.unique(score, return_inverse=True)[1]
+
+def sorted_risk(place, loss):  # (n,) dense ranks, (n,) -> (n,), (n,)
+    "Mean loss of the 1, 2, ... n galaxies of lowest place (equal places share theirs), and the rank of every galaxy."
+    size = np.bincount(place)
+    mean = np.bincount(place, loss) / np.maximum(size, 1)
+    return np.cumsum(np.repeat(mean, size)) / np.arange(1, len(loss) + 1), (np.cumsum(size) - (size - 1) / 2)[place]
+
+def risk_curve(score, loss) -> np.ndarray:  # (n,), (n,) -> (n,)
+    "Mean loss of the 1, 2, ... n galaxies with the smallest score."
+    score, loss = finite_pair(score, loss)
+    return sorted_risk(places(score), loss)[0]
 
 def risk_coverage(score, loss, draws: int = 1000, seed: int = 0, points: int = 50) -> dict:
     """Curve and area: coverage (points,), risk with risk_low, risk_high, oracle (points,), random (mean loss);
     aurc, aurc_random, aurc_oracle, gain, spearman (rank correlation of score and loss), each with _low and _high where it has them; n."""
-    score, loss = np.asarray(score, float), np.asarray(loss, float)
-    n, keep = len(loss), np.unique(np.linspace(0.02, 1, points) * len(loss)).clip(1).astype(int) - 1
+    score, loss = finite_pair(score, loss)
+    n, s, l = len(loss), places(score), places(loss)
+    keep = np.unique((np.linspace(0.02, 1, points) * n).astype(int).clip(1)) - 1
     def everything(rows):
-        s, l = score[rows], loss[rows]
-        curve, best = risk_curve(s, l), risk_curve(l, l)
-        aurc, chance, oracle = curve.mean(), l.mean(), best.mean()
-        a, b = rankdata(s), rankdata(l)
-        spearman = np.corrcoef(a, b)[0, 1] if a.std() and b.std() else np.nan
+        (curve, a), (best, b) = sorted_risk(s[rows], loss[rows]), sorted_risk(l[rows], loss[rows])
+        aurc, chance, oracle = curve.mean(), curve[-1], best.mean()
+        spearman = np.corrcoef(a, b)[0, 1] if np.ptp(a) and np.ptp(b) else np.nan
         return curve[keep], best[keep], np.array([aurc, (chance - aurc) / (chance - oracle) if chance > oracle else np.nan, spearman]), (chance, oracle)
     curve, best, values, (chance, oracle) = everything(slice(None))
     drawn = [everything(rows) for rows in resample(n, draws, seed)]
     band = np.percentile([d[0] for d in drawn], [2.5, 97.5], axis=0)
     found = dict(coverage=(keep + 1) / n, risk=curve, risk_low=band[0], risk_high=band[1], oracle=best, random=float(chance), aurc_random=float(chance), aurc_oracle=float(oracle), n=n)
     ends = np.nanpercentile([d[2] for d in drawn], [2.5, 97.5], axis=0) if np.isfinite(values).all() else np.full((2, 3), np.nan)
-    for name, v, l, h in zip(("aurc", "gain", "spearman"), values, *ends): found |= {name: float(v), f"{name}_low": float(l), f"{name}_high": float(h)}
+    for name, v, low, high in zip(("aurc", "gain", "spearman"), values, *ends): found |= {name: float(v), f"{name}_low": float(low), f"{name}_high": float(high)}
     return found
 
-# %% ../../nbs/evaluation/84_trust.ipynb #381e9612
+# %% ../../nbs/evaluation/84_trust.ipynb #492f0a5d
 def gain_difference(first, second, loss, draws: int = 1000, seed: int = 0) -> dict:  # (n,) each
     "gain(first) - gain(second): dict(difference, low, high)."
-    first, second, loss = (np.asarray(v, float) for v in (first, second, loss))
+    (first, loss), (second, _) = finite_pair(first, loss), finite_pair(second, loss)
+    one, two, best = places(first), places(second), places(loss)
     def difference(rows):
-        l = loss[rows]
-        room = l.mean() - risk_curve(l, l).mean()
-        return (risk_curve(second[rows], l).mean() - risk_curve(first[rows], l).mean()) / room if room > 0 else np.nan
+        a, b, c = (sorted_risk(place[rows], loss[rows])[0] for place in (one, two, best))
+        return (b.mean() - a.mean()) / (c[-1] - c.mean()) if c[-1] > c.mean() else np.nan
     low, high = np.nanpercentile([difference(rows) for rows in resample(len(loss), draws, seed)], [2.5, 97.5])
     return dict(difference=float(difference(slice(None))), low=float(low), high=float(high))
 
-# %% ../../nbs/evaluation/84_trust.ipynb #e1f894b4
+# %% ../../nbs/evaluation/84_trust.ipynb #e811553c
 def roc_area(score, positive) -> float:  # (n,), (n,) bool
     "Probability that a positive has the larger score (ties half); NaN when one kind is missing."
     score, positive = np.asarray(score, float), np.asarray(positive, bool)
@@ -112,15 +124,15 @@ def roc_area(score, positive) -> float:  # (n,), (n,) bool
     return float((rankdata(score)[positive].sum() - a * (a + 1) / 2) / (a * b)) if a and b else float("nan")
 
 def two_sample_area(first, second, folds: int = 5, components: int = 10, seed: int = 0) -> float:  # (a, D), (b, D)
-    "Cross-validated ROC area of logistic regression on the first principal components: 0.5 where the samples cannot be told apart."
+    "Cross-validated ROC area of a linear discriminant on the first principal components: 0.5 where the samples cannot be told apart."
     from sklearn.decomposition import PCA
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     x, y = np.concatenate([first, second]), np.repeat([1, 0], [len(first), len(second)])
     if min(len(first), len(second)) < 2 * folds: raise ValueError(f"{len(first)} and {len(second)} galaxies are too few for {folds} folds")
-    model = make_pipeline(StandardScaler(), PCA(min(components, x.shape[1], len(x) // 2), svd_solver="full"), LogisticRegression(max_iter=500))
+    model = make_pipeline(StandardScaler(), PCA(min(components, x.shape[1], len(x) // 2), svd_solver="full"), LinearDiscriminantAnalysis())
     return roc_area(cross_val_predict(model, x, y, cv=StratifiedKFold(folds, shuffle=True, random_state=seed), method="predict_proba")[:, 1], y == 1)
 
 def two_sample_test(real, simulated, draws: int = 20, seed: int = 0) -> dict:  # (a, D), (b, D) with b > 2 a
