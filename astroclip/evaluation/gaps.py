@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LINES', 'windows_of', 'hidden_pixels', 'blind', 'reconstruct', 'tokens_over', 'runs_of', 'interpolate', 'Components',
            'noise_free', 'per_galaxy', 'chi_squared', 'mean_interval', 'running_quantiles', 'line_strength',
-           'rank_correlation', 'gap_panel']
+           'rank_correlation', 'drawn_rank_correlations', 'gap_panel']
 
 # %% ../../nbs/evaluation/67_gaps.ipynb #1f6278ec
 import numpy as np
@@ -68,7 +68,7 @@ def tokens_over(model, low, high) -> np.ndarray:  # (B,) each, Angstrom -> (B, T
     first = windows_of(model)
     return np.pad((first <= edge[:, 1:]) & (first + model.window > edge[:, :1]), ((0, 0), (1, 0)))
 
-# %% ../../nbs/evaluation/67_gaps.ipynb #ab5172fa
+# %% ../../nbs/evaluation/67_gaps.ipynb #5f1e1b42
 def runs_of(hidden):  # (L,) bool
     "(start, stop) of every stretch of True."
     return np.flatnonzero(np.diff(np.concatenate([[0], hidden.astype(np.int8), [0]]))).reshape(-1, 2)
@@ -82,11 +82,11 @@ def interpolate(flux, hidden, edge: int = 50) -> np.ndarray:  # (n, L), (n, L) b
             for side in (slice(max(start - edge, 0), start), slice(stop, stop + edge)):
                 pixels = np.arange(len(f))[side]
                 pixels = pixels[~h[pixels]]
-                if len(pixels): x.append(pixels.mean()); y.append(f[pixels].mean())
+                if len(pixels): x.append(pixels.mean()); y.append(np.median(f[pixels]))
             if x: a[start:stop] = np.interp(np.arange(start, stop), x, y)
     return answer
 
-# %% ../../nbs/evaluation/67_gaps.ipynb #30cf3bb2
+# %% ../../nbs/evaluation/67_gaps.ipynb #1bbd7b28
 class Components:
     "k principal components (k = 0: the mean alone) of training spectra (n, L) without holes; `fill(flux, ivar, hidden)` gives the gaps (n, L), NaN elsewhere."
     def __init__(self, flux, k: int = 20, seed: int = 0):
@@ -99,16 +99,16 @@ class Components:
                 torch.manual_seed(seed)
                 _, s, v = torch.svd_lowrank(x - mean, q=min(k, *x.shape), niter=2)
             basis, variance = v.numpy(), (s.double() ** 2 / len(x)).numpy()
-        self.design = np.column_stack([np.ones(x.shape[1]), mean.numpy(), basis])   # (L, 2 + k)
+        self.design = np.column_stack([np.ones(x.shape[1]), mean.numpy(), basis]).astype(np.float32)   # (L, 2 + k)
         self.precision = np.concatenate([[1e-9, 1e-9], 1 / np.maximum(variance, 1e-12)])
 
     def fill(self, flux, ivar, hidden) -> np.ndarray:
         answer = np.full(flux.shape, np.nan, np.float32)
-        for i, (f, w, h) in enumerate(zip(flux, ivar, hidden)):
+        for i, (f, w, h) in enumerate(zip(np.asarray(flux, np.float32), np.asarray(ivar, np.float32), hidden)):
             seen = ~h & (w > 0)
             spread, d = max(float(f[seen].std()), 1e-6), self.design[seen]
             weighted = d * (w[seen] * spread**2)[:, None]
-            answer[i, h] = self.design[h] @ np.linalg.solve(weighted.T @ d + np.diag(self.precision), weighted.T @ (f[seen] / spread)) * spread
+            answer[i, h] = self.design[h] @ np.linalg.solve((weighted.T @ d).astype(float) + np.diag(self.precision), weighted.T @ (f[seen] / spread)) * spread
         return answer
 
 # %% ../../nbs/evaluation/67_gaps.ipynb #7a1fdc53
@@ -154,7 +154,7 @@ def running_quantiles(x, y, edges, least: int = 20) -> np.ndarray:  # (n,), (n,)
     cuts = np.searchsorted(x[order], edges)
     return np.array([np.percentile(y[order[a:b]], [50, 16, 84]) if b - a >= least else [np.nan] * 3 for a, b in zip(cuts[:-1], cuts[1:])])
 
-# %% ../../nbs/evaluation/67_gaps.ipynb #2d2a31cd
+# %% ../../nbs/evaluation/67_gaps.ipynb #1f41df0a
 LINES = {  # rest wavelengths in A: side band, core, side band
     "Hα + [N II]": ((6480, 6530), (6535, 6600), (6610, 6660)),
     "[O III]": ((4890, 4935), (4945, 5025), (5035, 5080)),
@@ -181,6 +181,17 @@ def rank_correlation(a, b) -> float:  # (n,) each
     a, b = (rankdata(x) - (len(x) + 1) / 2 for x in (a, b))
     spread = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / spread) if spread > 0 else 0.0
+
+def drawn_rank_correlations(a, b, draws: int = 1000, seed: int = 0) -> np.ndarray:  # (n,) each -> (draws,)
+    "Spearman's correlation in bootstrap draws, all at once: a galaxy drawn w times takes w ranks. Values of one array must differ."
+    n = len(a)
+    w = np.stack([np.bincount(rows, minlength=n) for rows in resample(n, draws, seed)]).astype(float)
+    def ranks(x):
+        order, out = np.argsort(x), np.empty_like(w)
+        out[:, order] = w[:, order].cumsum(1) - w[:, order] / 2 - n / 2
+        return out
+    a, b = ranks(a), ranks(b)
+    return (w * a * b).sum(1) / np.sqrt((w * a * a).sum(1) * (w * b * b).sum(1))
 
 # %% ../../nbs/evaluation/67_gaps.ipynb #2b399cad
 def gap_panel(ax, flux, hidden, answer, redshift, truth=None, rival=None, title="", smooth=5):
