@@ -6,7 +6,7 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
 from astroclip.data.pairs import Survey
-from astroclip.evaluation.labels import FOUR, PROPERTIES, ReleasedMLP, few_labels, head_of, label_budget, property_labels, property_scores
+from astroclip.evaluation.labels import FOUR, PROPERTIES, ReleasedMLP, crossings, few_labels, head_of, label_budget, property_labels, property_scores
 
 rng = np.random.default_rng(0)
 X = rng.normal(0, 1, (400, 6)) * 10.0 ** np.arange(6)
@@ -68,3 +68,20 @@ def test_both_definitions_of_ssfr(sample):
 def test_one_label_may_come_as_a_vector(protocol, head):
     fit = lambda y: head_of(protocol, head).fit(X[SPLIT == 0], y[SPLIT == 0], X[SPLIT == 1], y[SPLIT == 1]).predict(X[SPLIT == 2])
     np.testing.assert_allclose(fit(Y[:, 0]), fit(Y[:, :1])[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_crossings_are_read_off_in_log_n():
+    first = {10: [0.5, 0.5], 100: [0.5, 0.5], 1000: [0.5]}
+    second = {100: [0.4], 1000: [0.8], 5000: [1.0]}
+    np.testing.assert_allclose(crossings(first, second), [10**2.25] * 3)
+    np.testing.assert_allclose(crossings(second, first), [10**2.25] * 3)
+    low, middle, high = crossings(first | {100: [0.45, 0.6]}, second)
+    assert 100 < low < middle < high < 1000
+
+
+def test_curves_that_do_not_cross_or_do_not_meet_have_no_crossing():
+    flat = {n: [0.5] for n in (10, 100, 1000)}
+    assert crossings(flat, {n: [0.4] for n in flat}) is None
+    assert crossings(flat, {100: [0.9]}) is None and crossings(flat, {}) is None
+    once = {10: [0.6, 0.4, 0.4], 100: [0.4, 0.4, 0.4]}      # one draw of three crosses: too few to say so
+    assert crossings(flat, once) is None

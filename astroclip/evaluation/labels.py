@@ -123,14 +123,14 @@ def few_labels(x, y, split, budgets, head="mlp", protocol="corrected", repeats=3
             rows.append(dict(n=int(((s == 0) | (s == 1)).sum()), repeat=repeat, r2=r2_columns(model.predict(x[s == 2]), y[s == 2])))
     return rows
 
-# %% ../../nbs/evaluation/35_labels.ipynb #3c0f445a
+# %% ../../nbs/evaluation/35_labels.ipynb #0965960a
 def crossings(
     first, second,     # {number of labels: score of each draw}, as for two models
 ):                     # (low, middle, high) over the draws, or None where the curves do not cross for most draws
     "The number of labels at which `second` overtakes `first` (or the reverse), from the numbers that both have."
     ns = sorted(first.keys() & second.keys())
     if len(ns) < 2: return None
-    found, repeats = [], max(len(first[n]) for n in ns)
+    found, repeats = [], max(len(curve[n]) for curve in (first, second) for n in ns)
     for i in range(repeats):
         d = [first[n][i % len(first[n])] - second[n][i % len(second[n])] for n in ns]
         change = [j for j in range(len(ns) - 1) if d[j] * d[j + 1] < 0]
