@@ -1,0 +1,172 @@
+"Galaxy Zoo: names, selection of galaxies, scores with intervals, and the two heads."
+import csv
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import dirichlet_multinomial, multinomial
+from sklearn.metrics import accuracy_score, f1_score
+
+from astroclip.data.pairs import Survey
+from astroclip.evaluation import galaxy_zoo as gz
+from astroclip.evaluation.paper import GZ_QUESTIONS
+from astroclip.mock import votes as mock_votes
+
+rng = np.random.default_rng(0)
+X = rng.normal(0, 1, (700, 5)).astype(np.float32)
+P = np.exp(1.5 * np.stack([X[:, 0], -X[:, 0], X[:, 1]], 1).astype(float))
+P /= P.sum(1, keepdims=True)
+K = np.stack([rng.multinomial(n, p) for n, p in zip(rng.integers(0, 12, 700), P)])
+SPLIT = np.repeat([0, 1, 2], [500, 60, 140])
+
+
+def test_names_are_those_of_the_simulation_the_catalogue_and_the_paper():
+    assert gz.QUESTIONS == mock_votes.QUESTIONS and gz.ASKED_OF == mock_votes.ASKED_OF
+    assert set(GZ_QUESTIONS) == set(gz.QUESTIONS)
+
+
+def test_a_survey_has_all_ten_questions(sample):
+    votes = gz.survey_votes(Survey(sample))
+    assert {q: v.shape[1] for q, v in votes.items()} == {q: len(a) for q, a in gz.QUESTIONS.items()}
+    assert set(gz.tree_gaps(votes).values()) == {(0, 0)}
+    votes["bar"][:3, 0] += 1
+    assert gz.tree_gaps(votes)["bar"] == (3, 0)
+    with pytest.raises(ValueError, match="read_catalogue"): gz.survey_votes(type("Bare", (), dict(path="x", votes=lambda self, q: {}[q]))())
+
+
+def test_a_catalogue_is_read_and_matched_within_half_an_arcsecond(tmp_path):
+    columns = [f"{q}_{a}" for q, answers in gz.QUESTIONS.items() for a in answers]
+    rows = [dict(ra=10 + i, dec=0, wrong_size_warning=i == 2) | {c: i + 1 for c in columns} for i in range(4)]
+    rows[1] |= {c: "" for c in columns if c.startswith("merging")}      # nobody was asked
+    with open(tmp_path / "gz.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, ["ra", "dec", "wrong_size_warning", *columns])
+        writer.writeheader()
+        writer.writerows(rows)
+    found = gz.match_votes([10.0, 11 + 0.4 / 3600, 12, 13 + 0.6 / 3600], np.zeros(4), gz.read_catalogue(tmp_path / "gz.csv"))
+    assert found["bar"][:, 0].tolist() == [1, 2, 0, 0] and found["merging"][1].sum() == 0
+
+
+def test_few_votes_and_ties_have_no_right_answer():
+    votes = np.array([[3, 1, 1], [3, 3, 0], [4, 0, 0], [0, 0, 36], [0, 0, 0]])
+    assert gz.winners(votes, 5).tolist() == [0, -2, -1, 2, -1]
+    assert gz.winners(votes, 35).tolist() == [-1, -1, -1, 2, -1]
+    found = gz.scores(votes, [0, 0, 0, 1, 0], gz.draw_weights(5, 20), 4, rows=np.array([1, 1, 1, 1, 0], bool))
+    assert (found["n"], found["ties"]) == (3, 1) and np.isclose(found["accuracy"][0], 2 / 3)
+
+
+def test_scores_are_those_of_scikit_learn_for_every_draw():
+    true, said = rng.integers(0, 4, 200), rng.integers(0, 3, 200)         # the last answer is never predicted
+    weights = gz.draw_weights(200, 5, seed=3)
+    C = gz.confusion(true, said, 4, weights)
+    for w, a, f in zip(weights, gz.accuracy(C), gz.weighted_f1(C)):
+        rows = np.repeat(np.arange(200), w.astype(int))
+        assert np.isclose(a, accuracy_score(true[rows], said[rows])) and np.isclose(f, f1_score(true[rows], said[rows], average="weighted", zero_division=0))
+    assert (weights.sum(1) == 200).all() and (weights[0] == 1).all()
+    assert np.isnan(gz.accuracy(C * 0)).all() and np.isnan(gz.interval(np.full(5, np.nan))).all()
+
+
+def test_likelihoods_are_those_of_scipy():
+    s = rng.uniform(1, 40, 20)
+    expected = [dirichlet_multinomial(c * p, k.sum()).logpmf(k) if k.sum() else 0.0 for c, p, k in zip(s, P, K)]
+    np.testing.assert_allclose(gz.log_likelihood(K[:20], P[:20], s), expected, atol=1e-9)
+    np.testing.assert_allclose(gz.log_likelihood(K[:20], P[:20]), [multinomial(k.sum(), p).logpmf(k) for p, k in zip(P, K[:20])], atol=1e-9)
+    assert np.isclose(np.exp(gz.log_likelihood(np.array([[2, 1]]), np.array([[0.5, 0.5]]), 2.0)[0]), 1 / 4)      # by hand: all splits alike
+
+
+def test_likelihood_of_counts_has_a_gradient_and_none_without_votes():
+    p, s = torch.tensor([[0.2, 0.8], [0.2, 0.8]], requires_grad=True), torch.tensor([3.0, 3.0], requires_grad=True)
+    gz.count_likelihood(torch.tensor([[4.0, 0.0], [0.0, 0.0]]), p, s).sum().backward()
+    assert p.grad[0, 0] > 0 and abs(s.grad[1]) < 1e-6 and torch.isfinite(p.grad).all()
+
+
+def test_soft_cross_entropy_once_and_twice():
+    logits = torch.tensor([[1.0, 0.0, -1.0]])
+    target = torch.tensor([[0.5, 0.25, 0.25]])
+    assert torch.isclose(gz.soft_cross_entropy(logits, target)[0], torch.nn.functional.cross_entropy(logits, target))
+    assert torch.isclose(gz.soft_cross_entropy(logits, target, twice=True)[0], torch.nn.functional.cross_entropy(logits.softmax(1), target))
+
+
+@pytest.mark.parametrize("protocol", ["released", "corrected"])
+def test_soft_labels_learn_repeat_and_do_not_see_the_test(protocol):
+    train, val, test = (SPLIT == i for i in range(3))
+    fit = lambda seed=0, k=K: gz.SoftLabels(protocol, epochs=12, seed=seed).fit(X[train], k[train], X[val], k[val]).predict(X)
+    p = fit()
+    np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
+    assert (p[test].argmax(1) == P[test].argmax(1)).mean() > 0.8
+    np.testing.assert_array_equal(p, fit())
+    assert not np.allclose(p, fit(seed=1))
+    np.testing.assert_array_equal(p, fit(k=np.where(test[:, None], 50, K)))
+
+
+def test_released_ignores_validation_and_keeps_raw_features():
+    fit = lambda kv: gz.SoftLabels("released", epochs=2).fit(X[:300], K[:300], X[300:360], kv)
+    np.testing.assert_array_equal(fit(K[300:360]).predict(X[:5]), fit(K[300:360] * 0).predict(X[:5]))
+    assert not fit(K[300:360]).errors
+    head = fit(K[300:360])
+    assert torch.equal(head.scaled(X[:3]), torch.as_tensor(X[:3]))
+
+
+def test_best_weights_are_a_copy():
+    net = torch.nn.Linear(1, 1, bias=False)
+    net.weight.data.fill_(0.0)
+    values = iter([3.0, 1.0, 2.0, 2.5])
+    seen = []
+    def validate():
+        seen.append(net.weight.item())
+        return next(values)
+    errors = gz.train(net, lambda rows: (net.weight - 1).square().sum(), lambda: torch.arange(4), validate, epochs=4, patience=9, lr=0.1)
+    assert errors == [3.0, 1.0, 2.0, 2.5] and net.weight.item() == seen[1] != seen[3]
+
+
+def test_vote_counts_learn_fractions_and_agreement():
+    pi = np.random.default_rng(1).standard_gamma(6 * P) + 1e-9
+    k = np.stack([rng.multinomial(30, p) for p in pi / pi.sum(1, keepdims=True)])
+    votes = {"three": k, "two": np.stack([k[:, 0], k[:, 1:].sum(1)], 1), "never asked": np.zeros((700, 4), int)}
+    found = gz.fit_heads(X, {"three": k}, SPLIT, questions=("three",))["soft_labels"]["three"]
+    pick = lambda rows: {q: v[rows] for q, v in votes.items()}
+    head = gz.VoteCounts().fit(X[SPLIT == 0], pick(SPLIT == 0), X[SPLIT == 1], pick(SPLIT == 1))
+    made = head.predict(X)
+    test = SPLIT == 2
+    for q, v in votes.items():
+        p, s = made[q]
+        assert p.shape == v.shape and s.shape == (700,)
+        np.testing.assert_allclose(p.sum(1), 1, atol=1e-4)
+    assert 3 < np.median(made["three"][1][test]) < 12
+    assert gz.log_likelihood(k[test], made["three"][0][test], made["three"][1][test]).mean() > gz.log_likelihood(k[test], found[0][test]).mean()
+    np.testing.assert_allclose(made["two"][0][:, 0], made["three"][0][:, 0], atol=0.25)
+    assert 3 < gz.best_concentration(k[test], P[test]) < 12
+
+
+def test_heads_side_by_side_are_the_heads_alone():
+    train, val = SPLIT == 0, SPLIT == 1
+    before, state = torch.get_num_threads(), torch.random.get_rng_state()
+    torch.set_num_threads(3)
+    try: found = gz.fit_heads(X, {"a": K, "b": K[:, :2]}, SPLIT, questions=("a", "b"))
+    finally: torch.set_num_threads(before)
+    np.testing.assert_array_equal(found["soft_labels"]["b"][0], gz.SoftLabels().fit(X[train], K[train, :2], X[val], K[val, :2]).predict(X))
+    one = gz.VoteCounts().fit(X[train], {"a": K[train], "b": K[train, :2]}, X[val], {"a": K[val], "b": K[val, :2]}).predict(X)
+    np.testing.assert_array_equal(found["vote_counts"]["a"][0], one["a"][0])
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_nothing_to_learn_from_is_said():
+    for head in (gz.SoftLabels(), gz.VoteCounts()):
+        votes = K[:50] * 0
+        with pytest.raises(ValueError, match="nothing to learn"): head.fit(X[:50], votes if isinstance(head, gz.SoftLabels) else {"q": votes})
+    with pytest.raises(ValueError, match="released or corrected"): gz.SoftLabels("original")
+    assert "vote_counts" not in gz.fit_heads(X, {"q": K}, SPLIT, "released", questions=("q",))
+
+
+def test_perfect_fractions_are_calibrated():
+    k = np.stack([rng.multinomial(1000, p) for p in P])
+    assert gz.calibration_error(k, P) < 0.01 < 0.1 < gz.calibration_error(k, np.full_like(P, 1 / 3) + np.array([0.3, -0.15, -0.15]))
+    predicted, observed, weight = gz.reliability([k, k], [P, P])
+    assert weight.sum() == 2 * k.size * 1000 and np.nanmax(np.abs(predicted - observed)) < 0.02
+
+
+def test_dropout_keeps_the_mean_and_stops_in_evaluation():
+    drop = gz.QuickDropout(0.25, torch.Generator().manual_seed(0))
+    x = torch.ones(301, 7)
+    y = drop(x)
+    assert y.unique().tolist() == pytest.approx([0.0, 4 / 3]) and abs(y.mean() - 1) < 0.05 and y.shape == x.shape
+    assert torch.equal(drop.eval()(x), x)
