@@ -10,8 +10,13 @@ DEVICE ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := $(or $(ASTROCLIP_HOME),data)/$(SURVEY)/$(PROFILE)/executed
-STAGES := mock_survey pretrain_spectrum train_redshift pretrain_image align embed
-PAGES := redshift retrieval real_galaxies scoreboard
+STAGES := mock_survey pretrain_spectrum train_redshift train_baselines pretrain_image align embed
+PAGES := redshift properties posterior morphology retrieval reconstruction embedding_map domain real_galaxies
+STUDIES := ablations spectrum_remedies ablation_pretraining released_model
+# Pages are drawn side by side, each with a share of the cores.
+CORES := $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+SIDE := $(shell echo $$(( $(CORES) < 4 ? 1 : 3 )))
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # glibc would map and return every large activation at each step: keeping them makes CPU training up to 40 % faster.
 # Passive waiting: the threads of a compiled kernel would otherwise spin on, and take the cores from torch.
 RUN := OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000 PYTHONUNBUFFERED=1 $(BIN)/papermill -k python3 \
@@ -19,12 +24,13 @@ RUN := OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000
 	--stdout-file /dev/stdout
 PARAMETERS = -f nbs/params/$(PROFILE).yaml -p survey $(SURVEY) -r device $(DEVICE) -p seed $(SEED)
 
-.PHONY: help reproduce test install bench lab figures check prepare readme clean hooks lock $(addprefix stage-,$(STAGES)) $(addprefix figure-,$(PAGES))
+.PHONY: help reproduce test install bench lab figures pages studies check prepare readme clean hooks lock $(addprefix stage-,$(STAGES)) $(addprefix figure-,$(PAGES) $(STUDIES) scoreboard)
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
 
-reproduce: $(addprefix stage-,$(STAGES)) $(addprefix figure-,$(PAGES))  ## main job: environment, survey, three trainings, embeddings, every figure (PROFILE=, SURVEY=)
+reproduce: $(addprefix stage-,$(STAGES))  ## main job: environment, survey, trainings, embeddings, every figure (PROFILE=, SURVEY=)
+	@$(MAKE) --no-print-directory pages
 	@$(BIN)/python -m astroclip.core.readme figures
 	@echo "done: figures and tables are in $$($(BIN)/python -c 'from astroclip.core.config import Params; from astroclip.core.plots import figures_dir; print(figures_dir(Params("$(SURVEY)", "$(PROFILE)")))')"
 
@@ -32,15 +38,22 @@ $(addprefix stage-,$(STAGES)): stage-%: install
 	@mkdir -p $(OUT); echo "== $* ($(SURVEY), $(PROFILE)) =="
 	@$(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS) | cat  # a pipe: papermill would truncate a log file
 
-$(addprefix figure-,$(PAGES)): figure-%: install  ## figure-redshift, figure-retrieval, ...: one page (makes what it needs)
+$(addprefix figure-,$(PAGES) $(STUDIES) scoreboard): figure-%: install  ## figure-redshift, figure-retrieval, ...: one page (makes what it needs)
 	@mkdir -p $(OUT); echo "== $* ($(SURVEY), $(PROFILE)) =="
 	@$(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS) | cat  # a pipe: papermill would truncate a log file
 
-figures: $(addprefix figure-,$(PAGES))  ## redraw every page from existing artifacts
+pages: install
+	@OMP_NUM_THREADS=$$(( $(CORES) < 2 * $(SIDE) ? 1 : $(CORES) / $(SIDE) )) $(MAKE) --no-print-directory --jobs=$(SIDE) $(SYNC) $(addprefix figure-,$(PAGES))
+	@$(MAKE) --no-print-directory figure-scoreboard
+
+figures: pages  ## redraw every page from existing artifacts
+	@$(BIN)/python -m astroclip.core.readme figures
+
+studies: $(addprefix figure-,$(STUDIES))  ## the long comparisons: what each setting brings (an hour; finished rows are kept), the published weights
 
 test: install  ## environment, library notebooks, pytest with the smoke run of every page
 	@$(MAKE) --no-print-directory check
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 check: install  ## notebooks clean, package exported, README current, library notebooks run
 	@$(BIN)/python -m astroclip.core.readme check

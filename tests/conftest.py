@@ -44,3 +44,8 @@ def real(shared) -> Path:
 def sample(root) -> Path:
     "The committed sample of 64 simulated pairs."
     return root / "data" / "sample" / "survey.h5"
+
+
+def pytest_collection_modifyitems(items):
+    "The smoke runs take longest: first, so that the other files run beside them where there are several workers."
+    items.sort(key=lambda item: item.get_closest_marker("smoke") is None)

@@ -12,7 +12,7 @@ from astroclip.core.config import find_root
 
 ROOT = find_root(Path(__file__).parent)
 ORDER = ["mock_survey", "pretrain_spectrum", "train_redshift", "train_baselines", "pretrain_image", "align", "embed"]
-PAGES = ["redshift", "retrieval", "real_galaxies", "scoreboard"]
+PAGES = ["redshift", "properties", "posterior", "morphology", "retrieval", "reconstruction", "embedding_map", "domain", "real_galaxies", "scoreboard"]
 OTHERS = sorted(p.stem for p in ROOT.glob("nbs/*.ipynb") if p.stem not in {*ORDER, *PAGES, "index"})
 
 # Pages that train in a loop over settings: few steps are enough to see that they run.
@@ -38,7 +38,7 @@ def home(tmp_path_factory):
 
 def papermill(name, home, *arguments, check=True):
     "Run `nbs/<name>.ipynb` in `home`, as a user does, with the smoke profile."
-    environment = dict(os.environ, ASTROCLIP_HOME=str(home), OMP_NUM_THREADS="2", MPLBACKEND="agg", CUDA_VISIBLE_DEVICES="")
+    environment = dict(os.environ, ASTROCLIP_HOME=str(home), OMP_NUM_THREADS="1", MPLBACKEND="agg", CUDA_VISIBLE_DEVICES="")
     command = [sys.executable, "-m", "papermill", str(ROOT / "nbs" / f"{name}.ipynb"), str(home / f"{name}.ipynb")]
     command += ["-k", "python3", "--no-progress-bar", "-p", "profile", "smoke", *arguments]
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=900)
