@@ -193,7 +193,7 @@ def drawn_rank_correlations(a, b, draws: int = 1000, seed: int = 0) -> np.ndarra
     a, b = ranks(a), ranks(b)
     return (w * a * b).sum(1) / np.sqrt((w * a * a).sum(1) * (w * b * b).sum(1))
 
-# %% ../../nbs/evaluation/67_gaps.ipynb #2b399cad
+# %% ../../nbs/evaluation/67_gaps.ipynb #a594441e
 def gap_panel(ax, flux, hidden, answer, redshift, truth=None, rival=None, title="", smooth=5):
     "One spectrum (L,): observed, without noise (where known), gaps shaded with the network's answer and a rival's; lines at `redshift`."
     level = truth if truth is not None else flux
@@ -204,5 +204,6 @@ def gap_panel(ax, flux, hidden, answer, redshift, truth=None, rival=None, title=
     plot_spectrum(ax, WAVELENGTH, answer, redshift, labels=True, color=COLORS["spectrum"], lw=1.1, label="network")
     scale = np.convolve(level, np.ones(15) / 15, "valid")
     low, high = np.percentile(scale, [0.5, 99.9])
+    high = min(high, 3 * max(np.median(scale), low))   # strong lines leave the panel, the continuum stays legible
     ax.set_ylim(min(0, low - 0.1 * (high - low)), high + 0.5 * (high - min(low, 0)))   # room for the title
     ax.text(0.995, 0.95, title, transform=ax.transAxes, ha="right", va="top", fontsize=8, bbox=dict(fc="white", ec="none", alpha=0.8, pad=1))
