@@ -9,7 +9,7 @@ __all__ = ['TREE', 'QUESTIONS', 'ASKED_OF', 'GLOBAL_RANDOM', 'survey_votes', 'co
            'log_likelihood', 'best_concentration', 'VoteCounts', 'reliability', 'calibration_error', 'fit_heads',
            'sample_scores', 'mean_score', 'radar']
 
-# %% ../../nbs/evaluation/37_galaxy_zoo.ipynb #abd167fa
+# %% ../../nbs/evaluation/37_galaxy_zoo.ipynb #b4700eb6
 import copy
 import csv
 import threading
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from scipy.special import gammaln, xlogy
+from threadpoolctl import threadpool_limits
 from .leakage import unit_sphere
 from .metrics import resample
 from .neighbours import Scale
@@ -294,7 +295,7 @@ def calibration_error(votes, p, bins=10):
     predicted, observed, weight = reliability(votes, p, bins)
     return float(np.nansum(np.abs(predicted - observed) * weight) / weight.sum()) if weight.sum() else float("nan")
 
-# %% ../../nbs/evaluation/37_galaxy_zoo.ipynb #095e3629
+# %% ../../nbs/evaluation/37_galaxy_zoo.ipynb #c6c0b025
 def fit_heads(x, votes, split, protocol="corrected", seed=0, questions=tuple(QUESTIONS)):
     """Answers of each head for all rows: head -> question -> (fractions (N, A), concentration (N,) or infinity).
 
@@ -303,8 +304,10 @@ def fit_heads(x, votes, split, protocol="corrected", seed=0, questions=tuple(QUE
     pick = lambda rows: {q: votes[q][rows] for q in questions}
     jobs = {"vote_counts": lambda: VoteCounts(seed=seed).fit(x[fitting], pick(fitting), x[val], pick(val)).predict(x)} if protocol == "corrected" else {}
     for q in questions: jobs[q] = lambda q=q: (SoftLabels(protocol, seed=seed).fit(x[fitting], votes[q][fitting], x[val], votes[q][val]).predict(x), np.inf)
-    workers = min(4, torch.get_num_threads())
-    with few_threads(1), ThreadPoolExecutor(workers) as pool: found = dict(zip(jobs, pool.map(lambda job: job(), jobs.values())))
+    threads = torch.get_num_threads()
+    try:    # one thread for each network; the limits that they set and put back in any order are put back once more here
+        with threadpool_limits(), ThreadPoolExecutor(min(4, threads)) as pool: found = dict(zip(jobs, pool.map(lambda job: job(), jobs.values())))
+    finally: torch.set_num_threads(threads)
     soft = {q: found.pop(q) for q in questions}
     return {"soft_labels": soft} | found
 
