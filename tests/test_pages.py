@@ -17,7 +17,7 @@ OTHERS = sorted(p.stem for p in ROOT.glob("nbs/*.ipynb") if p.stem not in {*ORDE
 
 # Pages that train in a loop over settings: few steps are enough to see that they run.
 SHORT = {
-    "ablations": ["-p", "steps", "4", "-p", "n_seeds", "2", "-y", "{only: [batch of 64 in 4 groups, 50 pairs, as released, image tower trained]}"],
+    "ablations": ["-p", "steps", "4", "-p", "n_seeds", "2", "-p", "n_seeds_trained", "1", "-y", "{only: [batch of 64 in 4 groups, 50 pairs, as released, image tower trained]}"],
     "ablation_pretraining": ["-p", "pretrain_steps", "4", "-p", "align_steps", "6"],
     "spectrum_remedies": ["-p", "steps", "4", "-p", "place_steps", "4", "-p", "align_steps", "6", "-p", "n_train", "100"],
 }
