@@ -149,6 +149,15 @@ def test_heads_side_by_side_are_the_heads_alone():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_answers_come_back_as_they_were_kept(tmp_path):
+    answers = {("image", "vit", "soft_labels"): {"q": (P, np.inf)}, ("image", "vit", "vote_counts"): {"q": (P, np.arange(700.0))}}
+    gz.save_answers(tmp_path / "answers.npz", answers, SPLIT > 0)
+    again = gz.load_answers(tmp_path / "answers.npz")
+    assert list(again) == list(answers) and again["image", "vit", "soft_labels"]["q"][1] == np.inf
+    for key in answers: np.testing.assert_allclose(again[key]["q"][0], np.where((SPLIT > 0)[:, None], P, np.nan), rtol=1e-6)
+    np.testing.assert_allclose(again["image", "vit", "vote_counts"]["q"][1][SPLIT > 0], np.arange(500.0, 700.0))
+
+
 def test_nothing_to_learn_from_is_said():
     for head in (gz.SoftLabels(), gz.VoteCounts()):
         votes = K[:50] * 0

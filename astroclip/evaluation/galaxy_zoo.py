@@ -7,7 +7,7 @@ __all__ = ['TREE', 'QUESTIONS', 'ASKED_OF', 'GLOBAL_RANDOM', 'survey_votes', 'co
            'tree_gaps', 'fractions', 'winners', 'draw_weights', 'confusion', 'accuracy', 'weighted_f1', 'interval',
            'scores', 'train', 'seeded', 'soft_cross_entropy', 'QuickDropout', 'SoftLabels', 'count_likelihood',
            'log_likelihood', 'best_concentration', 'VoteCounts', 'reliability', 'calibration_error', 'fit_heads',
-           'sample_scores', 'mean_score', 'radar']
+           'save_answers', 'load_answers', 'sample_scores', 'mean_score', 'radar']
 
 # %% ../../nbs/evaluation/37_galaxy_zoo.ipynb #b4700eb6
 import copy
@@ -295,7 +295,7 @@ def calibration_error(votes, p, bins=10):
     predicted, observed, weight = reliability(votes, p, bins)
     return float(np.nansum(np.abs(predicted - observed) * weight) / weight.sum()) if weight.sum() else float("nan")
 
-# %% ../../nbs/evaluation/37_galaxy_zoo.ipynb #c6c0b025
+# %% ../../nbs/evaluation/37_galaxy_zoo.ipynb #19d0175e
 def fit_heads(x, votes, split, protocol="corrected", seed=0, questions=tuple(QUESTIONS)):
     """Answers of each head for all rows: head -> question -> (fractions (N, A), concentration (N,) or infinity).
 
@@ -310,6 +310,24 @@ def fit_heads(x, votes, split, protocol="corrected", seed=0, questions=tuple(QUE
     finally: torch.set_num_threads(threads)
     soft = {q: found.pop(q) for q in questions}
     return {"soft_labels": soft} | found
+
+
+def save_answers(path, answers, rows):  # answers: key (tuple of words) -> question -> (fractions (N, A), concentration (N,) or infinity); rows (N,) bool
+    "Keep the answers of some rows as npz, so that a page can be drawn again without training."
+    kept = {"/".join((*key, q)): np.concatenate([p, np.full((len(p), 1), 1.0) * np.reshape(s, (-1, 1))], 1)[rows].astype(np.float32) for key, found in answers.items() for q, (p, s) in found.items()}
+    np.savez(path, rows=rows, **kept)
+
+
+def load_answers(path):
+    "What save_answers kept; NaN in the other rows."
+    with np.load(path) as file:
+        stored, rows, answers = dict(file), file["rows"], {}
+    for name in (name for name in stored if name != "rows"):
+        *key, q = name.split("/")
+        full = np.full((len(rows), stored[name].shape[1]), np.nan)
+        full[rows] = stored[name]
+        answers.setdefault(tuple(key), {})[q] = (full[:, :-1], np.inf if np.isinf(stored[name][:, -1]).all() else full[:, -1])
+    return answers
 
 
 def sample_scores(answers, votes, weights, least=5, rows=None):  # question -> (n, A) fractions, question -> (n, A), (W, n)
