@@ -62,7 +62,7 @@ class Coordinates:
         y = np.asarray(y, np.float64)
         return np.log(self.std / self.scale.std).sum() - np.log(y[:, self.positive]).sum(1)
 
-# %% ../../nbs/evaluation/91_flows.ipynb #2ef5598a
+# %% ../../nbs/evaluation/91_flows.ipynb #65a44819
 @dataclass(frozen=True)
 class FlowConfig:
     "One group of flows of the same shape, and how they are trained."
@@ -75,12 +75,13 @@ class FlowConfig:
     affine: bool = True          # a layer that places and scales before the splines
     passes: int = 2              # of the splines; 2: coupling, 0: fully autoregressive
     dropout: float = 0.0         # in the network before the flow
-    noise: float = 0.1           # added to the standardised embedding, in standard deviations
+    noise: float = 0.05          # added to the standardised embedding, in standard deviations
     lr: float = 3e-3
     final_lr: float = 1e-6
     weight_decay: float = 0.1
     batch_size: int = 256
     epochs: int = 40
+    average: float = 0.98        # weights are averaged over steps with this memory, and the average is what is kept; 0: not at all
     patience: int = 8            # epochs without improvement on the held-out fifth; 0: train to the end, keep the last weights
     folds: int = 5               # each member holds another 1/folds of the galaxies out
 
@@ -89,7 +90,7 @@ def released_configs(members=10, seed=0, epochs=25):
     "The original's ensemble: widths log-uniform in 16-32 (three layers), two or three spline layers, Adam, last weights."
     rng = np.random.default_rng(spawn_seed(seed, "released flows"))
     draw = lambda: dict(hidden=int(round(math.exp(rng.uniform(math.log(16), math.log(32))))), transforms=int(rng.uniform(2, 4)))
-    return [FlowConfig(1, **draw(), layers=3, bottleneck=(), affine=False, passes=2, dropout=0.0, lr=5e-4, weight_decay=0.0, batch_size=128, epochs=epochs, patience=0) for _ in range(members)]
+    return [FlowConfig(1, **draw(), layers=3, bottleneck=(), affine=False, passes=2, dropout=0.0, lr=5e-4, weight_decay=0.0, batch_size=128, epochs=epochs, patience=0, noise=0.0, average=0.0) for _ in range(members)]
 
 # %% ../../nbs/evaluation/91_flows.ipynb #f6108c56
 def need_zuko():
@@ -115,7 +116,7 @@ class ConditionalFlow(nn.Module):
 
     def forward(self, x, u): return self.distribution(x).log_prob(u)
 
-# %% ../../nbs/evaluation/91_flows.ipynb #6c8aef9e
+# %% ../../nbs/evaluation/91_flows.ipynb #782bd1fb
 def held_out(n, config, first, seed):
     "Row numbers (M, n - h) to train and (M, h) to stop by, for members first, first + 1, ...: one fold each."
     folds = np.array_split(np.random.default_rng(spawn_seed(seed, "folds")).permutation(n), config.folds)
@@ -132,6 +133,7 @@ def train_members(nets, x, u, train, held, config, generator):
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     size = min(config.batch_size, max(16, train.shape[1] // 10))
     total, step, history, best = config.epochs * -(-train.shape[1] // size), 0, [], None
+    mean = {k: v.detach().clone() for k, v in parameters.items()}
     for epoch in range(config.epochs):
         skeleton.train()
         order = torch.stack([t[torch.randperm(len(t), generator=generator).to(t.device)] for t in train])
@@ -144,13 +146,15 @@ def train_members(nets, x, u, train, held, config, generator):
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 5.0 * len(nets))
             optimizer.step()
+            memory = min(config.average, step / (step + 10))
+            with torch.no_grad(): torch._foreach_lerp_(list(mean.values()), [v.detach() for v in parameters.values()], 1 - memory)
         skeleton.eval()
-        with torch.no_grad(): history.append(-stacked(parameters, buffers, x[held], u[held]).mean(1).cpu())
+        with torch.no_grad(): history.append(-stacked(mean, buffers, x[held], u[held]).mean(1).cpu())
         errors = torch.stack(history)
         if not torch.isfinite(errors[-1]).all(): raise FloatingPointError(f"epoch {epoch}: NLL {errors[-1].tolist()}; a smaller learning rate may help")
         newest = (errors[-1] <= errors.amin(0)).to(x.device) if config.patience else torch.ones(len(nets), dtype=bool, device=x.device)
         keep = lambda new, old: torch.where(newest.view(-1, *[1] * (new.ndim - 1)), new, old)
-        best = {k: keep(v.detach(), best[k] if best else v.detach()).clone() for k, v in parameters.items()}
+        best = {k: keep(v, best[k] if best else v).clone() for k, v in mean.items()}
         if config.patience and (epoch - errors.argmin(0)).min() >= config.patience: break
     for m, net in enumerate(nets): net.load_state_dict({k: v[m] for k, v in best.items()}, strict=False)
     return errors.numpy()
