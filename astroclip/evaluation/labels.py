@@ -123,18 +123,14 @@ def few_labels(x, y, split, budgets, head="mlp", protocol="corrected", repeats=3
             rows.append(dict(n=int(((s == 0) | (s == 1)).sum()), repeat=repeat, r2=r2_columns(model.predict(x[s == 2]), y[s == 2])))
     return rows
 
-# %% ../../nbs/evaluation/35_labels.ipynb #0965960a
-def crossings(
-    first, second,     # {number of labels: score of each draw}, as for two models
-):                     # (low, middle, high) over the draws, or None where the curves do not cross for most draws
-    "The number of labels at which `second` overtakes `first` (or the reverse), from the numbers that both have."
+# %% ../../nbs/evaluation/35_labels.ipynb #f676c4c4
+def crossings(first, second):  # {number of labels: score of each draw}, for two models
+    "Of each draw the number of labels at which the sign of first - second changes last, among the numbers that both have; NaN where it never does. A single draw stands for all."
     ns = sorted(first.keys() & second.keys())
-    if len(ns) < 2: return None
-    found, repeats = [], max(len(curve[n]) for curve in (first, second) for n in ns)
+    repeats = max((len(curve[n]) for curve in (first, second) for n in ns), default=1)
+    found = np.full(repeats, np.nan)
     for i in range(repeats):
         d = [first[n][i % len(first[n])] - second[n][i % len(second[n])] for n in ns]
-        change = [j for j in range(len(ns) - 1) if d[j] * d[j + 1] < 0]
-        if change:
-            j = change[-1]
-            found.append(float(np.exp(np.log(ns[j]) + d[j] / (d[j] - d[j + 1]) * np.log(ns[j + 1] / ns[j]))))
-    return (min(found), float(np.median(found)), max(found)) if 2 * len(found) > repeats else None
+        for j in range(len(ns) - 1):
+            if d[j] * d[j + 1] < 0: found[i] = np.exp(np.log(ns[j]) + d[j] / (d[j] - d[j + 1]) * np.log(ns[j + 1] / ns[j]))
+    return found

@@ -46,7 +46,7 @@ def job_list(settings, available):  # settings of the stage, number of galaxies 
     few = [] if released else [(n, r) for n in settings["budgets"] if n < available for r in range(settings["repeats"])]
     return [Job(*names) for names in each] + [Job(*names, n, r) for n, r in few for names in each]
 
-# %% ../../nbs/training/85_opponents.ipynb #6d569d20
+# %% ../../nbs/training/85_opponents.ipynb #ebad578f
 def build(job, outputs, settings):
     "A fresh network with that many outputs."
     if job.network == "resnet": return ResNet(outputs, width=settings["width"])
@@ -68,7 +68,7 @@ def recipe(job, n_train, settings, seed=0):
     if settings["protocol"] == "released":
         return Supervised(settings["released_epochs"], lr=5e-4, weight_decay=0.0, warmup=0, clip=None, patience=10**9, final=1.0, **common)
     if job.n: epochs = max(epochs, few)
-    return Supervised(epochs, lr=settings[f"{kind}_lr"], patience=max(6, epochs // 3), **common)
+    return Supervised(epochs, lr=settings["convnext_lr" if job.network == "convnext" else f"{kind}_lr"], patience=max(6, epochs // 3), **common)
 
 
 def released_split(split, seed=0):  # (N,)
