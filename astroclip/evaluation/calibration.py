@@ -51,8 +51,8 @@ def histogram_band(n, bins, level=0.95):
     "Low and high counts of one bin out of `bins` for n uniform numbers."
     return tuple(float(v) for v in binom.interval(level, n, 1 / bins))
 
-# %% ../../nbs/evaluation/92_calibration.ipynb #5abb2430
-def outside_by_chance(u, limit, draws=500, seed=0, levels=64):  # (n, C) -> (draws,)
+# %% ../../nbs/evaluation/92_calibration.ipynb #7a84207a
+def outside_by_chance(u, limit, draws=500, seed=0, levels=160):  # (n, C) -> (draws,)
     "Number of the C checks beyond `limit` in each draw of the galaxies, about the observed curves: what perfect posteriors with the same correlations would show."
     u, rng = np.asarray(u, np.float64), np.random.default_rng(seed)
     below = (u[:, :, None] <= (np.arange(levels) + 0.5) / levels).astype(np.float32).reshape(len(u), -1)
