@@ -7,7 +7,7 @@ __all__ = ['BRIGHT', 'FAINT', 'FAINT_SHARE', 'LABEL_SCATTER', 'FLUX_ERROR', 'CHU
            'DATA_CARD', 'selected', 'galaxies', 'catalogue', 'make_pairs', 'draw_magnitude', 'aperture_shares',
            'make_spectra', 'lay_out', 'write_rows', 'workers', 'fill', 'make_survey', 'sample']
 
-# %% ../../nbs/mock/50_survey.ipynb #a423ffdf
+# %% ../../nbs/mock/50_survey.ipynb #c5dceb54
 import errno
 import multiprocessing
 import os
@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 from scipy.special import gammainc
 from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
 from ..core.artifacts import library_versions, write_atomic
 from .galaxy_images import point_source_fraction, render, structure
@@ -245,7 +246,7 @@ def workers(processes):
             pool.shutdown(cancel_futures=True)
             raise
 
-# %% ../../nbs/mock/50_survey.ipynb #918108e6
+# %% ../../nbs/mock/50_survey.ipynb #209181f6
 def _finished(partial, record, stamp):
     "Numbers of the chunks that an interrupted run of the same survey left behind."
     if not (partial.exists() and record.exists()):
@@ -287,6 +288,7 @@ def fill(
     stamp, total = f"{make.__name__} {n} {seed} {library_versions()}", -(-n // CHUNK)
     done = _finished(partial, record, stamp)
     already, begin = len(done), time.time()
+    bar = tqdm(total=total, initial=already, desc=path.name, unit="chunk", disable=None if progress else True)   # None: only in a terminal
     for chunk, rows in run([(make, seed, c, min(CHUNK, n - c * CHUNK)) for c in range(total) if c not in done]):
         with _disk_errors(partial):
             if not done:
@@ -299,12 +301,14 @@ def fill(
             with open(record, "a") as f:
                 f.write(f"{chunk}\n")
         done.add(chunk)
-        if progress:
+        bar.update()
+        if progress and bar.disable:
             _report(path.name, len(done), total, already, begin)
+    bar.close()
     os.replace(partial, path)
     record.unlink()
 
-# %% ../../nbs/mock/50_survey.ipynb #ead7e408
+# %% ../../nbs/mock/50_survey.ipynb #ede82feb
 def _complete(path, n, seed):
     "True if the file is there already; ValueError if it is another survey's."
     if not path.exists():
@@ -321,7 +325,7 @@ def make_survey(
     n_pairs, n_spectra,
     seed=0,
     processes=None,   # default: all cores that this process may use
-    progress=True,    # print a line at every tenth
+    progress=True,    # a bar in a terminal, elsewhere a line at every tenth
 ):  # paths of the files
     "Write survey.h5 (n_pairs images with spectra, labels, truth, votes) and spectra.h5 (n_spectra, flat in redshift)."
     if n_pairs < 0 or n_spectra < 0 or seed < 0:
