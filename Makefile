@@ -10,13 +10,12 @@ DEVICE ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := $(or $(ASTROCLIP_HOME),data)/$(SURVEY)/$(PROFILE)/executed
-STAGES := pretrain_spectrum pretrain_image align train_redshift train_baselines embed
+STAGES := mock_survey pretrain_spectrum train_redshift train_baselines pretrain_image align embed
 PAGES := redshift properties posterior morphology retrieval reconstruction embedding_map domain real_galaxies
 STUDIES := ablations spectrum_remedies ablation_pretraining released_model
-# A small network leaves cores idle, a page uses one: stages run two at a time and pages four, each with a share of the cores.
+# A stage uses all cores (two stages side by side wait for each other's threads), a page one: four pages are drawn at a time.
 CORES := $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 SIDE := $(shell echo $$(( $(CORES) < 4 ? 1 : 4 )))
-PAIR := $(shell echo $$(( $(CORES) < 4 ? 1 : 2 )))
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # glibc would map and return every large activation at each step: keeping them makes CPU training up to 40 % faster.
 # Passive waiting: the threads of a compiled kernel would otherwise spin on, and take the cores from torch.
@@ -25,23 +24,17 @@ RUN := OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000
 	--stdout-file /dev/stdout
 PARAMETERS = -f nbs/params/$(PROFILE).yaml -p survey $(SURVEY) -r device $(DEVICE) -p seed $(SEED)
 
-.PHONY: help reproduce test install bench lab figures pages studies check prepare readme clean hooks lock $(addprefix stage-,mock_survey $(STAGES)) $(addprefix figure-,$(PAGES) $(STUDIES) scoreboard)
+.PHONY: help reproduce test install bench lab figures pages studies check prepare readme clean hooks lock $(addprefix stage-,$(STAGES)) $(addprefix figure-,$(PAGES) $(STUDIES) scoreboard)
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
 
-reproduce: install  ## main job: environment, survey, trainings, embeddings, every figure (PROFILE=, SURVEY=)
-	@$(MAKE) --no-print-directory stage-mock_survey
-	@OMP_NUM_THREADS=$$(( $(CORES) / $(PAIR) )) $(MAKE) --no-print-directory --jobs=$(PAIR) IN_ORDER=1 $(addprefix stage-,$(STAGES))
+reproduce: $(addprefix stage-,$(STAGES))  ## main job: environment, survey, trainings, embeddings, every figure (PROFILE=, SURVEY=)
 	@$(MAKE) --no-print-directory pages
 	@$(BIN)/python -m astroclip.core.readme figures
 	@echo "done: figures and tables are in $$($(BIN)/python -c 'from astroclip.core.config import Params; from astroclip.core.plots import figures_dir; print(figures_dir(Params("$(SURVEY)", "$(PROFILE)")))')"
 
-ifdef IN_ORDER
-stage-align: stage-pretrain_spectrum stage-pretrain_image
-stage-embed: stage-align stage-train_redshift
-endif
-$(addprefix stage-,mock_survey $(STAGES)): stage-%: install
+$(addprefix stage-,$(STAGES)): stage-%: install
 	@mkdir -p $(OUT); echo "== $* ($(SURVEY), $(PROFILE)) =="
 	@$(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS) | cat  # a pipe: papermill would truncate a log file
 
@@ -50,7 +43,7 @@ $(addprefix figure-,$(PAGES) $(STUDIES) scoreboard): figure-%: install  ## figur
 	@$(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS) | cat  # a pipe: papermill would truncate a log file
 
 pages: install
-	@OMP_NUM_THREADS=$$(( $(CORES) < 2 * $(SIDE) ? 1 : $(CORES) / $(SIDE) )) $(MAKE) --no-print-directory --jobs=$(SIDE) $(SYNC) $(addprefix figure-,$(PAGES))
+	@threads=$$(( $(CORES) < 2 * $(SIDE) ? 1 : $(CORES) / $(SIDE) )); OMP_NUM_THREADS=$$threads NUMBA_NUM_THREADS=$$threads $(MAKE) --no-print-directory --jobs=$(SIDE) $(SYNC) $(addprefix figure-,$(PAGES))
 	@$(MAKE) --no-print-directory figure-scoreboard
 
 figures: pages  ## redraw every page from existing artifacts
