@@ -9,7 +9,7 @@ from astroclip.core.config import Params, sample_path
 from astroclip.data.pairs import Survey
 from astroclip.evaluation.embeddings import Embeddings, classifier, embed_survey, image_summary, image_tower, spectrum_summary, spectrum_tower, towers
 from astroclip.evaluation.leakage import fingerprint
-from astroclip.evaluation.paper import PAPER, page_numbers, paper_r2, read_table, score_row
+from astroclip.evaluation.paper import PAPER, page_numbers, paper_number, read_table, score_row
 from astroclip.evaluation.photometry import photometry
 from astroclip.models.astroclip import AstroCLIP
 from astroclip.models.specformer import SpecFormer
@@ -66,11 +66,11 @@ def test_reading_says_what_is_wrong(tmp_path):
 
 
 def test_paper_numbers_are_looked_up_never_filled_in(tmp_path):
-    assert paper_r2("image", "astroclip_finetuned", "knn")["paper_r2"] == 0.79
-    assert paper_r2("spectrum", "redshift_classifier", "supervised")["paper_r2"] == 0.99
-    assert paper_r2("image", "random_vit", "knn")["paper_r2"] is None and paper_r2("image", "vit", "mlp")["paper_r2"] is None
+    assert paper_number("redshift r2", "image", "astroclip_finetuned", "knn")["paper"] == 0.79
+    assert paper_number("redshift r2", "spectrum", "redshift_classifier", "supervised")["paper"] == 0.99
+    assert paper_number("redshift r2", "image", "random_vit", "knn")["paper"] is None and paper_number("redshift r2", "image", "vit", "mlp")["paper"] is None
     assert all(0 < r[4] < 1 for r in PAPER)
-    row = score_row("redshift", "image", "vit", "knn", "r2", 0.5, paper=paper_r2("image", "vit", "knn"))
+    row = score_row("redshift", "image", "vit", "knn", "r2", 0.5, paper=paper_number("redshift r2", "image", "vit", "knn"))
     assert row["difference"] == pytest.approx(-0.13) and "real" in row["paper_sample"]
     (tmp_path / "t.csv").write_text("a,b\n1.5,\nx,2\n")
     assert read_table(tmp_path / "t.csv") == [dict(a=1.5, b=None), dict(a="x", b=2.0)]

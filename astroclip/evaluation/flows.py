@@ -159,7 +159,7 @@ def train_members(nets, x, u, train, held, config, generator):
     for m, net in enumerate(nets): net.load_state_dict({k: v[m] for k, v in best.items()}, strict=False)
     return errors.numpy()
 
-# %% ../../nbs/evaluation/91_flows.ipynb #062624a2
+# %% ../../nbs/evaluation/91_flows.ipynb #fe40b5ee
 class FlowEnsemble:
     """Flows that are trained together and mixed with equal weights, p(y | x) = (1/M) sum over m of p_m(y | x).
 
@@ -220,7 +220,7 @@ class FlowEnsemble:
         for net, state in zip(self.nets, (s for group in found["states"] for s in group)): net.load_state_dict(state)
         return self
 
-
+# %% ../../nbs/evaluation/91_flows.ipynb #97579a7e
 def mixture(log_prob):  # (M, n) -> (n,)
     "ln of the mean density of the members."
     return np.logaddexp.reduce(log_prob, axis=0) - math.log(len(log_prob))

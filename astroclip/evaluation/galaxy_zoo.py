@@ -136,7 +136,7 @@ def scores(votes, predicted, weights, least=5, rows=None):
     C = confusion(true[use], np.asarray(predicted)[use], votes.shape[1], weights[:, use])
     return dict(accuracy=accuracy(C), f1=weighted_f1(C), n=int(use.sum()), ties=int((true == -2).sum()))
 
-# %% ../../nbs/evaluation/37_galaxy_zoo.ipynb #9bd713c4
+# %% ../../nbs/evaluation/37_galaxy_zoo.ipynb #b0e76a46
 def train(net, loss, draw, validate=None, epochs=25, patience=5, lr=1e-3, batch_size=256, weight_decay=0.0):
     """Minimise loss(rows) over the rows draw() gives for an epoch; with validate() -> number, stops when it no longer falls and leaves a copy of the best weights.
 
@@ -157,7 +157,7 @@ def train(net, loss, draw, validate=None, epochs=25, patience=5, lr=1e-3, batch_
     if best is not None: net.load_state_dict(best)
     return errors
 
-
+# %% ../../nbs/evaluation/37_galaxy_zoo.ipynb #9eb95a4d
 GLOBAL_RANDOM = threading.Lock()
 
 def seeded(make, seed):
@@ -183,7 +183,7 @@ class QuickDropout(torch.nn.Module):
         random = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-2**63, None, generator=self.generator).view(torch.uint8)
         return x * (random[:x.numel()].view(x.shape) < self.kept) * (256 / self.kept)
 
-
+# %% ../../nbs/evaluation/37_galaxy_zoo.ipynb #9c1bdb20
 class SoftLabels:
     "The original's head for one question, `released` or `corrected`. The same seed gives the same network."
     def __init__(self, protocol="corrected", epochs=25, patience=3, least=None, seed=0):

@@ -246,7 +246,7 @@ def workers(processes):
             pool.shutdown(cancel_futures=True)
             raise
 
-# %% ../../nbs/mock/50_survey.ipynb #209181f6
+# %% ../../nbs/mock/50_survey.ipynb #482ee792
 def _finished(partial, record, stamp):
     "Numbers of the chunks that an interrupted run of the same survey left behind."
     if not (partial.exists() and record.exists()):
@@ -274,7 +274,7 @@ def _report(name, done, total, already, begin):
         rate = (done - already) / max(time.time() - begin, 1e-3)
         print(f"{name}: {done} of {total} chunks, {rate * CHUNK:.0f} galaxies/s, {(total - done) / rate:.0f} s left", flush=True)
 
-
+# %% ../../nbs/mock/50_survey.ipynb #a11ad6d2
 def fill(
     path,          # final name of the file
     make,          # `make_pairs` or `make_spectra`

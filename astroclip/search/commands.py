@@ -148,7 +148,7 @@ def search(args):
         hits.write(args.output, overwrite=True)
         print(f"written: {args.output}")
 
-# %% ../../nbs/search/20_commands.ipynb #fc916430
+# %% ../../nbs/search/20_commands.ipynb #19a11bbb
 def mock(args):
     "Make a simulated survey: survey.h5 and spectra.h5 (resumes what was interrupted)."
     try: from astroclip.mock.survey import make_survey
@@ -199,6 +199,7 @@ def train_spectrum(args):
     for name in ("place.pt", "checkpoint.pt"): (folder / name).unlink(missing_ok=True)
     print(f"written: {folder / 'specformer'}")
 
+# %% ../../nbs/search/20_commands.ipynb #64a1f866
 def align(args):
     "Align two pre-trained towers on the pairs of a survey; writes <folder>/astroclip and curves.csv."
     from astroclip.core.config import seed_everything
