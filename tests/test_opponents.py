@@ -7,7 +7,7 @@ import pytest
 from astroclip.core.config import sample_path
 from astroclip.core.profiles import settings as profile_settings
 from astroclip.data.pairs import Survey
-from astroclip.training.opponents import Job, build, collect, feeds, job_list, read_opponents, recipe, released_split, run_job
+from astroclip.training.opponents import Job, build, collect, feeds, job_list, read_opponents, recipe, released_split, run_job, run_jobs
 
 SETTINGS = profile_settings("smoke", "train_baselines") | dict(size=24, width=4, image_epochs=3, few_steps=2)
 
@@ -60,3 +60,15 @@ def test_a_finished_job_is_read_and_a_missing_one_trained(tmp_path):
     assert set(stored) == set(jobs)
     np.testing.assert_array_equal(stored[jobs[1]]["test"], again[1]["test"])
     assert (tmp_path / jobs[0].name / "config.json").is_file() and not (tmp_path / jobs[1].name).exists()
+
+
+def test_two_processes_find_what_one_finds(tmp_path):
+    survey, jobs = Survey(sample_path()), [Job("resnet", "redshift"), Job("conv_attention", "redshift", 100)]
+    split = np.arange(len(survey)) % 4
+    arguments = dict(redshift=survey.redshift), {job: split for job in jobs}, dict(test=split == 2), SETTINGS
+    for n in (1, 2):
+        done = list(run_jobs(jobs, survey.path, *arguments, tmp_path / str(n), processes=n))
+        assert {job for job, _ in done} == set(jobs)
+    for job in jobs:
+        one, two = (np.load(tmp_path / str(n) / "jobs" / f"{job.name}.npz")["test"] for n in (1, 2))
+        np.testing.assert_allclose(one, two, atol=1e-3)      # not bit by bit: sums depend on where an array begins in memory

@@ -6,7 +6,7 @@
 __all__ = ['scale_of', 'Coordinates', 'FlowConfig', 'released_configs', 'need_zuko', 'ConditionalFlow', 'held_out',
            'train_members', 'FlowEnsemble', 'mixture', 'make_posterior', 'make_posteriors']
 
-# %% ../../nbs/evaluation/91_flows.ipynb #3982fdbf
+# %% ../../nbs/evaluation/91_flows.ipynb #a42b3f39
 import copy
 import math
 import time
@@ -18,6 +18,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 from ..core.artifacts import write_atomic
 from ..core.config import spawn_seed
+from ..core.workers import workers
 from .neighbours import Scale, check_vectors
 from .probes import few_threads
 
@@ -225,7 +226,7 @@ def mixture(log_prob):  # (M, n) -> (n,)
     "ln of the mean density of the members."
     return np.logaddexp.reduce(log_prob, axis=0) - math.log(len(log_prob))
 
-# %% ../../nbs/evaluation/91_flows.ipynb #cabec2e8
+# %% ../../nbs/evaluation/91_flows.ipynb #ccbf1f2b
 def make_posterior(path, x, y, split, positive=(), configs=(FlowConfig(),), draws=200, seed=0, device="cpu"):
     "Fit an ensemble on split 0 of x (N, D), y (N, T); `path`.npz gets log_prob (M, n), samples (n, draws, T) and `rows` (n,) of splits 1 and 2, `path`.pt the flows. Returns the seconds, 0 where all was there."
     path, begin = Path(path), time.time()
@@ -239,9 +240,10 @@ def make_posterior(path, x, y, split, positive=(), configs=(FlowConfig(),), draw
     return time.time() - begin
 
 
+def _named(path, arguments): return path, make_posterior(path, **arguments)
+
+
 def make_posteriors(tasks, processes=1):  # {path: arguments of make_posterior}
     "Yield (path, seconds) of each task as it ends, in `processes` processes of one thread each."
-    from joblib import Parallel, delayed  # only where several are made
     need_zuko()
-    one = delayed(lambda path, kw: (path, make_posterior(path, **kw)))
-    yield from Parallel(processes, return_as="generator_unordered")(one(path, kw) for path, kw in tasks.items())
+    with workers(processes) as run: yield from run([(_named, *task) for task in tasks.items()])

@@ -5,26 +5,23 @@
 # %% auto #0
 __all__ = ['BRIGHT', 'FAINT', 'FAINT_SHARE', 'LABEL_SCATTER', 'FLUX_ERROR', 'CHUNK', 'LARGEST_HALF', 'FIRST_ID', 'FIRST_EXTRA_ID',
            'DATA_CARD', 'selected', 'galaxies', 'catalogue', 'make_pairs', 'draw_magnitude', 'aperture_shares',
-           'make_spectra', 'lay_out', 'write_rows', 'workers', 'fill', 'make_survey', 'sample']
+           'make_spectra', 'lay_out', 'write_rows', 'fill', 'make_survey', 'sample']
 
-# %% ../../nbs/mock/50_survey.ipynb #c5dceb54
+# %% ../../nbs/mock/50_survey.ipynb #fc3add9f
 import errno
-import multiprocessing
 import os
 import shutil
-import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 from scipy.special import gammainc
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ..core.artifacts import library_versions, write_atomic
+from ..core.workers import cores, workers
 from .galaxy_images import point_source_fraction, render, structure
 from .galaxy_spectra import Grids, component_spectra, component_weights, photometry, stellar_labels
 from .population import draw
@@ -193,58 +190,16 @@ def write_rows(path, start, rows):
         for name, value in rows.items():
             f[name][start:start + len(value)] = value
 
-# %% ../../nbs/mock/50_survey.ipynb #fd745c31
+# %% ../../nbs/mock/50_survey.ipynb #b6cac8c0
 _tables = None
 
 
-def _work(make, seed, chunk, n):
-    "Runs in a worker: one chunk."
+def _chunk(make, seed, chunk, n):
+    "Runs in a worker: (number, rows) of one chunk."
     global _tables
     if _tables is None:
         _tables = Grids()
-    with threadpool_limits(1):
-        return chunk, make(seed, chunk, n, _tables)
-
-
-def _end_with(parent):
-    "Runs in a new worker: a thread that ends it when its parent is gone (a killed parent cannot say goodbye)."
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _pooled(pool, tasks, most):
-    "Results of `_work` in the order in which they finish, at most `most` under way."
-    tasks, waiting = iter(tasks), set()
-    while True:
-        for task in tasks:
-            waiting.add(pool.submit(_work, *task))
-            if len(waiting) >= most:
-                break
-        if not waiting:
-            return
-        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-        for future in done:
-            yield future.result()
-
-
-@contextmanager
-def workers(processes):
-    "A function that runs tasks (make, seed, chunk, n) and yields (chunk, rows): in this process, or in a pool of them."
-    if processes == 1:
-        yield lambda tasks: (_work(*task) for task in tasks)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
-        try:
-            yield lambda tasks: _pooled(pool, tasks, 2 * processes)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    return chunk, make(seed, chunk, n, _tables)
 
 # %% ../../nbs/mock/50_survey.ipynb #482ee792
 def _finished(partial, record, stamp):
@@ -274,7 +229,7 @@ def _report(name, done, total, already, begin):
         rate = (done - already) / max(time.time() - begin, 1e-3)
         print(f"{name}: {done} of {total} chunks, {rate * CHUNK:.0f} galaxies/s, {(total - done) / rate:.0f} s left", flush=True)
 
-# %% ../../nbs/mock/50_survey.ipynb #a11ad6d2
+# %% ../../nbs/mock/50_survey.ipynb #1a4fd4b9
 def fill(
     path,          # final name of the file
     make,          # `make_pairs` or `make_spectra`
@@ -289,7 +244,7 @@ def fill(
     done = _finished(partial, record, stamp)
     already, begin = len(done), time.time()
     bar = tqdm(total=total, initial=already, desc=path.name, unit="chunk", disable=None if progress else True)   # None: only in a terminal
-    for chunk, rows in run([(make, seed, c, min(CHUNK, n - c * CHUNK)) for c in range(total) if c not in done]):
+    for chunk, rows in run([(_chunk, make, seed, c, min(CHUNK, n - c * CHUNK)) for c in range(total) if c not in done]):
         with _disk_errors(partial):
             if not done:
                 need, free = sum(v.nbytes for v in rows.values()) / len(rows["redshift"]) * n, shutil.disk_usage(path.parent).free
@@ -308,7 +263,7 @@ def fill(
     os.replace(partial, path)
     record.unlink()
 
-# %% ../../nbs/mock/50_survey.ipynb #ede82feb
+# %% ../../nbs/mock/50_survey.ipynb #db2815ce
 def _complete(path, n, seed):
     "True if the file is there already; ValueError if it is another survey's."
     if not path.exists():
@@ -332,13 +287,12 @@ def make_survey(
         raise ValueError(f"expected numbers >= 0, got n_pairs={n_pairs}, n_spectra={n_spectra}, seed={seed}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     jobs = [(folder / "spectra.h5", make_spectra, n_spectra, FIRST_EXTRA_ID), (folder / "survey.h5", make_pairs, n_pairs, FIRST_ID)]
     open_jobs = [job for job in jobs if job[2] and not _complete(job[0], job[2], seed)]
     if open_jobs:
         Grids()  # the cache is made once, before the workers look for it
         most = sum(-(-job[2] // CHUNK) for job in open_jobs)
-        with workers(min(processes or cores, most)) as run:
+        with workers(min(processes or cores(), most)) as run:
             for path, make, n, first_id in open_jobs:
                 fill(path, make, n, first_id, seed, run, progress)
     return [job[0] for job in jobs if job[2]]
