@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['cores', 'workers']
 
-# %% ../../nbs/core/25_workers.ipynb #6705a762
+# %% ../../nbs/core/25_workers.ipynb #918a189b
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -20,16 +21,33 @@ def cores():
     "Number of cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-# %% ../../nbs/core/25_workers.ipynb #32071fb5
+# %% ../../nbs/core/25_workers.ipynb #a066eed5
 def _work(function, *arguments):
     "Runs in a worker."
     with threadpool_limits(1):
         return function(*arguments)
 
 
-def _start(parent):
-    "Runs first in a new worker: one thread for every library still to be loaded, and a watch that ends the worker when its parent is gone."
-    os.environ["OMP_NUM_THREADS"] = "1"
+class _Sender:
+    "The standard output of a worker: whole lines go to the parent."
+
+    def __init__(self, lines):
+        self.lines, self.begun = lines, ""
+
+    def write(self, text):
+        *whole, self.begun = (self.begun + text).split("\n")
+        for line in whole:
+            self.lines.put(line)
+        return len(text)
+
+    def flush(self):
+        pass
+
+
+def _start(parent, lines):
+    "Runs first in a new worker: one thread for every library, all still to be loaded; output to the parent; and a watch that ends the worker when its parent is gone."
+    sys.stdout = _Sender(lines)
+    os.environ |= dict(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
 
     def watch():
         while os.getppid() == parent:
@@ -37,6 +55,12 @@ def _start(parent):
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _print(lines):
+    "Runs in a thread of the parent: prints what workers say, until None."
+    while (line := lines.get()) is not None:
+        print(line, flush=True)
 
 
 def _pooled(pool, tasks, most):
@@ -61,9 +85,16 @@ def workers(processes):
         yield lambda tasks: (_work(*task) for task in tasks)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(os.getpid(),)) as pool:
-        try:
-            yield lambda tasks: _pooled(pool, tasks, 2 * processes)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    lines = context.SimpleQueue()
+    printer = threading.Thread(target=_print, args=(lines,), daemon=True)
+    printer.start()
+    try:
+        with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(os.getpid(), lines)) as pool:
+            try:
+                yield lambda tasks: _pooled(pool, tasks, 2 * processes)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        lines.put(None)
+        printer.join()
