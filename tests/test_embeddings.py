@@ -9,7 +9,7 @@ from astroclip.core.config import Params, sample_path
 from astroclip.data.pairs import Survey
 from astroclip.evaluation.embeddings import Embeddings, classifier, embed_survey, image_summary, image_tower, spectrum_summary, spectrum_tower, towers
 from astroclip.evaluation.leakage import fingerprint
-from astroclip.evaluation.paper import PAPER, page_numbers, paper_number, read_table, score_row
+from astroclip.evaluation.paper import PAPER, page_file, paper_number, read_table, score_row
 from astroclip.evaluation.photometry import photometry
 from astroclip.models.astroclip import AstroCLIP
 from astroclip.models.specformer import SpecFormer
@@ -80,6 +80,6 @@ def test_a_stale_figure_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setenv("ASTROCLIP_HOME", str(tmp_path))
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "f.json").write_text('{"numbers": {"x": 1}, "parameters": {"seed": 0}, "inputs": {"embed": "00000000"}}')
-    assert page_numbers("f", "redshift", Params(), make=False) == {}
+    assert page_file("f.json", "redshift", Params(), make=False) is None
     (tmp_path / "figures" / "f.json").write_text('{"numbers": {"x": 1}, "parameters": {"seed": 0}, "inputs": {}}')
-    assert page_numbers("f", "redshift", Params(), make=False) == {"x": 1}
+    assert page_file("f.json", "redshift", Params(), make=False) == tmp_path / "figures" / "f.json"

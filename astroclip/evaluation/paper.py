@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLES', 'PAPER', 'GZ_QUESTIONS', 'COUNTERPART', 'MODEL_WORDS', 'paper_number', 'number', 'read_table', 'is_current',
-           'page_file', 'run_page', 'page_numbers', 'score_row']
+           'page_file', 'run_page', 'score_row']
 
 # %% ../../nbs/evaluation/70_paper.ipynb #d0d30aba
 import csv
@@ -78,7 +78,7 @@ MODEL_WORDS = dict(
     resnet="ResNet18, supervised", convnext="ConvNeXt, supervised", conv_attention="Conv+Att, supervised", redshift_classifier="supervised classifier",
     aperture_3='g, r, z in 3"', aperture_5='g, r, z in 5"', catalogue="catalogue g, r, z")
 
-# %% ../../nbs/evaluation/70_paper.ipynb #c2bbbc6c
+# %% ../../nbs/evaluation/70_paper.ipynb #d3cc4226
 def number(text):
     "A float where the text is one, None where it is empty, else the text."
     if text == "": return None
@@ -111,11 +111,6 @@ def run_page(notebook, parameters):
     "Execute a page; its executed copy is not kept, its tables and figures are."
     import papermill  # only where a page is missing
     papermill.execute_notebook(str(notebook), None, parameters=parameters, kernel_name="python3", progress_bar=False)
-
-def page_numbers(figure: str, page: str, params, make: bool = True) -> dict:
-    "The numbers in a figure's sidecar, as `save_figure` wrote them; {} where it is missing and not to be made."
-    path = page_file(f"{figure}.json", page, params, make)
-    return json.loads(path.read_text())["numbers"] if path else {}
 
 # %% ../../nbs/evaluation/70_paper.ipynb #2815e4a5
 def score_row(page, kind, model, head, score, ours, low=None, high=None, n=None, seed=None, sample="", configuration="", paper=None) -> dict:
