@@ -21,7 +21,7 @@ def cores():
     "Number of cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-# %% ../../nbs/core/25_workers.ipynb #a066eed5
+# %% ../../nbs/core/25_workers.ipynb #5e3cbb6c
 def _work(function, *arguments):
     "Runs in a worker."
     with threadpool_limits(1):
@@ -45,9 +45,11 @@ class _Sender:
 
 
 def _start(parent, lines):
-    "Runs first in a new worker: one thread for every library, all still to be loaded; output to the parent; and a watch that ends the worker when its parent is gone."
+    "Runs first in a new worker: one thread for every library; output to the parent; and a watch that ends the worker when its parent is gone."
     sys.stdout = _Sender(lines)
     os.environ |= dict(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
+    for name in {"numba", "torch"} & set(sys.modules):  # what the user's script imports, its workers import first of all
+        sys.modules[name].set_num_threads(1)
 
     def watch():
         while os.getppid() == parent:

@@ -20,7 +20,7 @@ from .loop import read_curves
 from .records import follow
 from .supervised import Supervised, fit_predict, image_feed, spectrum_feed
 
-# %% ../../nbs/training/85_opponents.ipynb #5b188cf0
+# %% ../../nbs/training/85_opponents.ipynb #f00a8826
 NETWORKS = dict(resnet="image", convnext="image", conv_attention="spectrum")   # ResNet18, a small ConvNeXt, Conv+Att: what each sees
 ORIGINAL = ("resnet", "conv_attention")
 TASKS = ("redshift", "properties")
@@ -41,12 +41,12 @@ class Job:
 
 
 def job_list(settings, available):  # settings of the stage, number of galaxies with labels
-    "The trainings of the stage, those with all labels first."
+    "The trainings of the stage, those with all labels first. Of few labels the original's networks get every draw, ours the first."
     if settings["protocol"] not in ("corrected", "released"): raise ValueError(f"protocol {settings['protocol']!r}: corrected or released")
     released = settings["protocol"] == "released"
     each = [(network, task) for network in (ORIGINAL if released else NETWORKS) for task in TASKS]
     few = [] if released else [(n, r) for n in settings["budgets"] if n < available for r in range(settings["repeats"])]
-    return [Job(*names) for names in each] + [Job(*names, n, r) for n, r in few for names in each]
+    return [Job(*names) for names in each] + [Job(*names, n, r) for n, r in few for names in each if r == 0 or names[0] in ORIGINAL]
 
 # %% ../../nbs/training/85_opponents.ipynb #ebad578f
 def build(job, outputs, settings):
