@@ -41,7 +41,7 @@ ifdef SHARE
 stage-align: stage-pretrain_spectrum stage-pretrain_image
 stage-embed: stage-align stage-train_redshift
 stage-pretrain_image stage-train_redshift: threads = $$(( $(CORES) / 4 ))
-stage-pretrain_spectrum stage-train_baselines stage-align stage-embed: threads = $$(( $(CORES) / 2 ))
+stage-pretrain_spectrum stage-train_baselines stage-align: threads = $$(( $(CORES) / 2 ))
 endif
 $(addprefix stage-,$(STAGES)): stage-%: install
 	@mkdir -p $(OUT); echo "== $* ($(SURVEY), $(PROFILE)) =="

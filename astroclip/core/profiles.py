@@ -98,7 +98,7 @@ EMBED = {
     "paper": dict(batch_size=512),
 }
 
-# %% ../../nbs/core/15_profiles.ipynb #539bd9c6
+# %% ../../nbs/core/15_profiles.ipynb #fac5fefd
 STAGE_SETTINGS = {
     "mock_survey": MOCK_SURVEY,
     "pretrain_spectrum": PRETRAIN_SPECTRUM,
@@ -116,7 +116,7 @@ PROFILES = {
 # Minutes on 4 cores (smoke, mini), one GPU (standard); what the one line of `ensure` promises.
 EXPECTED_MINUTES = {
     "smoke": {stage: 0.3 for stage in STAGE_SETTINGS},
-    "mini": dict(mock_survey=4, pretrain_spectrum=3, train_redshift=5, train_baselines=9, pretrain_image=4, align=6, embed=1),
+    "mini": dict(mock_survey=2, pretrain_spectrum=6, train_redshift=3, train_baselines=7, pretrain_image=3, align=6, embed=2),
     "standard": dict(mock_survey=10, pretrain_spectrum=8, train_redshift=8, train_baselines=15, pretrain_image=8, align=8, embed=2),
     "paper": {},
 }
