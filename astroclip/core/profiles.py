@@ -37,12 +37,12 @@ TRAIN_REDSHIFT = {
     "paper": dict(features=32, templates=64, hidden=64, steps=20_000, batch_size=512, lr=1e-3, warmup=1_000, validate_every=1_000),
 }
 
-# %% ../../nbs/core/15_profiles.ipynb #d9baeb55
+# %% ../../nbs/core/15_profiles.ipynb #b7b62036
 TRAIN_BASELINES = {
     "smoke": dict(protocol="corrected", size=48, shift=4, width=8, widths=[8, 16], depths=[1, 1], batch_size=32, image_epochs=1, spectrum_epochs=1, released_epochs=1,
                   image_lr=2e-3, convnext_lr=2e-3, spectrum_lr=3e-3, budgets=[100], repeats=1, few_steps=4),
-    "mini": dict(protocol="corrected", size=64, shift=4, width=16, widths=[16, 32, 64, 128], depths=[1, 1, 3, 1], batch_size=32, image_epochs=12, spectrum_epochs=8, released_epochs=12,
-                 image_lr=1e-3, convnext_lr=2e-3, spectrum_lr=3e-3, budgets=[10, 100, 1_000], repeats=3, few_steps=800),
+    "mini": dict(protocol="corrected", size=64, shift=4, width=16, widths=[16, 32, 64, 128], depths=[1, 1, 3, 1], batch_size=32, image_epochs=20, spectrum_epochs=8, released_epochs=12,
+                 image_lr=1e-3, convnext_lr=5e-4, spectrum_lr=3e-3, budgets=[10, 100, 1_000], repeats=3, few_steps=800),
     "standard": dict(protocol="corrected", size=144, shift=4, width=64, widths=[40, 80, 160, 320], depths=[2, 2, 6, 2], batch_size=128, image_epochs=20, spectrum_epochs=20, released_epochs=50,
                      image_lr=1e-3, convnext_lr=1e-3, spectrum_lr=3e-3, budgets=[10, 100, 1_000, 10_000], repeats=3, few_steps=1_000),
     "paper": dict(protocol="corrected", size=144, shift=4, width=64, widths=[40, 80, 160, 320], depths=[2, 2, 6, 2], batch_size=128, image_epochs=50, spectrum_epochs=50, released_epochs=50,
