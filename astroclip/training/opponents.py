@@ -48,7 +48,7 @@ def job_list(settings, available):  # settings of the stage, number of galaxies 
     few = [] if released else [(n, r) for n in settings["budgets"] if n < available for r in range(settings["repeats"])]
     return [Job(*names) for names in each] + [Job(*names, n, r) for n, r in few for names in each if r == 0 or names[0] in ORIGINAL]
 
-# %% ../../nbs/training/85_opponents.ipynb #ebad578f
+# %% ../../nbs/training/85_opponents.ipynb #3415814f
 def build(job, outputs, settings):
     "A fresh network with that many outputs."
     if job.network == "resnet": return ResNet(outputs, width=settings["width"])
@@ -70,7 +70,7 @@ def recipe(job, n_train, settings, seed=0):
     if settings["protocol"] == "released":
         return Supervised(settings["released_epochs"], lr=5e-4, weight_decay=0.0, warmup=0, clip=None, patience=10**9, final=1.0, **common)
     if job.n: epochs = max(epochs, few)
-    return Supervised(epochs, lr=settings["convnext_lr" if job.network == "convnext" else f"{kind}_lr"], patience=max(6, epochs // 3), **common)
+    return Supervised(epochs, lr=settings["convnext_lr" if job.network == "convnext" else f"{kind}_lr"], patience=max(6, epochs // 5), **common)
 
 
 def released_split(split, seed=0):  # (N,)
