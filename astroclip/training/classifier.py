@@ -6,11 +6,12 @@
 __all__ = ['soft_target', 'classification_loss', 'Classification', 'hard_copies', 'predictions', 'train_classifier',
            'fit_calibration', 'calibrate', 'reliability']
 
-# %% ../../nbs/training/60_classifier.ipynb #693f3168
+# %% ../../nbs/training/60_classifier.ipynb #9c0bd694
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from scipy.stats import binom
 
 from ..core.config import spawn_seed
 from ..models.redshift import RIGHT, estimate
@@ -110,14 +111,15 @@ def calibrate(model, spectra, device="cpu", copies=4):
     raw, error = zip(*(predictions(model, s, device)[1:] for s in (spectra, *(hard_copies(spectra, seed=i) for i in range(copies)))))
     model.calibration.copy_(torch.as_tensor(fit_calibration(torch.cat(raw).numpy(), torch.cat(error).numpy() < RIGHT)))
 
-# %% ../../nbs/training/60_classifier.ipynb #2397ea1b
+# %% ../../nbs/training/60_classifier.ipynb #4ef36480
 def reliability(stated, right, edges=(0, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)):
-    "Rows of the reliability table: n, mean stated probability, observed share, binomial error of the stated value, and the difference in errors."
+    "Rows of the reliability table: n, mean stated probability, observed share, its binomial 95 % range, the binomial error of the stated value, and the difference in errors."
     rows, stated, right = [], np.asarray(stated, dtype=float), np.asarray(right, dtype=float)
     group = np.clip(np.digitize(stated, edges) - 1, 0, len(edges) - 2)
     for k in range(len(edges) - 1):
         p, r = stated[group == k], right[group == k]
         if not len(p): continue
         error = max(np.sqrt(np.mean(p * (1 - p)) / len(p)), 1e-9)
-        rows.append(dict(low=edges[k], high=edges[k + 1], n=len(p), stated=p.mean(), observed=r.mean(), binomial_error=error, deviation=(r.mean() - p.mean()) / error))
+        least, most = (v / len(p) for v in binom.interval(0.95, len(p), p.mean()))
+        rows.append(dict(low=edges[k], high=edges[k + 1], n=len(p), stated=p.mean(), observed=r.mean(), least_95=least, most_95=most, binomial_error=error, deviation=(r.mean() - p.mean()) / error))
     return rows
