@@ -21,6 +21,17 @@ def root() -> Path:
     return folder
 
 
+@pytest.fixture
+def one_thread():
+    "torch on one thread: sums in one order, so that two trainings can be compared bit by bit."
+    import torch
+
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     "Golden vectors and real galaxies; a test that needs them is skipped where they are absent."

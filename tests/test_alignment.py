@@ -10,6 +10,8 @@ from astroclip.models.specformer import SpecFormer
 from astroclip.models.vit import VisionTransformer
 from astroclip.training.alignment import Alignment, Best, align, batch_rows, embed_pairs, load_pairs, oriented_crops, validate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FROZEN = Alignment(steps=6, batch_size=16, warmup=1, validate_every=3, checkpoint_every=2)
 TUNED = Alignment(steps=4, batch_size=8, warmup=1, validate_every=2, checkpoint_every=2, train_image_tower=True, place_weight=1.0)
 
@@ -25,14 +27,6 @@ def frozen_pairs(): return load_pairs(sample_path(), new_model(), FROZEN)
 
 @pytest.fixture(scope="module")
 def tuned_pairs(): return load_pairs(sample_path(), new_model(), TUNED)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 def changed(model):

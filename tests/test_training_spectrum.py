@@ -17,6 +17,8 @@ from astroclip.training.place import Placing, consistency_loss, learn_place, two
 from astroclip.training.spectrum import SpectrumPretraining, fill_in, hidden_tokens, load_flux, pretrain_spectrum
 from astroclip.training.views import LogSpectra, degrade, move, move_to_redshift
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = SpectrumPretraining(steps=8, batch_size=4, warmup=2, validate_every=4, checkpoint_every=1, chunk_width=13)
 RUN = """
 import sys, torch
@@ -39,14 +41,6 @@ def toy_flux():
 
 def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 def test_killed_process_resumes_to_the_same_weights(tmp_path):
