@@ -8,17 +8,15 @@ import os
 import pickle
 import random
 import resource
-import shutil
 import struct
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from astroclip.models.astroclip import AstroCLIP
-from astroclip.models.checkpoints import convert, describe, load, read, save
+from astroclip.models.checkpoints import convert, describe, save
 from astroclip.models.specformer import SpecFormer
 from astroclip.models.unpickle import CheckpointError, Record, TorchArchive, read_pickle
 from astroclip.models.vit import VisionTransformer

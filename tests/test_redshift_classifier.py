@@ -6,7 +6,7 @@ import torch
 from astroclip.models.loggrid import LOG_STEP, N_LOG, line_channels
 from astroclip.models.redshift import RIGHT, RedshiftClassifier, correlate, estimate
 from astroclip.training.classifier import (
-    Classification, calibrate, classification_loss, fit_calibration, hard_copies, predictions, reliability, soft_target, train_classifier)
+    Classification, calibrate, classification_loss, fit_calibration, hard_copies, reliability, soft_target, train_classifier)
 from astroclip.training.loop import NonFiniteLoss
 from astroclip.training.views import LogSpectra
 

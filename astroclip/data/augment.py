@@ -73,7 +73,7 @@ def draw_plan(rng, n, shape, size, p_blur, p_noise, transpose=False):
                 rng.random((n, crops)) < 0.5, rng.random((n, crops)) < 0.5, rng.random((n, crops)) < 0.5 * transpose,
                 extra_sigma(rng, (n, crops), SEEING) * apply(p_blur), extra_sigma(rng, (n, crops), SKY_NOISE) * apply(p_noise))
 
-# %% ../../nbs/data/30_augment.ipynb #173f019b
+# %% ../../nbs/data/30_augment.ipynb #c79c19e1
 def blur_matrices(sigma, size):
     "B (..., size, size) for Gaussian sigma (...); sigma 0 gives the identity."
     i = torch.arange(size, device=sigma.device)
@@ -86,7 +86,7 @@ def blur_matrices(sigma, size):
 
 def crops_torch(images, plan, generator=None):
     "Carry out a plan in torch on the device of `images` (N, 3, H, W): (C, N, 3, S, S) display-scaled."
-    device, (n, crops) = images.device, plan.top.shape
+    device, n = images.device, len(plan.top)
     put = lambda x: torch.as_tensor(x, device=device)
     i = torch.arange(plan.size, device=device)
     walk = lambda first, flip: put(first)[..., None] + torch.where(put(flip)[..., None], plan.size - 1 - i, i)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PIXEL_BIT', 'read_desi', 'read_sdss', 'read_manga', 'read_normalised', 'read_file']
 
-# %% ../../nbs/data/25_spectrum_files.ipynb #f30a8a28
+# %% ../../nbs/data/25_spectrum_files.ipynb #e2454b24
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 
 from .fits_files import native, open_fits
-from .spectra import N_PIXELS, WAVELENGTH, NotAnObservedSpectrum, Spectrum, join_cameras
+from .spectra import WAVELENGTH, NotAnObservedSpectrum, Spectrum, join_cameras
 
 # %% ../../nbs/data/25_spectrum_files.ipynb #3dad9663
 def _redrock(path):

@@ -7,8 +7,7 @@ __all__ = ['SUFFIXES', 'HOW_TO_FILL', 'MARKERS', 'find_folder', 'end_page', 'Obs
            'spectra_for_network', 'group_of', 'nearest_redshift', 'wilson', 'real_scores', 'real_redshift_figure',
            'neighbour_figure', 'spectrum_neighbour_figure']
 
-# %% ../../nbs/evaluation/85_observed.ipynb #23cddd3d
-import os
+# %% ../../nbs/evaluation/85_observed.ipynb #3f07bc76
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEADS', 'few_threads', 'KNN', 'Linear', 'mlp', 'train_mlp', 'MLP', 'Trees', 'fit_head']
 
-# %% ../../nbs/evaluation/30_probes.ipynb #dbfe46cb
+# %% ../../nbs/evaluation/30_probes.ipynb #767bf195
 import contextlib
 import copy
 import itertools
@@ -14,7 +14,6 @@ import torch
 from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 from torch import nn
-from .metrics import r2
 from .neighbours import Scale, check_vectors, knn_regress
 
 # %% ../../nbs/evaluation/30_probes.ipynb #5ec5934b

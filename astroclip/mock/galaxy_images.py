@@ -10,15 +10,14 @@ __all__ = ['LANE_DEPTH', 'PSF_SHAPE', 'PSF_LOC', 'PSF_SCALE', 'NOISE_SHAPE', 'NO
            'edge_on_discs', 'dust_lane', 'tidal_tail', 'templates', 'draw_neighbours', 'paint_neighbours',
            'paint_companion', 'draw_conditions', 'add_noise', 'check_galaxy', 'paint', 'render']
 
-# %% ../../nbs/mock/30_galaxy_images.ipynb #62d98951
+# %% ../../nbs/mock/30_galaxy_images.ipynb #58832b41
 from functools import lru_cache
 
 import numpy as np
 from scipy import fft
 from scipy.special import expit, i0e, kv
 
-from .light import (FIBRE_SEEING, GRID, MARGIN, OVERSAMPLE, PIXEL, SIZE, SUBPIXEL, along_axes, axis, convolve, fibre_fraction,
-                                  half_width, moffat_radius, moffat_transform, paste, point_source_fraction, sersic)
+from .light import (GRID, OVERSAMPLE, SIZE, SUBPIXEL, along_axes, axis, convolve, fibre_fraction, half_width, moffat_transform, paste, point_source_fraction, sersic)
 from .population import ELLIPTICAL, IRREGULAR, S0, SPIRAL, arcsec_per_kpc
 
 # %% ../../nbs/mock/30_galaxy_images.ipynb #4dd2ee0a

@@ -6,10 +6,9 @@
 __all__ = ['Alignment', 'tower_tokens', 'Pairs', 'read_images', 'read_spectra', 'spectrum_tokens', 'load_pairs', 'oriented_crops',
            'embed_pairs', 'PlaceLoss', 'validate', 'trained_part', 'Best', 'batch_rows', 'align']
 
-# %% ../../nbs/training/50_alignment.ipynb #f1d431f2
+# %% ../../nbs/training/50_alignment.ipynb #5f2a0d39
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch

@@ -6,9 +6,9 @@
 __all__ = ['ImageConfig', 'schedules', 'make_views', 'show_views', 'new_tower', 'SelfDistillation', 'image_stream',
            'pretrain_image', 'token_colours']
 
-# %% ../../nbs/training/30_image.ipynb #f15fc62d
+# %% ../../nbs/training/30_image.ipynb #dc6e79a7
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np

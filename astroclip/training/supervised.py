@@ -6,8 +6,7 @@
 __all__ = ['KEEP', 'Labels', 'small_set', 'chosen', 'image_feed', 'spectrum_feed', 'array_feed', 'predict', 'Supervised',
            'step_loss', 'train_supervised', 'fit_predict']
 
-# %% ../../nbs/training/80_supervised.ipynb #8f6546df
-import math
+# %% ../../nbs/training/80_supervised.ipynb #5096d87b
 from dataclasses import asdict, dataclass
 import numpy as np
 import torch

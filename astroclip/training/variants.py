@@ -6,7 +6,7 @@
 __all__ = ['Variant', 'MeanHead', 'set_heads', 'VariantImages', 'hide_brightness', 'mean_statistics', 'variant_model',
            'variant_pairs', 'embed_all']
 
-# %% ../../nbs/training/55_variants.ipynb #43959df1
+# %% ../../nbs/training/55_variants.ipynb #3219dfff
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ from ..data.images import center_crop
 from ..models.astroclip import AstroCLIP, ImageEncoder
 from ..models.specformer import standardise
 from ..models.vit import VisionTransformer
-from .alignment import Alignment, Pairs, embed_pairs, spectrum_tokens, tower_tokens
+from .alignment import Pairs, embed_pairs, spectrum_tokens, tower_tokens
 from .loop import autocast
 
 # %% ../../nbs/training/55_variants.ipynb #af8edbdc

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LogSpectra', 'load_log_spectra', 'move', 'move_to_redshift', 'Degrade', 'degrade']
 
-# %% ../../nbs/training/35_views.ipynb #4cd30565
+# %% ../../nbs/training/35_views.ipynb #139f1ba8
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from ..data.pairs import Survey
 from ..data.spectra import WAVELENGTH
-from ..models.loggrid import LOG_STEP, N_LOG, running_mean, to_log_grid
+from ..models.loggrid import LOG_STEP, running_mean, to_log_grid
 
 # %% ../../nbs/training/35_views.ipynb #6752a9e7
 @dataclass
