@@ -21,7 +21,7 @@ def cores():
     "Number of cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-# %% ../../nbs/core/25_workers.ipynb #5e3cbb6c
+# %% ../../nbs/core/25_workers.ipynb #311456c8
 def _work(function, *arguments):
     "Runs in a worker."
     with threadpool_limits(1):
@@ -58,7 +58,7 @@ def _start(parent, lines):
 
     threading.Thread(target=watch, daemon=True).start()
 
-
+# %% ../../nbs/core/25_workers.ipynb #d497e539
 def _print(lines):
     "Runs in a thread of the parent: prints what workers say, until None."
     while (line := lines.get()) is not None:
