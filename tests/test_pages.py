@@ -62,6 +62,15 @@ def test_other_notebook_runs(name, home):
     papermill(name, home, *SHORT.get(name, []))
 
 
+@pytest.mark.parametrize("name", ["redshift", "properties", "retrieval"])
+def test_a_page_with_supervised_networks_and_fine_tuned_towers_runs(name, home):
+    "What `make studies` adds to the default run; its files do not replace those of the default run."
+    papermill(name, home, "-p", "compare", "True")
+    numbers = (home / "figures" / "mock-smoke" / "tables" / f"{name}_numbers_compared.csv").read_text()
+    assert "astroclip_finetuned" in numbers and (name == "retrieval" or "conv_attention" in numbers)
+    assert "astroclip_finetuned" not in (home / "figures" / "mock-smoke" / "tables" / f"{name}_numbers.csv").read_text()
+
+
 def test_pages_wrote_figures_with_sidecars(home):
     figures = home / "figures" / "mock-smoke"
     for page in ("redshift", "retrieval"):

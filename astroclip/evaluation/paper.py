@@ -93,7 +93,9 @@ def is_current(path, params) -> bool:
     "Was the file made from the same seed and from the artifacts that these parameters resolve to today?"
     record = json.loads(path.with_suffix(".json").read_text())
     known = {stage: key for stage, key in record["inputs"].items() if stage in STAGES}
-    return record["parameters"]["seed"] == params.seed and all(resolve(stage, params).key == key for stage, key in known.items())
+    tuned = dict(finetuned=True) if record["parameters"].get("compare") else {}     # pages of `make studies`
+    today = {stage: resolve(stage, params, **(tuned if stage in ("align", "embed") else {})).key for stage in known}
+    return record["parameters"]["seed"] == params.seed and today == known
 
 def page_file(name: str, page: str, params, make: bool = True):
     "Path of a figure's sidecar or a table below the run's figure folder; when missing or of other inputs, its page runs first (or, with make=False, None)."

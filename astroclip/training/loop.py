@@ -20,7 +20,10 @@ def has_bf16(device) -> bool:
     "Does this device multiply bfloat16 matrices in hardware?"
     if torch.device(device).type == "cuda": return torch.cuda.is_bf16_supported()
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    admitted = limit in ("ALL", "DEFAULT") or any(word in limit for word in ("BF16", "FP16", "AMX", "AVX10"))
+    admitted = admitted and torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+    return bool(admitted and (capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")))
 
 # %% ../../nbs/training/20_loop.ipynb #bb75a8ba
 def autocast(device, enabled:bool|None=None):
