@@ -9,9 +9,10 @@ import sysconfig
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from astroclip.core.config import find_root
+from astroclip.core.config import find_root, sample_path
 
 ROOT = find_root(Path(__file__).parent)
 PAGES = sorted(p for p in ROOT.glob("nbs/*.ipynb") if p.stem != "index")
@@ -128,3 +129,85 @@ def test_an_editable_install_is_not_hidden_by_a_clone(forge, tmp_path):
     code = "import astroclip.core.config as c; from astroclip import __version__; print(c.__file__, c.find_root())"
     done = subprocess.run([str(python), "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.split() == [str(tmp_path / "astroclip/astroclip/core/config.py"), str(tmp_path / "astroclip")], done.stderr
+
+
+USE = """
+import errno, numpy as np, sys
+from pathlib import Path
+import astroclip
+assert astroclip.__file__.startswith(sys.argv[1]), astroclip.__file__
+from astroclip import AstroCLIP
+vectors = AstroCLIP.from_pretrained(sys.argv[2], device="cpu").embed_images(np.load(sys.argv[2] + "/images.npy"))
+print(vectors.shape)
+import matplotlib.pyplot, astroclip.evaluation.maps, astroclip.training.image, astroclip.mock.survey, astroclip.search.cli
+from astroclip.core.artifacts import create, resolve
+try:
+    with create(resolve("mock_survey")): pass
+except OSError as error:
+    print(error)
+"""
+
+
+def read_only(folder):
+    "A prefix to a command that mounts a folder read-only for it alone; [] where that is not allowed."
+    mount = f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder}"
+    prefix = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    allowed = shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
+    return prefix if allowed else []
+
+
+@pytest.mark.slow
+def test_a_read_only_installation_without_a_home(forge, tmp_path):
+    "The wheel, installed where nobody can write, used by somebody without a home folder: it embeds images."
+    import torch
+
+    from astroclip import AstroCLIP, SpecFormer, VisionTransformer
+    from astroclip.data.pairs import Survey
+
+    towers = VisionTransformer(image_size=96, embed_dim=24, depth=1, num_heads=2), SpecFormer(window=80, stride=40, embed_dim=24, depth=1)
+    torch.manual_seed(0)
+    AstroCLIP(*towers, embed_dim=16).save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "model" / "images.npy", Survey(sample_path()).images(slice(0, 2)))
+    environment, python = bare_environment(tmp_path / "venv")
+    site = tmp_path / "site"
+    subprocess.run([str(python), "-m", "pip", "install", "-q", "--target", str(site), str(forge)], env=environment, check=True)
+    for cache in site.rglob("__pycache__"):
+        shutil.rmtree(cache)
+    (site / "astroclip" / "data" / "__pycache__").touch()  # a file in its place: no cache there, for root neither
+    bare = dict(PATH=os.environ["PATH"], HOME="/proc/none", PYTHONPATH=str(site), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
+    command = [*read_only(site), str(python), "-c", USE, str(site), str(tmp_path / "model")]
+    done = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shape, sentence = done.stdout.splitlines()
+    assert shape == "(2, 16)" and "cannot write /proc/none" in sentence and "set ASTROCLIP_HOME to a folder that you may write" in sentence
+
+
+def test_a_user_without_home_and_name_is_told(monkeypatch, tmp_path):
+    import platformdirs
+
+    from astroclip.core import config
+
+    monkeypatch.delenv("ASTROCLIP_HOME", raising=False)
+    monkeypatch.setattr(config, "find_root", lambda: None)
+    monkeypatch.setattr(platformdirs, "user_data_dir", lambda *a, **k: "~/.local/share/astroclip")
+    with pytest.raises(RuntimeError, match="set ASTROCLIP_HOME"):
+        config.data_root()
+
+
+@pytest.mark.parametrize("write", ["torch", "h5py", "numpy"])
+def test_a_full_disk_says_what_to_do_whoever_writes(write, tmp_path):
+    "300 kB of disk, 1.6 MB to write."
+    mount = f"mount -t tmpfs -o size=300k none {tmp_path}"
+    if not read_only(tmp_path):
+        pytest.skip("needs the right to mount")
+    lines = dict(
+        torch="import torch; torch.save(torch.zeros(400_000), folder / 'x')",
+        h5py="import h5py, numpy as np; h5py.File(folder / 'x', 'w')['x'] = np.ones(200_000)",
+        numpy="import numpy as np; np.save(folder / 'x', np.ones(200_000))",
+    )
+    code = "from astroclip.core.artifacts import create, resolve\nwith create(resolve('mock_survey', profile='smoke')) as folder: "
+    command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", code + lines[write]]
+    environment = os.environ | dict(ASTROCLIP_HOME=str(tmp_path))
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    last = [line for line in done.stderr.splitlines() if line.startswith("OSError")]
+    assert last and "the disk is full while writing" in last[-1] and "run the same command again" in last[-1], done.stderr

@@ -16,7 +16,9 @@ from .config import data_root, figures_root, find_root
 # %% ../../nbs/core/12_faults.ipynb #4f57de9b
 FULL = {errno.ENOSPC, errno.EDQUOT}
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
-FULL_WORDS = re.compile(r"no space left|unexpected pos \d+ vs \d+|disk quota exceeded|errno\s*=?\s*(28|122)\b|disk is full", re.I)
+FULL_WORDS = re.compile(
+    r"no space left|unexpected pos \d+ vs \d+|\d+ requested and \d+ written|quota exceeded|errno\s*=?\s*(28|122)\b|disk is full", re.I
+)
 CLOSED_WORDS = re.compile(r"read-only file system|permission denied|errno\s*=?\s*(30|13|1)\b", re.I)
 
 
@@ -49,7 +51,7 @@ def explain(
     elif _elsewhere(error, path):
         return error
     elif number in CLOSED or (number is None and CLOSED_WORDS.search(words)):
-        fix = "set ASTROCLIP_HOME to a folder that you may write, e.g. `export ASTROCLIP_HOME=~/astroclip`"
+        fix = "set ASTROCLIP_HOME to a folder that you may write, e.g. `export ASTROCLIP_HOME=~/astroclip-data`"
         fix = fix if _ours(path) else "choose a place that you may write"
         kind = PermissionError(number or errno.EACCES, f"cannot write {path}: {fix}")
     else:
