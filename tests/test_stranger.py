@@ -1,7 +1,9 @@
 """The first hour of somebody who has never seen this: the Colab badge, a clone beside the notebook, links, faults of the machine."""
 
+import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -211,3 +213,51 @@ def test_a_full_disk_says_what_to_do_whoever_writes(write, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     last = [line for line in done.stderr.splitlines() if line.startswith("OSError")]
     assert last and "the disk is full while writing" in last[-1] and "run the same command again" in last[-1], done.stderr
+
+
+LINK = re.compile(r'\]\(([^)\s]+)\)|(?:src|href)="([^"]+)"')
+WRITTEN = [ROOT / name for name in ("README.md", "data/README.md", "figures/README.md")]
+WRITTEN += sorted(p for p in ROOT.glob("nbs/**/*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=[str(p.relative_to(ROOT)) for p in WRITTEN])
+def test_relative_links_lead_somewhere(path):
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "markdown"]
+        text = "\n".join("".join(c["source"]) for c in cells)
+    text = re.sub(r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$", "", text, flags=re.S)  # code and equations
+    for link in (a or b for a, b in LINK.findall(text)):
+        if not re.match(r"[a-z]+:|#", link):
+            assert (path.parent / link.split("#")[0]).exists(), f"{path.name} links to {link}"
+
+
+def test_the_readme_can_be_pasted():
+    "No placeholder in its Python; what it promises of models and commands exists."
+    text = (ROOT / "README.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        assert "<" not in block
+        ast.parse(block)
+        for line in block.splitlines():
+            if line.startswith("from "):
+                exec(line, {})
+    from astroclip.search.cli import COMMANDS
+
+    for command in re.findall(r"^astroclip ([a-z-]+) ", text, re.M):
+        assert command in COMMANDS
+    for word in ("pip install", "polymathic-ai/astroclip/astroclip.ckpt", "6.4 GB", "ASTROCLIP_HOME"):
+        assert word in text
+
+
+def test_kernels_start_without_a_warning(forge, tmp_path):
+    "What `make install` lays into the environment keeps ipykernel's word on eavesdropping from every page."
+    assert "cp .ci/ipython_kernel_config.py $(VENV)/etc/ipython/" in (ROOT / "Makefile").read_text()
+    environment, python = bare_environment(tmp_path / "venv")
+    folder = tmp_path / "venv" / "etc" / "ipython"
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "ipython_kernel_config.py", folder)
+    nb = dict(cells=[], metadata=dict(kernelspec=dict(name="python3", display_name="python3")), nbformat=4, nbformat_minor=5)
+    (tmp_path / "a.ipynb").write_text(json.dumps(nb))
+    command = [str(python), "-m", "papermill", "a.ipynb", "b.ipynb", "-k", "python3", "--no-progress-bar"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "eavesdropping" not in done.stderr, done.stderr
