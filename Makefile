@@ -57,7 +57,7 @@ check: install  ## notebooks clean, package exported, README current, library no
 
 install: $(VENV)/.installed  ## build .venv (pinned versions on Python 3.11, bounds elsewhere)
 
-$(VENV)/.installed: pyproject.toml requirements.lock
+$(VENV)/.installed: pyproject.toml requirements.lock .ci/ipython_kernel_config.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "astroclip needs Python 3.11, 3.12 or 3.13, found $$($(PYTHON) --version): run make with PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -70,6 +70,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 		$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 && \
 		$(BIN)/pip install --quiet --disable-pip-version-check -e '.[mock,evaluation,dev]'; \
 	fi
+	@mkdir -p $(VENV)/etc/ipython && cp .ci/ipython_kernel_config.py $(VENV)/etc/ipython/
 	@touch $@
 
 bench: install  ## speed ratios of the fast paths on this machine, one thread: figures/benchmarks.png and its table

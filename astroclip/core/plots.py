@@ -120,6 +120,12 @@ def _plain(value):
     return value
 
 
+def _reused(inputs):
+    "What to say of inputs that were kept although other code had made them (`ASTROCLIP_REUSE=1`, `reuse=True`)."
+    kept = {a.stage: f"made {a.stale}" for a in inputs if a.made and a.stale}
+    return dict(reused=kept) if kept else {}
+
+
 def _sidecar(label, params, numbers, caption, inputs, paper):
     "Provenance of a figure or table: no date, no host, so that the same result is the same file."
     if params.survey == "mock" and "SIMULATED" not in caption:
@@ -133,8 +139,9 @@ def _sidecar(label, params, numbers, caption, inputs, paper):
         parameters=_plain(params.as_dict()),
         inputs={a.stage: a.key for a in inputs},
         numbers=_plain(numbers),
+        code={a.stage: a.made_by for a in inputs},
         versions=library_versions(("astroclip", "torch", "numpy", "matplotlib")),
-    )
+    ) | _reused(inputs)
 
 
 def _write_json(path, record):
