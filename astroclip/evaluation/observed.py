@@ -19,7 +19,8 @@ import numpy as np
 from ..core.config import data_root, shared_root
 from ..core.plots import COLORS, plot_spectrum, show_image
 from ..data.images import NotAnImage, center_crop, check_images, read_cutout, to_rgb
-from ..data.spectra import N_PIXELS, WAVELENGTH, NotAnObservedSpectrum, check_spectra, fill_missing, read_spectrum
+from ..data.spectra import N_PIXELS, WAVELENGTH, NotAnObservedSpectrum
+from ..data.spectra import check_spectra, fill_missing, read_spectrum
 from .metrics import bias, bootstrap, dz, outlier_fraction, sigma_nmad
 from .neighbours import knn_regress, nearest
 
@@ -30,7 +31,7 @@ SUFFIXES = tuple(kind + packed for kind in (".fits", ".fit", ".fts") for packed 
 
 
 def files_below(folder):
-    "Paths of all files that may be galaxies: FITS in every packing, npz and pictures, below a folder; or the one file."
+    "Paths of all files that may be galaxies: FITS in every packing, npz, pictures below a folder; or the one file."
     folder = Path(folder)
     if folder.is_file():
         return [folder]
@@ -38,11 +39,13 @@ def files_below(folder):
 
 
 def find_folder(folder=""):
-    "`folder` if one is given; else the first of $ASTROCLIP_SHARED/real, shared/real beside the repository, data/real that holds files."
+    "`folder` if given; else the first of $ASTROCLIP_SHARED/real, ../shared/real and data/real that holds files."
     if folder:
         path = Path(folder).expanduser()
         if not path.exists():
-            raise FileNotFoundError(f"folder {folder!r} does not exist; leave the parameter empty to look in the usual places")
+            raise FileNotFoundError(
+                f"folder {folder!r} does not exist; leave the parameter empty to look in the usual places"
+            )
         return path
     shared = shared_root()
     places = [shared / "real" if shared else None, data_root() / "real"]
@@ -50,7 +53,7 @@ def find_folder(folder=""):
 
 
 def own_label(folder, label=""):
-    "The label under which figures of a user's folder are kept: the one given, else the folder's name; '' for the usual places."
+    "The label of a user's figures: the one given, else the folder's name; '' for the usual places."
     name = label or (Path(folder).expanduser().resolve().name.split(".")[0] if folder else "")
     return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") or ("mine" if folder else "")
 
@@ -169,7 +172,7 @@ class Answers:
     rows: np.ndarray
     refused: dict
     vectors: np.ndarray  # (n, D)
-    shown: np.ndarray  # what is drawn: display-scaled images (n, 3, h, w), or flux (n, 7781) with NaN where missing
+    shown: np.ndarray  # drawn: display-scaled images (n, 3, h, w), or flux (n, 7781) with NaN where missing
     near: np.ndarray = None  # (n, k) rows of the bank, nearest first
     similarity: np.ndarray = None  # (n, k)
     z: np.ndarray = None  # (n,) redshift
@@ -186,7 +189,7 @@ def look_up(answers, bank, k):
 
 
 def ask_images(model, images, bank, z_bank, k=4):
-    "`Answers` on (file, Cutout) by an aligned model: embedded, nearest rows of the bank (N, D), redshift by k-NN from z_bank (N,)."
+    "`Answers` on (file, Cutout) by an aligned model: nearest rows of the bank (N, D), redshift by k-NN from z_bank (N,)."
     rows, vectors, shown, refused = [], [], [], {}
     for i, (_, cutout) in enumerate(images):
         kind = getattr(cutout, "kind", "flux")
@@ -197,10 +200,12 @@ def ask_images(model, images, bank, z_bank, k=4):
             continue
         rows.append(i)
         vectors.append(vector)
-        stamp = center_crop(cutout.image, min(model.image_encoder.backbone.image_size, *cutout.image.shape[-2:]))
+        size = min(model.image_encoder.backbone.image_size, *cutout.image.shape[-2:])
+        stamp = center_crop(cutout.image, size)
         shown.append(stamp if kind != "flux" else to_rgb(stamp[None])[0])
     missing = [float(np.mean(images[i][1].missing)) for i in rows]
-    answers = Answers(np.array(rows, int), refused, np.array(vectors).reshape(-1, bank.shape[1]), np.array(shown), missing=np.array(missing))
+    vectors = np.array(vectors).reshape(-1, bank.shape[1])
+    answers = Answers(np.array(rows, int), refused, vectors, np.array(shown), missing=np.array(missing))
     look_up(answers, bank, k)
     answers.z = knn_regress(bank, z_bank, answers.vectors) if rows else np.zeros(0)
     answers.probability = np.full(len(rows), np.nan)
@@ -208,10 +213,11 @@ def ask_images(model, images, bank, z_bank, k=4):
 
 
 def ask_spectra(model, classifier, spectra, bank, k=3):
-    "(`Answers` on (file, Spectrum) by an aligned model and the redshift classifier, flux (n, 7781), ivar (n, 7781))."
+    "(`Answers` on (file, Spectrum) by an aligned model and the redshift classifier, flux and ivar (n, 7781))."
     rows, flux, ivar, refused = spectra_for_network(spectra)
     _, missing = fill_missing(flux, ivar) if len(rows) else (None, np.zeros(0))
-    answers = Answers(rows, refused, np.zeros((0, bank.shape[1])), np.where(ivar > 0, flux, np.nan), missing=missing)
+    shown = np.where(ivar > 0, flux, np.nan)
+    answers = Answers(rows, refused, np.zeros((0, bank.shape[1])), shown, missing=missing)
     answers.z, answers.probability = np.zeros(0), np.zeros(0)
     if len(rows):
         answers.vectors = model.embed_spectra(flux, ivar=ivar)
@@ -223,7 +229,7 @@ COLUMNS = ("file", "id", "kind", "z_true", "z_pred", "probability", "similarity"
 
 
 def list_all(found, images, spectra, z_known, reasons):
-    """One row for everything in a folder: what was answered, what was refused and why, what was left out and why.
+    """One row for everything in a folder: what was answered, and what was refused or left out, and why.
 
     z_known: redshift of each answered image or None; reasons: why each answered spectrum is not scored, or ''.
     """
@@ -241,7 +247,9 @@ def list_all(found, images, spectra, z_known, reasons):
             file, x = objects[i]
             row = dict.fromkeys(COLUMNS) | dict(file=file, id=getattr(x, "id", Path(file).stem), kind=f"{kind}, refused")
             listed.append(row | dict(flag="; ".join([*x.flags, why])))
-    return listed + [dict.fromkeys(COLUMNS) | dict(file=file, id="", kind="left out", flag=why) for file, why in found.left_out]
+    for file, why in found.left_out:
+        listed.append(dict.fromkeys(COLUMNS) | dict(file=file, id="", kind="left out", flag=why))
+    return listed
 
 # %% ../../nbs/evaluation/85_observed.ipynb #385c587e
 def wilson(k, n, t=1.96):
