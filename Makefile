@@ -25,6 +25,8 @@ AT_ONCE := { all=$$(cat); echo "$$all"; }
 RUN := OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000 PYTHONUNBUFFERED=1 $(BIN)/papermill -k python3 \
 	--no-progress-bar --no-request-save-on-cell-execute --autosave-cell-every 0 --execution-timeout 7200 \
 	--stdout-file /dev/stdout
+# Ctrl-C reaches every process of a recipe at once: the recipe itself has the last word.
+RESUMES := trap 'echo "interrupted: what is finished is kept, the same command resumes"' INT;
 PARAMETERS = -f nbs/params/$(PROFILE).yaml -p survey $(SURVEY) -r device $(DEVICE) -p seed $(SEED)
 
 .PHONY: help reproduce test install bench lab figures pages studies check prepare readme clean hooks lock $(addprefix stage-,$(STAGES)) $(addprefix figure-,$(PAGES) $(STUDIES) scoreboard)
@@ -49,11 +51,11 @@ stage-embed: threads = $(CORES)
 endif
 $(addprefix stage-,$(STAGES)): stage-%: install
 	@mkdir -p $(OUT); echo "== $* ($(SURVEY), $(PROFILE)) =="
-	@$(if $(threads),OMP_NUM_THREADS=$(threads) NUMBA_NUM_THREADS=$(threads)) $(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS) | cat  # a pipe: papermill would truncate a log file
+	@$(RESUMES) $(if $(threads),OMP_NUM_THREADS=$(threads) NUMBA_NUM_THREADS=$(threads)) $(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS) | cat  # a pipe: papermill would truncate a log file
 
 $(addprefix figure-,$(PAGES) $(STUDIES) scoreboard): figure-%: install  ## figure-redshift, figure-retrieval, ...: one page (makes what it needs)
 	@mkdir -p $(OUT)
-	@{ echo "== $* ($(SURVEY), $(PROFILE)) =="; $(if $(threads),OMP_NUM_THREADS=$(threads) NUMBA_NUM_THREADS=$(threads)) $(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS); } | $(if $(filter $*,$(PAGES)),$(AT_ONCE),cat)
+	@$(RESUMES) { echo "== $* ($(SURVEY), $(PROFILE)) =="; $(if $(threads),OMP_NUM_THREADS=$(threads) NUMBA_NUM_THREADS=$(threads)) $(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS); } | $(if $(filter $*,$(PAGES)),$(AT_ONCE),cat)
 
 pages: install
 	@threads=$$(( $(CORES) < 2 * $(SIDE) ? 1 : $(CORES) / $(SIDE) )); OMP_NUM_THREADS=$$threads NUMBA_NUM_THREADS=$$threads $(MAKE) --no-print-directory --jobs=$(SIDE) $(addprefix figure-,$(PAGES))
