@@ -19,6 +19,8 @@ STUDIES := ablations spectrum_remedies ablation_pretraining released_model
 RUN := OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000 PYTHONUNBUFFERED=1 $(BIN)/papermill -k python3 \
 	--no-progress-bar --no-request-save-on-cell-execute --autosave-cell-every 0 --execution-timeout 14400 \
 	--stdout-file /dev/stdout
+# Ctrl-C reaches every process of a recipe at once: the recipe itself has the last word.
+RESUMES := trap 'echo "interrupted: what is finished is kept, the same command resumes"' INT;
 PARAMETERS = -f nbs/params/$(PROFILE).yaml -p survey $(SURVEY) -r device $(DEVICE) -p seed $(SEED)
 PIPELINE := $(BIN)/python -m astroclip.core.pipeline
 ALL = --survey $(SURVEY) --profile $(PROFILE) --seed $(SEED) --device $(DEVICE)
@@ -34,11 +36,11 @@ reproduce: install  ## main job: environment, survey, trainings, embeddings, eve
 
 $(addprefix stage-,$(STAGES)): stage-%: install
 	@mkdir -p $(OUT); echo "== $* ($(SURVEY), $(PROFILE)) =="
-	@$(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS) | cat  # a pipe: papermill would truncate a log file
+	@$(RESUMES) $(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS) | cat  # a pipe: papermill would truncate a log file
 
 $(addprefix figure-,$(PAGES) $(STUDIES) scoreboard): figure-%: install  ## figure-redshift, figure-retrieval, ...: one page (makes what it needs)
 	@mkdir -p $(OUT); echo "== $* ($(SURVEY), $(PROFILE)) =="
-	@$(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS) | cat
+	@$(RESUMES) $(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS) | cat
 
 figures: install  ## redraw every page from existing artifacts
 	@$(PIPELINE) pages $(ALL)

@@ -102,9 +102,12 @@ def plot_spectrum(ax, wavelength, flux, redshift=None, lines=SPECTRAL_LINES, smo
 
 # %% ../../nbs/core/30_plots.ipynb #c480829d
 def figures_dir(params):
-    "Where a run's figures go."
-    default = (params.survey, params.profile) == ("mock", "mini")
-    return figures_root() if default else figures_root() / f"{params.survey}-{params.profile}"
+    "Where a run's figures go: beside the committed ones only for the default run, never under a `label` of one's own."
+    words = [params.survey, params.profile]
+    own = getattr(params, "label", "")
+    if words == ["mock", "mini"] and not own:
+        return figures_root()
+    return figures_root() / "-".join(words + ([own] if own else []))
 
 
 def _plain(value):
@@ -171,12 +174,12 @@ def _cell(value):
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
-def save_table(rows, label, params, caption="", inputs=(), paper="", notebook=None):
+def save_table(rows, label, params, caption="", inputs=(), paper="", notebook=None, columns=None):
     "Write rows (dicts with the same keys) as `tables/<label>.csv`, `.md` and a `.json` sidecar; returns the CSV's path."
     rows = [_plain(row) for row in rows]
-    if not rows:
-        raise ValueError(f"table {label} has no rows.")
-    columns = list(rows[0])
+    if not rows and not columns:
+        raise ValueError(f"table {label} has no rows; columns=[...] allows an empty one.")
+    columns = list(rows[0] if columns is None else columns)
     odd = [row for row in rows if list(row) != columns]
     if odd:
         raise ValueError(f"a row of table {label} has the columns {list(odd[0])}, expected {columns}.")
