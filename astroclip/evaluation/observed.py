@@ -21,6 +21,7 @@ from ..core.plots import COLORS, plot_spectrum, show_image
 from ..data.images import NotAnImage, center_crop, check_images, read_cutout, to_rgb
 from ..data.spectra import N_PIXELS, WAVELENGTH, NotAnObservedSpectrum
 from ..data.spectra import check_spectra, fill_missing, read_spectrum
+from ..data.spectrum_units import FLUX_UNIT
 from .metrics import bias, bootstrap, dz, outlier_fraction, sigma_nmad
 from .neighbours import knn_regress, nearest
 
@@ -131,7 +132,7 @@ def spectra_for_network(spectra):
     rows, flux, ivar, refused = [], [], [], {}
     for i, (_, s) in enumerate(spectra):
         try:
-            f, w = check_spectra(s.flux, s.wavelength, s.ivar)
+            f, w = check_spectra(s.flux, s.wavelength, s.ivar, unit=FLUX_UNIT)      # the readers know it
         except ValueError as error:
             refused[i] = str(error)
             continue
@@ -220,7 +221,7 @@ def ask_spectra(model, classifier, spectra, bank, k=3):
     answers = Answers(rows, refused, np.zeros((0, bank.shape[1])), shown, missing=missing)
     answers.z, answers.probability = np.zeros(0), np.zeros(0)
     if len(rows):
-        answers.vectors = model.embed_spectra(flux, ivar=ivar)
+        answers.vectors = model.embed_spectra(flux, ivar=ivar, unit=FLUX_UNIT)
         answers.z, answers.probability = (x.astype(float) for x in classifier.predict(flux, ivar=ivar))
     return look_up(answers, bank, k), flux, ivar
 
