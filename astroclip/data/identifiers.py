@@ -11,14 +11,15 @@ import numbers
 
 import numpy as np
 
-# %% ../../nbs/data/06_identifiers.ipynb #1a5a77a5
+# %% ../../nbs/data/06_identifiers.ipynb #d88589a2
 def values_and_gaps(x):
-    "Any one-dimensional container -> (numpy array, bool mask of the missing ones); no library is imported for it."
+    "Any container -> (numpy array, bool mask of the missing ones); no library is imported for it."
     gaps = None
-    if hasattr(x, "isna") and hasattr(x, "to_numpy"):                       # pandas: Series, Index, extension arrays
+    if hasattr(x, "isna") and hasattr(x, "to_numpy"):                       # pandas: Series, Index, arrays
         gaps = np.asarray(x.isna(), bool)
         kind = getattr(x, "dtype", None)
-        x = x.to_numpy() if isinstance(kind, np.dtype) and kind.kind in "biufcmM" else np.asarray(x.astype(object))
+        plain = isinstance(kind, np.dtype) and kind.kind in "biufcmM"
+        x = x.to_numpy() if plain else np.asarray(x.astype(object))
     elif hasattr(x, "to_pylist"): x = x.to_pylist()                         # arrow
     elif hasattr(x, "detach"): x = x.detach().cpu().numpy()                 # torch
     elif hasattr(x, "to_list"): x = x.to_list()                             # polars
@@ -37,19 +38,20 @@ def objects(x):
     if isinstance(x, range): return np.array(list(x)) if len(x) else np.empty(0, object)
     x = list(x)
     out = np.empty(len(x), object)
-    for i, value in enumerate(x): out[i] = value                            # `out[:] = x` would take lists apart
+    for i, value in enumerate(x): out[i] = value                            # `out[:] = x` takes lists apart
     return out
 
 
 def is_gap(x):
     "Elements of an object array that say that there is nothing: None, NaN, NaT, pandas' NA, numpy's masked."
     def gap(value):
-        if value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType"): return True
+        if value is None or value is np.ma.masked: return True
+        if type(value).__name__ in ("NAType", "NaTType"): return True
         return isinstance(value, numbers.Real) and value != value
     return np.fromiter((gap(v) for v in x.ravel()), bool, x.size).reshape(x.shape)
 
-# %% ../../nbs/data/06_identifiers.ipynb #9532f5a4
-EXACT = {2: 2**11, 4: 2**24}   # bytes of a float -> first integer that has a neighbour which the float cannot hold; all others 2**53
+# %% ../../nbs/data/06_identifiers.ipynb #3faa67f8
+EXACT = {2: 2**11, 4: 2**24}   # bytes of a float -> first integer whose neighbour it cannot hold; others 2**53
 
 
 def rows_of(bad, n=5):
@@ -64,8 +66,8 @@ def whole_numbers(x, name):
     limit = EXACT.get(x.dtype.itemsize, 2**53)
     with np.errstate(invalid="ignore"): bad = ~(np.isfinite(x) & (x == np.round(x)) & (np.abs(x) < limit))
     if bad.any():
-        raise ValueError(f"{name} are floats ({x.dtype}), and {rows_of(bad)} ({x[bad][0]:.17g}) is no exact integer below "
-                         f"2^{limit.bit_length() - 1}: digits are lost; read them as integers or text")
+        raise ValueError(f"{name} are floats ({x.dtype}), and {rows_of(bad)} ({x[bad][0]:.17g}) is no exact integer "
+                         f"below 2^{limit.bit_length() - 1}: digits are lost; read them as integers or text")
     return x.astype(np.int64)
 
 
@@ -85,7 +87,7 @@ def text_of(values, name):
         raise ValueError(f"{name} are bytes that are no UTF-8 text ({error}); decode them first") from None
     empty, ended = np.array([not v for v in values]), np.array([v.endswith("\0") for v in values])
     if ended.any():
-        raise ValueError(f"{name}: {rows_of(ended)} ends with a NUL character, which an array of text drops; strip it")
+        raise ValueError(f"{name}: {rows_of(ended)} ends with a NUL character, which arrays drop; strip it")
     return np.array(values, str), empty
 
 
@@ -100,20 +102,22 @@ def from_objects(x, name):
         if only(numbers.Integral, float, np.floating): return integers([int(v) for v in x], name)
     if only(numbers.Real, str, bytes):
         raise ValueError(f"{name} mix numbers and text: give all as text, [str(i) for i in {name}]")
-    raise ValueError(f"{name} hold {', '.join(sorted(k.__name__ for k in kinds))}: expected 64-bit integers or text")
+    found = ", ".join(sorted(k.__name__ for k in kinds))
+    raise ValueError(f"{name} hold {found}: expected 64-bit integers or text")
 
-# %% ../../nbs/data/06_identifiers.ipynb #707de079
+# %% ../../nbs/data/06_identifiers.ipynb #db07e7d1
 def as_identifiers(
     x,             # list, numpy array, Column, Series, tensor, ... of N identifiers
     name="ids",    # what the error calls them
 ) -> np.ndarray:   # (N,) int64, uint64 or text
     "Identifiers as exact 64-bit integers or text; `ValueError` says what is lost, missing or no identifier."
-    if getattr(x, "unit", None) is not None: raise ValueError(f"{name} have the unit {x.unit}: identifiers have no unit")
+    if getattr(x, "unit", None) is not None: raise ValueError(f"{name} have the unit {x.unit}: expected none")
     x, gaps = values_and_gaps(x)
     if x.ndim != 1: raise ValueError(f"{name} have shape {x.shape}, expected (N,), one identifier a row")
     if gaps.any():
-        raise ValueError(f"{name}: {rows_of(gaps)} {'is' if gaps.sum() == 1 else 'are'} missing (masked, None or NaN): "
-                         "every galaxy needs one; leave those rows out")
+        verb = "is" if gaps.sum() == 1 else "are"
+        raise ValueError(f"{name}: {rows_of(gaps)} {verb} missing (masked, None or NaN): every galaxy needs one; "
+                         "leave those rows out")
     if not len(x): return x.astype(str) if x.dtype.kind in "SU" else np.empty(0, np.int64)
     if x.dtype.kind == "O": x = from_objects(x, name)
     kind = x.dtype.kind
@@ -125,15 +129,16 @@ def as_identifiers(
     if empty.any(): raise ValueError(f"{name}: {rows_of(empty)}: empty text, and every galaxy needs a name")
     return x
 
-# %% ../../nbs/data/06_identifiers.ipynb #bf37e881
+# %% ../../nbs/data/06_identifiers.ipynb #49cb904d
 def same_type(wanted, like, name="ids") -> np.ndarray:
-    "The wanted identifiers (one or many) in the type of `like`, without those that it cannot hold; `ValueError` for text against numbers."
+    "The wanted identifiers (one or many) in the type of `like`, without those that it cannot hold."
     if isinstance(wanted, (str, bytes, numbers.Number)) or hasattr(wanted, "item") and np.ndim(wanted) == 0:
         wanted = [wanted.item() if hasattr(wanted, "item") else wanted]
     wanted = as_identifiers(wanted, name)
     if not len(wanted): return wanted.astype(like.dtype)
     if (wanted.dtype.kind == "U") != (like.dtype.kind == "U"):
-        asked, there = [("text" if x.dtype.kind == "U" else "integers") + f" ({x[0]!s:.40})" for x in (wanted, like)]
+        kinds = ["text" if x.dtype.kind == "U" else "integers" for x in (wanted, like)]
+        asked, there = [f"{kind} ({x[0]!s:.40})" for kind, x in zip(kinds, (wanted, like))]
         raise ValueError(f"{name}: {asked} asked for where there are {there}")
     if like.dtype.kind == "U": return wanted
     if wanted.dtype == np.uint64 and like.dtype == np.int64: wanted = wanted[wanted <= np.uint64(2**63 - 1)]
