@@ -19,9 +19,9 @@ from ..data.arrays import as_floats
 from ..data.identifiers import as_identifiers, is_among, values_and_gaps
 from .columns import as_table, matches, read_columns, write_columns
 
-# %% ../../nbs/search/10_similarity.ipynb #01f9e90f
+# %% ../../nbs/search/10_similarity.ipynb #be85f9e3
 def as_vectors(x, name: str, width: int | None = None) -> np.ndarray:
-    "x as unit vectors (n, D) float32; `ValueError` on any other shape or width, on what is not finite, and on no length."
+    "x as unit vectors (n, D) float32; `ValueError` on another shape or width, on NaN, and where there is no length."
     x = as_floats(x, name)
     if x.ndim != 2 or (width and x.shape[1] != width) or not x.shape[1]:
         raise ValueError(f"{name}: expected (n, {width or 'D'}) vectors, got shape {x.shape}")
@@ -32,22 +32,22 @@ def as_vectors(x, name: str, width: int | None = None) -> np.ndarray:
         raise ValueError(f"{name}: {null.sum()} of {len(x)} are all zero (first: row {null.argmax()}): "
                          "a null vector is similar to nothing")
     if short.any():
-        raise ValueError(f"{name}: {short.sum()} of {len(x)} are shorter than 0.001 (first: row {short.argmax()}): "
-                         "no embedding is; multiply by a constant")
+        raise ValueError(f"{name}: {short.sum()} of {len(x)} are shorter than 0.001 (first: row {short.argmax()}), "
+                         "which no embedding is: multiply by a constant")
     return (x / norm[:, None]).astype(np.float32)
 
 
 def best(query, bank, k):
-    "The k nearest of unit vectors bank (N, D) for each of query (Q, D), exactly: (rows (Q, k), similarity (Q, k))."
-    if len(query) * len(bank) > 1 << 24:                       # many queries of a large index: the compiled search pays
+    "The k nearest of unit vectors bank (N, D) for each of query (Q, D), exactly: (rows, similarity), each (Q, k)."
+    if len(query) * len(bank) > 1 << 24:                 # many queries of a large index: the compiled search pays
         from astroclip.evaluation.neighbours import nearest
         return nearest(query, bank, k, "dot")
-    rows = np.argsort(-(query @ bank.T), axis=1, kind="stable")[:, :k + 8]      # candidates in float32, order in float64
+    rows = np.argsort(-(query @ bank.T), axis=1, kind="stable")[:, :k + 8]      # candidates in float32
     exact = np.einsum("qmd,qd->qm", bank[rows].astype(np.float64), query.astype(np.float64))
     order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(rows, order, 1), np.take_along_axis(exact, order, 1)
 
-# %% ../../nbs/search/10_similarity.ipynb #372b4194
+# %% ../../nbs/search/10_similarity.ipynb #b7ae3c1a
 def fingerprint(model) -> str:
     "A model, the hash of one, or None -> the SHA-256 of its weights, '' for None."
     if model is None or isinstance(model, str): return model or ""
@@ -58,7 +58,8 @@ def fingerprint(model) -> str:
 class SimilarityIndex:
     "Embeddings of galaxies that can be searched by cosine similarity; make it with `build` or `load`."
     def __init__(self, vectors, ids, modality, table, model_sha256=""):
-        self.vectors, self.ids, self.modality, self.table, self.model_sha256 = vectors, ids, modality, table, model_sha256
+        self.vectors, self.ids, self.modality, self.table = vectors, ids, modality, table
+        self.model_sha256 = model_sha256
 
     @classmethod
     def build(
@@ -76,7 +77,7 @@ class SimilarityIndex:
         modality = as_identifiers([modality] * n if isinstance(modality, str) else modality, "modality")
         for name, column in (("ids", ids), ("modality", modality)):
             if len(column) != n: raise ValueError(f"{name}: {len(column)} values for {n} embeddings")
-        if modality.dtype.kind != "U": raise ValueError(f"modality holds numbers: expected words, e.g. 'image' ({modality[0]})")
+        if modality.dtype.kind != "U": raise ValueError(f"modality is {modality[0]}: expected words, e.g. 'image'")
         table = as_table(table, n)
         taken = {"rank", "id", "modality", "similarity"} & set(table.colnames)
         if taken: raise ValueError(f"the table's columns {sorted(taken)} are names of the result")
@@ -88,27 +89,28 @@ class SimilarityIndex:
         return self.model_sha256[:12]
 
     def check_model(self, model, name="this model") -> bool:
-        "`ValueError` if `model` (or its hash) did not make this index; False if the index does not say which did."
+        "`ValueError` if `model` (or its hash) did not make this index; False if the index does not say."
         if self.model_sha256 and (other := fingerprint(model)) != self.model_sha256:
-            raise ValueError(f"the index was made by model {self.model}, and {name} is model {other[:12]}: their "
-                             "embeddings do not compare; give the model that made it, or embed again")
+            raise ValueError(f"the index was made by model {self.model}, and {name} is model {other[:12]}: "
+                             "their embeddings do not compare; give the model that made it, or embed again")
         return bool(self.model_sha256)
 
     def __len__(self): return len(self.ids)
 
     def __repr__(self):
         made = f"; model {self.model}" if self.model else ""
-        words = ", ".join(np.unique(self.modality))
-        return f"SimilarityIndex({len(self)} x {self.vectors.shape[1]}; {words}; columns {self.table.colnames}{made})"
+        words, size = ", ".join(np.unique(self.modality)), f"{len(self)} x {self.vectors.shape[1]}"
+        return f"SimilarityIndex({size}; {words}; columns {self.table.colnames}{made})"
 
-# %% ../../nbs/search/10_similarity.ipynb #c500bbcc
+# %% ../../nbs/search/10_similarity.ipynb #bdfedb13
 def row_mask(where, n) -> np.ndarray:
-    "A boolean mask of n rows (list, array, Series, masked column; what is missing is False), or `ValueError`."
+    "A boolean mask of n rows from a list, array, Series or column, False where it is missing; or `ValueError`."
     mask, gaps = values_and_gaps(where)
     if mask.dtype.kind == "O" and all(isinstance(v, (bool, np.bool_)) for v in mask[~gaps]):
         mask = np.where(gaps, False, mask).astype(bool)
     if mask.dtype != bool or mask.shape != (n,):
-        raise ValueError(f"where: expected a boolean mask of {n} rows or a dictionary, got {mask.dtype} {mask.shape}")
+        got = f"{mask.dtype} {mask.shape}"
+        raise ValueError(f"where: expected a boolean mask of {n} rows or a dictionary, got {got}")
     return mask & ~gaps
 
 
@@ -120,17 +122,17 @@ def allowed(index, where=None, exclude=None) -> np.ndarray:
         unknown = [str(name) for name in where if name not in columns]
         if unknown: raise ValueError(f"where: no column {unknown}; there are {sorted(columns)}")
         for name, condition in where.items():
-            if name == "id" and not isinstance(condition, tuple): keep &= is_among(index.ids, condition, "where: id")
-            else: keep &= matches(columns[name], condition, name)
+            exact = name == "id" and not isinstance(condition, tuple)
+            keep &= is_among(index.ids, condition, "where: id") if exact else matches(columns[name], condition, name)
     elif where is not None: keep &= row_mask(where, len(index))
     return keep if exclude is None else keep & ~is_among(index.ids, exclude, "exclude")
 
 
 def search(index, query, k: int = 10, where=None, exclude=None):
-    """The k most similar galaxies as an astropy Table: rank, id, modality, similarity, then the table's columns.
+    """The k most similar galaxies as an astropy Table: rank, id, modality, similarity, then the index's columns.
 
-    query: vector (D,), or (Q, D) for a list of Q tables, or an id (its first vector; that galaxy is left out).
-    where: boolean mask or e.g. {"redshift": (0.1, 0.2), "modality": "image"}. exclude: id or ids never to return."""
+    query: vector (D,), or (Q, D) for a list of tables, or an id (its first vector; that galaxy is left out).
+    where: boolean mask or e.g. {"redshift": (0.1, 0.2), "modality": "image"}. exclude: ids never to return."""
     try: k = integer(k)
     except TypeError: raise ValueError(f"k = {k!r}: expected a whole number") from None
     if k < 1: raise ValueError(f"k = {k}: at least 1")
@@ -152,22 +154,23 @@ def search(index, query, k: int = 10, where=None, exclude=None):
 
 def result(index, rows, similarity):
     "Table of the rows found, nearest first."
-    table = Table({"rank": np.arange(1, len(rows) + 1), "id": index.ids[rows], "modality": index.modality[rows],
-                   "similarity": np.asarray(similarity, np.float32)})
+    table = Table({"rank": np.arange(1, len(rows) + 1), "id": index.ids[rows]})
+    table["modality"], table["similarity"] = index.modality[rows], np.asarray(similarity, np.float32)
     for name in index.table.colnames: table[name] = index.table[name][rows]
     return table
 
 
 def vector(index, id, modality=None):
     "The unit vector (D,) of a galaxy in the index, of the modality asked for or the first there is."
-    rows = np.flatnonzero(is_among(index.ids, id, "id") & ((index.modality == modality) if modality else True))
+    keep = is_among(index.ids, id, "id")
+    rows = np.flatnonzero(keep & (index.modality == modality) if modality else keep)
     seen = f" with modality {modality!r}" if modality else ""
     if not len(rows): raise KeyError(f"no galaxy {id!r}{seen} in this index")
     return index.vectors[rows[0]]
 
 SimilarityIndex.search, SimilarityIndex.vector = search, vector
 
-# %% ../../nbs/search/10_similarity.ipynb #709ea5e9
+# %% ../../nbs/search/10_similarity.ipynb #c968e377
 SCHEMA = "astroclip-index-2"
 
 
@@ -198,8 +201,8 @@ def read_index(f, path, size):
     vectors = f["vectors"][()]
     if schema != SCHEMA: return vectors, *read_first(f), ""
     galaxies = read_columns(f["galaxies"])
-    model = str(f.attrs["model_sha256"])
-    return vectors, np.asarray(galaxies["id"]), np.asarray(galaxies["modality"]), read_columns(f["table"]), model
+    ids, modality = (np.asarray(galaxies[name]) for name in ("id", "modality"))
+    return vectors, ids, modality, read_columns(f["table"]), str(f.attrs["model_sha256"])
 
 
 class NotAnIndex(ValueError):
@@ -213,12 +216,11 @@ def load(cls, path):
     try:
         with h5py.File(path) as f:
             vectors, ids, modality, table, model = read_index(f, path, path.stat().st_size)
-        ids, modality, table = as_identifiers(ids), as_identifiers(modality, "modality"), as_table(table, len(vectors))
-        whole = vectors.ndim == 2 and vectors.dtype == np.float32 and len(vectors) == len(ids) == len(modality)
-        if not whole or not np.isfinite(vectors).all(): raise ValueError("its columns do not belong together")
-        return cls(vectors, ids, modality, table, model)
+        whole = vectors.ndim == 2 and vectors.dtype == np.float32 and np.isfinite(vectors).all()
+        if not whole or not len(vectors) == len(ids) == len(modality): raise ValueError("its parts do not fit")
+        return cls(vectors, as_identifiers(ids), modality.astype(str), as_table(table, len(vectors)), model)
     except NotAnIndex: raise
-    except Exception as error:                                 # HDF5 says in many types that a file is damaged
+    except Exception as error:                             # HDF5 says in many types that a file is damaged
         said = " ".join(str(error).split())[:200]
         raise NotAnIndex(f"{path} cannot be read: truncated, damaged or not HDF5 ({said}); "
                          "make it again with `astroclip embed`") from None
