@@ -8,7 +8,7 @@ __all__ = ['PREFIX', 'CHUNK', 'SPECTRUM_NAMES', 'HEAD_NAMES', 'IGNORED', 'HEADS'
            'settle_heads', 'look', 'official_config', 'official', 'part_of', 'kind_of', 'ours', 'save', 'read', 'build',
            'biggest_depth', 'load', 'convert', 'model_hash', 'describe']
 
-# %% ../../nbs/models/50_checkpoints.ipynb #2b6974c3
+# %% ../../nbs/models/50_checkpoints.ipynb #b67580f9
 import json
 import re
 from dataclasses import dataclass, field
@@ -287,7 +287,7 @@ def biggest_depth(config):
     return max([v if k == "depth" and isinstance(v, int) else biggest_depth(v) if isinstance(v, dict) else 0
                 for k, v in config.items()], default=0)
 
-# %% ../../nbs/models/50_checkpoints.ipynb #241c4257
+# %% ../../nbs/models/50_checkpoints.ipynb #f5ccb15e
 def load(cls, source, device="auto", revision=None, **heads):
     "What `from_pretrained` does: find, read, settle the head counts, build, check, load; in evaluation mode on `device`."
     device, weights = resolve_device(device), read(source, revision)

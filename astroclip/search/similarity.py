@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'as_vectors', 'best', 'fingerprint', 'SimilarityIndex', 'row_mask', 'allowed', 'search', 'result', 'vector',
            'save', 'read_first', 'read_index', 'NotAnIndex', 'load']
 
-# %% ../../nbs/search/10_similarity.ipynb #4ce4f32d
+# %% ../../nbs/search/10_similarity.ipynb #ef4b2b93
 from operator import index as integer
 from pathlib import Path
 
