@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..core.artifacts import write_atomic
 
-# %% ../../nbs/search/08_outputs.ipynb #4d747c84
+# %% ../../nbs/search/08_outputs.ipynb #a27692e0
 def existing_folder(path: Path) -> Path:
     "The deepest folder above `path` that exists; `ValueError` if a file stands in the way."
     for above in path.parents:
@@ -25,7 +25,8 @@ def existing_folder(path: Path) -> Path:
 
 
 WHY = {errno.EACCES: "is not yours to write in", errno.EPERM: "is not yours to write in",
-       errno.EROFS: "is read-only", errno.ENOSPC: "is full", errno.ENAMETOOLONG: "does not take a name as long as this"}
+       errno.EROFS: "is read-only", errno.ENOSPC: "is full",
+       errno.ENAMETOOLONG: "does not take a name as long as this"}
 
 
 def try_to_write(path: Path, option="-o"):
@@ -40,7 +41,7 @@ def try_to_write(path: Path, option="-o"):
         where = folder.absolute()
         raise OSError(f"cannot write {path}: {where} {said}; give another place with {option}") from None
 
-# %% ../../nbs/search/08_outputs.ipynb #7fcffecb
+# %% ../../nbs/search/08_outputs.ipynb #cbc4c3c6
 def same_place(a: Path, b: Path) -> bool:
     "Two names of one file or folder: equal once links are followed, or hard links of each other."
     try: return a.samefile(b)
@@ -64,11 +65,11 @@ def check_output(
     given, path = path, resolved(Path(path))
     for source in map(Path, inputs):
         if same_place(path, source):
-            raise ValueError(f"the output {given} is also an input ({source}): give another name with {option}")
+            raise ValueError(f"the output {given} is also an input ({source}): give another one with {option}")
         inside = source.is_dir() and path.is_relative_to(source.resolve())
         if inside and path.name.lower().endswith(tuple(reads)):
-            raise ValueError(f"the output {given} lies in the input folder {source}, where it would be read as an "
-                             f"input: give another place with {option}")
+            raise ValueError(f"the output {given} lies in the input folder {source}, where it would be read as "
+                             f"an input: give another place with {option}")
     if path.is_dir(): raise ValueError(f"the output {given} is a folder: name a file in it with {option}")
     if path.exists() and not path.is_file():
         raise ValueError(f"the output {given} is no plain file: give another name with {option}")
@@ -90,8 +91,8 @@ def check_folder(folder, inputs=(), option="folder") -> Path:
     try_to_write(folder / "checkpoint.pt", option)
     return folder
 
-# %% ../../nbs/search/08_outputs.ipynb #299e87dc
-FULL = ("no space left", "errno = 28", "errno = 27", "errno = 122", "unexpected pos", "file too large", "disk quota")
+# %% ../../nbs/search/08_outputs.ipynb #c4198e94
+FULL = ("no space left", "errno = 28", "errno = 27", "errno = 122", "unexpected pos", "file too large", "quota")
 CODES = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
