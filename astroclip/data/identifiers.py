@@ -50,7 +50,7 @@ def is_gap(x):
         return isinstance(value, numbers.Real) and value != value
     return np.fromiter((gap(v) for v in x.ravel()), bool, x.size).reshape(x.shape)
 
-# %% ../../nbs/data/06_identifiers.ipynb #1dfa5bb7
+# %% ../../nbs/data/06_identifiers.ipynb #2ebca09f
 EXACT = {2: 2**11, 4: 2**24}   # bytes of a float -> first integer whose neighbour is lost; for others 2**53
 
 
@@ -67,7 +67,7 @@ def whole_numbers(x, name):
     with np.errstate(invalid="ignore"): bad = ~(np.isfinite(x) & (x == np.round(x)) & (np.abs(x) < limit))
     if bad.any():
         raise ValueError(f"{name} are floats ({x.dtype}), and {rows_of(bad)} ({x[bad][0]:.17g}) is no exact "
-                         f"integer below 2^{limit.bit_length() - 1}: digits are lost; read them as integers or text")
+                         f"integer below 2^{limit.bit_length() - 1}: digits are lost; read as integers or text")
     return x.astype(np.int64)
 
 
@@ -105,7 +105,7 @@ def from_objects(x, name):
     found = ", ".join(sorted(k.__name__ for k in kinds))
     raise ValueError(f"{name} hold {found}: expected 64-bit integers or text")
 
-# %% ../../nbs/data/06_identifiers.ipynb #c15c9649
+# %% ../../nbs/data/06_identifiers.ipynb #4d565417
 def as_identifiers(
     x,             # list, numpy array, Column, Series, tensor, ... of N identifiers
     name="ids",    # what the error calls them
@@ -116,8 +116,8 @@ def as_identifiers(
     if x.ndim != 1: raise ValueError(f"{name} have shape {x.shape}, expected (N,), one identifier a row")
     if gaps.any():
         verb = "is" if gaps.sum() == 1 else "are"
-        raise ValueError(f"{name}: {rows_of(gaps)} {verb} missing (masked, None or NaN): every galaxy needs one, "
-                         "leave out those rows")
+        raise ValueError(f"{name}: {rows_of(gaps)} {verb} missing (masked, None or NaN): every galaxy needs "
+                         "one, leave out those rows")
     if not len(x): return x.astype(str) if x.dtype.kind in "SU" else np.empty(0, np.int64)
     if x.dtype.kind == "O": x = from_objects(x, name)
     kind = x.dtype.kind

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HUB_NAME', 'SUFFIXES', 'ACTING', 'may_be_repository', 'nearest_names', 'in_folder', 'locate', 'hub_answers',
            'only_the_cache', 'download', 'acting', 'weights_hash', 'is_ours', 'read_header', 'hash_of_file',
-           'describe_ours']
+           'read_ours', 'hash_of_ours', 'describe_ours']
 
 # %% ../../nbs/models/48_sources.ipynb #c63c7f9b
 import difflib
@@ -128,7 +128,7 @@ def weights_hash(tensors, config) -> str:
     digest.update(json.dumps(acting(config), sort_keys=True).encode())
     return digest.hexdigest()
 
-# %% ../../nbs/models/48_sources.ipynb #b01a8691
+# %% ../../nbs/models/48_sources.ipynb #a0931538
 def is_ours(path: Path) -> bool:
     "A folder or .safetensors that `save_pretrained` wrote, rather than an official checkpoint."
     return path.is_dir() or path.suffix == ".safetensors"
@@ -157,8 +157,8 @@ def hash_of_file(file, tensors, start, config):
         return weights_hash([row(name, t) for name, t in tensors.items()], config)
 
 
-def describe_ours(path) -> dict:
-    "What `models.checkpoints.describe` says of a model of ours, and its hash (twelve digits); without torch."
+def read_ours(path):
+    "(file, what was written about it, tensors, hash) of a model of ours, without torch."
     file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
     try:
         about, tensors, start = read_header(file)
@@ -166,11 +166,21 @@ def describe_ours(path) -> dict:
         written = json.loads(about.get("astroclip") or (sidecar.read_text() if sidecar.exists() else "null"))
         known = isinstance(written, dict) and isinstance(written.get("config"), dict)
         if not known: raise ValueError("it has no configuration of ours (config.json)")
-        sizes = [math.prod(t["shape"]) for t in tensors.values()]
-        model = hash_of_file(file, tensors, start, written["config"])
+        return file, written, tensors, hash_of_file(file, tensors, start, written["config"])
     except Exception as e:                                 # a damaged header can be wrong in any way
         said = " ".join(str(e).split())[:200]
         raise ValueError(f"{file}: not a model of ours, or damaged ({said})") from None
+
+
+def hash_of_ours(path) -> str:
+    "The `model_hash` of a model of ours on this disk, without loading it."
+    return read_ours(path)[3]
+
+
+def describe_ours(path) -> dict:
+    "What `models.checkpoints.describe` says of a model of ours, and its hash (twelve digits); without torch."
+    file, written, tensors, model = read_ours(path)
+    sizes = [math.prod(t["shape"]) for t in tensors.values()]
     told = dict(path=str(file), kind=str(written.get("kind")), layout="astroclip", parameters=sum(sizes))
     told |= dict(ignored_parameters=0, tensors=len(sizes), config=written["config"])
     told |= dict(training=written.get("training", {}))

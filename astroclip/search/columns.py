@@ -184,7 +184,7 @@ def values_of(condition):
     values, gaps = values_and_gaps(condition)
     return list(values[~gaps]) if values.dtype.kind in "Mm" else values[~gaps].tolist()
 
-# %% ../../nbs/search/05_columns.ipynb #4050372f
+# %% ../../nbs/search/05_columns.ipynb #e30cb7ee
 def matches_rich(column, condition, name):
     "The same for times; other rich columns have no order."
     if not hasattr(column, "jd1"):
@@ -211,7 +211,7 @@ def matches(column, condition, name="column") -> np.ndarray:  # (N,) bool
     column = column if isinstance(column, Column) else as_column(column, name)
     values, gaps = np.asarray(column), np.ma.getmaskarray(column)
     if values.ndim > 1:
-        raise ValueError(f"where: column {name} has {values.shape[1:]} values a row: give a boolean mask instead")
+        raise ValueError(f"where: column {name} has {values.shape[1:]} values a row: give a boolean mask")
     def bare(value): return in_unit(value, column.unit, name)
     if isinstance(condition, tuple): return in_range(values, tuple(map(bare, condition)), name) & ~gaps
     wanted = [one_value(bare(v), values.dtype, name) for v in values_of(bare(condition))]

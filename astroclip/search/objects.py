@@ -15,7 +15,7 @@ import numpy as np
 
 from ..data.fits_files import IMAGE_SUFFIXES, bare_name, is_readable
 
-# %% ../../nbs/search/15_objects.ipynb #2649bf80
+# %% ../../nbs/search/15_objects.ipynb #3f647576
 SURVEYS = (".h5", ".hdf5")
 SPECTRA = tuple(s + c for s in (".npz", ".csv", ".ecsv", ".txt", ".dat") for c in ("", ".gz", ".bz2", ".xz"))
 READABLE = IMAGE_SUFFIXES + SPECTRA
@@ -33,7 +33,8 @@ def gather(sources) -> tuple[list[Path], list[Path]]:
     found, passed, seen = [], [], set()
     for source in map(Path, sources):
         if not source.exists(): raise FileNotFoundError(f"{source}: no such file or folder")
-        inside = sorted(p for p in source.rglob("*") if p.is_file() or p.is_symlink()) if source.is_dir() else None
+        inside = None
+        if source.is_dir(): inside = sorted(p for p in source.rglob("*") if p.is_file() or p.is_symlink())
         for path in [source] if inside is None else inside:
             place = path.resolve()
             if place in seen: continue
@@ -52,9 +53,9 @@ def some(names, n=3) -> str:
     names = [str(name) for name in names]
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
-# %% ../../nbs/search/15_objects.ipynb #bc6509a6
+# %% ../../nbs/search/15_objects.ipynb #ff6d1340
 def read_objects(path, **how):
-    "('image', [Cutout]) or ('spectrum', [Spectrum, ...]) of a file; `ValueError`, `OSError` where it is neither."
+    "('image', [Cutout]) or ('spectrum', [Spectrum, ...]) of a file; an error with the reason if it is neither."
     from astroclip.data.images import NotAnImage, read_cutout
     from astroclip.data.spectra import read_spectrum
     if is_readable(path, SPECTRA): return "spectrum", read_spectrum(path)
@@ -100,7 +101,7 @@ def read_rows(path) -> list[Row]:
         if getattr(item, "redshift", None) is not None: rows[-1].redshift = item.redshift
     return rows or [Row(path, reason="it holds no object")]
 
-# %% ../../nbs/search/15_objects.ipynb #faa12584
+# %% ../../nbs/search/15_objects.ipynb #7eb4d795
 def distinct_names(paths) -> dict[Path, str]:
     "{path: the shortest name that no other of the paths has}: its bare name, then with folders before it."
     groups = defaultdict(list)
@@ -108,7 +109,7 @@ def distinct_names(paths) -> dict[Path, str]:
     names = {}
     for bare, group in groups.items():
         tails = {p: p.absolute().parts[:-1] for p in group}
-        beside = len(set(tails.values())) < len(group)          # two in one folder: the suffix tells them apart
+        beside = len(set(tails.values())) < len(group)      # two in one folder: the suffix tells them apart
         depth, called = 0, {}
         while len(set(called.values())) < len(group):
             end = {p: p.name if beside else bare for p in group}
@@ -141,9 +142,9 @@ def name_rows(rows) -> list[str]:
         said.append(f"{name} is in {where}: kept as one galaxy that was seen several times")
     return said
 
-# %% ../../nbs/search/15_objects.ipynb #8fcf96c9
+# %% ../../nbs/search/15_objects.ipynb #c2824288
 def embed_each(call, n):
-    "[(vector or None, reason)] of n galaxies; call(indices) embeds some, and raises `ValueError` for a bad one."
+    "[(vector or None, reason)] of n galaxies; call(indices) embeds some, `ValueError` if one is bad."
     def part(rows):
         try: found = call(rows)
         except ValueError as error:
@@ -160,12 +161,12 @@ def checked(vector):
     if not np.isfinite(length): return None, "its embedding is not finite"
     return (vector, "") if length >= 1e-3 else (None, "its embedding has no length")
 
-# %% ../../nbs/search/15_objects.ipynb #c9e01de9
+# %% ../../nbs/search/15_objects.ipynb #adb8a7b1
 def account(rows, passed=()):
-    "Table of all that was given: file, row, id, modality, status, reason; a line for each galaxy and unread file."
+    "Table of all that was given: file, row, id, modality, status, reason; a line for each galaxy or file."
     from astropy.table import Table
     lines = [(str(r.file), r.row, r.id, r.modality, r.status, r.reason or r.flag) for r in rows]
-    lines += [(str(p), 0, "", "", "passed over", f"{p.suffix or 'no suffix'}: not read in folders") for p in passed]
+    lines += [(str(p), 0, "", "", "passed over", "its kind is not read in folders") for p in passed]
     return Table(rows=lines, names=("file", "row", "id", "modality", "status", "reason"))
 
 

@@ -41,7 +41,7 @@ def try_to_write(path: Path, option="-o"):
         where = folder.absolute()
         raise OSError(f"cannot write {path}: {where} {said}; give another place with {option}") from None
 
-# %% ../../nbs/search/08_outputs.ipynb #cbc4c3c6
+# %% ../../nbs/search/08_outputs.ipynb #ae229bf1
 def same_place(a: Path, b: Path) -> bool:
     "Two names of one file or folder: equal once links are followed, or hard links of each other."
     try: return a.samefile(b)
@@ -65,11 +65,11 @@ def check_output(
     given, path = path, resolved(Path(path))
     for source in map(Path, inputs):
         if same_place(path, source):
-            raise ValueError(f"the output {given} is also an input ({source}): give another one with {option}")
+            raise ValueError(f"the output {given} is also an input, {source}: give another with {option}")
         inside = source.is_dir() and path.is_relative_to(source.resolve())
         if inside and path.name.lower().endswith(tuple(reads)):
-            raise ValueError(f"the output {given} lies in the input folder {source}, where it would be read as "
-                             f"an input: give another place with {option}")
+            raise ValueError(f"the output {given} lies in the input folder {source}, where it would be read "
+                             f"as an input: give another place with {option}")
     if path.is_dir(): raise ValueError(f"the output {given} is a folder: name a file in it with {option}")
     if path.exists() and not path.is_file():
         raise ValueError(f"the output {given} is no plain file: give another name with {option}")
@@ -91,8 +91,8 @@ def check_folder(folder, inputs=(), option="folder") -> Path:
     try_to_write(folder / "checkpoint.pt", option)
     return folder
 
-# %% ../../nbs/search/08_outputs.ipynb #c4198e94
-FULL = ("no space left", "errno = 28", "errno = 27", "errno = 122", "unexpected pos", "file too large", "quota")
+# %% ../../nbs/search/08_outputs.ipynb #c92bde21
+FULL = ("no space left", "errno = 28", "errno = 27", "errno = 122", "unexpected pos", "file too large")
 CODES = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 

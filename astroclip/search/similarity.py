@@ -18,10 +18,11 @@ from ..core.artifacts import write_atomic
 from ..data.arrays import as_floats
 from ..data.identifiers import as_identifiers, is_among, values_and_gaps
 from .columns import as_table, matches, read_columns, write_columns
+from .outputs import disk_errors
 
-# %% ../../nbs/search/10_similarity.ipynb #be85f9e3
+# %% ../../nbs/search/10_similarity.ipynb #88e577ba
 def as_vectors(x, name: str, width: int | None = None) -> np.ndarray:
-    "x as unit vectors (n, D) float32; `ValueError` on another shape or width, on NaN, and where there is no length."
+    "x as unit vectors (n, D) float32; `ValueError` on another shape or width, on NaN, on a null vector."
     x = as_floats(x, name)
     if x.ndim != 2 or (width and x.shape[1] != width) or not x.shape[1]:
         raise ValueError(f"{name}: expected (n, {width or 'D'}) vectors, got shape {x.shape}")
@@ -32,14 +33,14 @@ def as_vectors(x, name: str, width: int | None = None) -> np.ndarray:
         raise ValueError(f"{name}: {null.sum()} of {len(x)} are all zero (first: row {null.argmax()}): "
                          "a null vector is similar to nothing")
     if short.any():
-        raise ValueError(f"{name}: {short.sum()} of {len(x)} are shorter than 0.001 (first: row {short.argmax()}), "
-                         "which no embedding is: multiply by a constant")
+        raise ValueError(f"{name}: {short.sum()} of {len(x)} are shorter than 0.001 (first: row {short.argmax()})"
+                         ", which no embedding is: multiply by a constant")
     return (x / norm[:, None]).astype(np.float32)
 
 
 def best(query, bank, k):
-    "The k nearest of unit vectors bank (N, D) for each of query (Q, D), exactly: (rows, similarity), each (Q, k)."
-    if len(query) * len(bank) > 1 << 24:                 # many queries of a large index: the compiled search pays
+    "The k nearest of unit vectors bank (N, D) for each of query (Q, D): (rows, similarity), each (Q, k)."
+    if len(query) * len(bank) > 1 << 24:            # many queries of a large index: the compiled search pays
         from astroclip.evaluation.neighbours import nearest
         return nearest(query, bank, k, "dot")
     rows = np.argsort(-(query @ bank.T), axis=1, kind="stable")[:, :k + 8]      # candidates in float32
@@ -47,7 +48,7 @@ def best(query, bank, k):
     order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(rows, order, 1), np.take_along_axis(exact, order, 1)
 
-# %% ../../nbs/search/10_similarity.ipynb #b7ae3c1a
+# %% ../../nbs/search/10_similarity.ipynb #4399e131
 def fingerprint(model) -> str:
     "A model, the hash of one, or None -> the SHA-256 of its weights, '' for None."
     if model is None or isinstance(model, str): return model or ""
@@ -77,7 +78,7 @@ class SimilarityIndex:
         modality = as_identifiers([modality] * n if isinstance(modality, str) else modality, "modality")
         for name, column in (("ids", ids), ("modality", modality)):
             if len(column) != n: raise ValueError(f"{name}: {len(column)} values for {n} embeddings")
-        if modality.dtype.kind != "U": raise ValueError(f"modality is {modality[0]}: expected words, e.g. 'image'")
+        if modality.dtype.kind != "U": raise ValueError(f"modality is {modality[0]}: expected words like 'image'")
         table = as_table(table, n)
         taken = {"rank", "id", "modality", "similarity"} & set(table.colnames)
         if taken: raise ValueError(f"the table's columns {sorted(taken)} are names of the result")
@@ -102,9 +103,9 @@ class SimilarityIndex:
         words, size = ", ".join(np.unique(self.modality)), f"{len(self)} x {self.vectors.shape[1]}"
         return f"SimilarityIndex({size}; {words}; columns {self.table.colnames}{made})"
 
-# %% ../../nbs/search/10_similarity.ipynb #bdfedb13
+# %% ../../nbs/search/10_similarity.ipynb #8cbfc377
 def row_mask(where, n) -> np.ndarray:
-    "A boolean mask of n rows from a list, array, Series or column, False where it is missing; or `ValueError`."
+    "A boolean mask of n rows from a list, array, Series or column, False where it is missing."
     mask, gaps = values_and_gaps(where)
     if mask.dtype.kind == "O" and all(isinstance(v, (bool, np.bool_)) for v in mask[~gaps]):
         mask = np.where(gaps, False, mask).astype(bool)
@@ -122,17 +123,18 @@ def allowed(index, where=None, exclude=None) -> np.ndarray:
         unknown = [str(name) for name in where if name not in columns]
         if unknown: raise ValueError(f"where: no column {unknown}; there are {sorted(columns)}")
         for name, condition in where.items():
-            exact = name == "id" and not isinstance(condition, tuple)
-            keep &= is_among(index.ids, condition, "where: id") if exact else matches(columns[name], condition, name)
+            if name == "id" and not isinstance(condition, tuple): found = is_among(index.ids, condition, "where: id")
+            else: found = matches(columns[name], condition, name)
+            keep &= found
     elif where is not None: keep &= row_mask(where, len(index))
     return keep if exclude is None else keep & ~is_among(index.ids, exclude, "exclude")
 
 
 def search(index, query, k: int = 10, where=None, exclude=None):
-    """The k most similar galaxies as an astropy Table: rank, id, modality, similarity, then the index's columns.
+    """The k most similar galaxies as a Table: rank, id, modality, similarity, then the index's columns.
 
     query: vector (D,), or (Q, D) for a list of tables, or an id (its first vector; that galaxy is left out).
-    where: boolean mask or e.g. {"redshift": (0.1, 0.2), "modality": "image"}. exclude: ids never to return."""
+    where: mask, or e.g. {"redshift": (0.1, 0.2), "modality": "image"}. exclude: ids never to return."""
     try: k = integer(k)
     except TypeError: raise ValueError(f"k = {k!r}: expected a whole number") from None
     if k < 1: raise ValueError(f"k = {k}: at least 1")
@@ -170,13 +172,13 @@ def vector(index, id, modality=None):
 
 SimilarityIndex.search, SimilarityIndex.vector = search, vector
 
-# %% ../../nbs/search/10_similarity.ipynb #c968e377
+# %% ../../nbs/search/10_similarity.ipynb #8b42a84b
 SCHEMA = "astroclip-index-2"
 
 
 def save(index, path) -> Path:
     "Write the index into one HDF5 file (complete or absent)."
-    with write_atomic(path) as temporary, h5py.File(temporary, "w") as f:
+    with disk_errors(path), write_atomic(path) as temporary, h5py.File(temporary, "w") as f:
         f.attrs["schema"], f.attrs["model_sha256"] = SCHEMA, index.model_sha256
         f["vectors"] = index.vectors
         write_columns(f.create_group("galaxies"), Table({"id": index.ids, "modality": index.modality}))
@@ -217,7 +219,7 @@ def load(cls, path):
         with h5py.File(path) as f:
             vectors, ids, modality, table, model = read_index(f, path, path.stat().st_size)
         whole = vectors.ndim == 2 and vectors.dtype == np.float32 and np.isfinite(vectors).all()
-        if not whole or not len(vectors) == len(ids) == len(modality): raise ValueError("its parts do not fit")
+        if not (whole and len(vectors) == len(ids) == len(modality)): raise ValueError("its parts do not fit")
         return cls(vectors, as_identifiers(ids), modality.astype(str), as_table(table, len(vectors)), model)
     except NotAnIndex: raise
     except Exception as error:                             # HDF5 says in many types that a file is damaged
