@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 
-# %% ../../nbs/search/30_cli.ipynb #6184a20e
+# %% ../../nbs/search/30_cli.ipynb #d05f08e0
 def arg(*names, **options): return names, options
 
 DEVICE = arg("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
@@ -21,12 +21,13 @@ SEED = arg("--seed", type=int, default=0, help="of every random number (default:
 PROFILES = ["smoke", "mini", "standard", "paper"]
 TRAINING = [
     arg("--profile", default="mini", choices=PROFILES, help="whose settings (default: mini)"),
-    arg("--steps", type=int, default=None, help="training steps (default: the profile's)"), SEED, OVERWRITE, DEVICE]
+    arg("--steps", type=int, default=None, help="training steps (default: the profile's)"),
+    SEED, OVERWRITE, DEVICE]
 SURVEY = arg("survey", help="survey.h5")
 RUN = "of the run; the same command resumes it where it was interrupted"
 HEADS = [arg(f"--{k}", type=int, dest=k.replace("-", "_"), help="where the file cannot say")
          for k in ("num-heads", "image-num-heads", "spectrum-num-heads", "cross-num-heads")]
-MODALITY = arg("--modality", choices=["both", "image", "spectrum"], default="both", help="what to embed (default: both)")
+MODALITY = arg("--modality", choices=["both", "image", "spectrum"], default="both", help="(default: both)")
 CONDITION = "column=value, column=low:high or column=a,b; may be repeated"
 
 # %% ../../nbs/search/30_cli.ipynb #55f53d28
@@ -41,12 +42,13 @@ COMMANDS = {   # name: (what it does, an example, its arguments)
         "astroclip info models/astroclip",
         [arg("source", help="folder, .safetensors, official .ckpt or hub repository id")]),
     "embed": (
-        "embed a survey file, or images and spectra, into a searchable index; OUTPUT.report.csv lists every input",
+        "embed a survey file, or images and spectra, into an index; beside it .report.csv lists every input",
         "astroclip embed models/astroclip my_galaxies/ -o index.h5",
         [arg("model", help="AstroCLIP checkpoint"),
          arg("sources", nargs="+", help="one survey.h5, or files and folders of images and spectra"),
          arg("-o", "--output", required=True, help="index file to write"), MODALITY,
-         arg("--batch-size", type=int, default=256, help="galaxies at a time (default: 256)"), OVERWRITE, DEVICE]),
+         arg("--batch-size", type=int, default=256, help="galaxies at a time (default: 256)"),
+         OVERWRITE, DEVICE]),
     "search": (
         "find the galaxies of an index that are most similar to one of them, or to those of a file",
         "astroclip search index.h5 4611686018427387905 -k 5 --where redshift=0.1:0.2 --where modality=image",
@@ -93,7 +95,8 @@ def parser() -> argparse.ArgumentParser:
     sub = main.add_subparsers(dest="command", metavar="COMMAND")
     for name, (what, example, arguments) in COMMANDS.items():
         one = sub.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".",
-                             epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter)
+                             epilog=f"example:\n  {example}",
+                             formatter_class=argparse.RawDescriptionHelpFormatter)
         for names, options in arguments: one.add_argument(*names, **options)
     return main
 
@@ -104,21 +107,24 @@ RESUMES = {"mock", "train-image", "train-spectrum", "align"}
 def one_line(error) -> str:
     "The message of an error on one line: KeyError's quotes removed, faults of the machine in plain words."
     from astroclip.search.outputs import is_full
-    said = " ".join((str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)).split())
-    number = getattr(error, "errno", None)
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    said, number = " ".join(text.split()), getattr(error, "errno", None)
+    if number is not None and said.startswith("[Errno"): said = said.split("] ", 1)[-1]
     if is_full(error):
-        if "the disk is full" in said: return said.split("] ", 1)[-1]
+        if "the disk is full" in said: return said
         return f"the disk is full ({said}): free some space and run the same command again"
     if number in (errno.EACCES, errno.EROFS, errno.EPERM) and getattr(error, "filename", None):
-        return f"{error.filename} cannot be read or written ({error.strerror}): check its rights, or give another place"
-    if isinstance(error, MemoryError): return f"not enough memory ({said}): smaller batches or fewer galaxies at a time"
-    return said.split("] ", 1)[-1] if number is not None and said.startswith("[Errno") else said or type(error).__name__
+        where = f"{error.filename} cannot be read or written ({error.strerror})"
+        return f"{where}: check its rights, or give another place"
+    if isinstance(error, MemoryError): return f"not enough memory ({said}): try with fewer galaxies at a time"
+    return said or type(error).__name__
 
 
 def interrupted(command) -> str:
     "What Ctrl-C leaves behind."
     if command in RESUMES: return "interrupted: the same command resumes it"
-    return "interrupted: nothing was written, the same command starts again" if command == "embed" else "interrupted"
+    if command == "embed": return "interrupted: nothing was written, the same command starts again"
+    return "interrupted"
 
 
 def main(argv=None) -> int:

@@ -103,7 +103,7 @@ def embed_survey_file(model, path, modalities, batch_size=256):
     columns = dict(redshift=survey.redshift, magnitude_r=survey.magnitude[:, 1], split=survey.split)
     return [r for kind in modalities for r in rows[kind]], columns
 
-# %% ../../nbs/search/22_embedding.ipynb #73d28968
+# %% ../../nbs/search/22_embedding.ipynb #bbf0752e
 def tell(rows, passed, modalities, report, most=20):
     "Say on stderr what was left out, flagged or passed over: the first lines, the number of the rest."
     def where(r): return f"{r.file}, {r.id}" if r.modality else str(r.file)
@@ -124,7 +124,8 @@ def index_of(model, rows, columns=None):
         raise ValueError(f"nothing to embed: no readable image or spectrum among the files given{why}")
     def all_of(name): return [getattr(r, name) for r in kept]
     if columns is None:
-        table = dict(redshift=all_of("redshift"), missing=all_of("missing"), file=list(map(str, all_of("file"))))
+        table = {name: all_of(name) for name in ("redshift", "missing")}
+        table["file"] = list(map(str, all_of("file")))
     else: table = {name: np.asarray(column)[all_of("row")] for name, column in columns.items()}
     table["flag"] = all_of("flag")
     return SimilarityIndex.build(np.stack(all_of("vector")), all_of("id"), all_of("modality"), table, model)
@@ -140,7 +141,7 @@ def embed(args):
     if surveys and len(paths) > 1: raise ValueError("one survey file at a time, and not with FITS files")
     if not paths:
         over = some(passed) or "nothing"
-        raise ValueError(f"nothing to embed: no image or spectrum in {some(args.sources)}; passed over {over}")
+        raise ValueError(f"nothing to embed: no galaxy in {some(args.sources)}; passed over {over}")
     inputs = [*args.sources, *paths, *model_files(args.model)]
     output = check_output(args.output, inputs, overwrite, READABLE)
     report = check_output(output.with_name(output.stem + REPORT), inputs, overwrite)

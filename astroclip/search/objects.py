@@ -53,9 +53,9 @@ def some(names, n=3) -> str:
     names = [str(name) for name in names]
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
-# %% ../../nbs/search/15_objects.ipynb #ff6d1340
+# %% ../../nbs/search/15_objects.ipynb #c56f9b6a
 def read_objects(path, **how):
-    "('image', [Cutout]) or ('spectrum', [Spectrum, ...]) of a file; an error with the reason if it is neither."
+    "('image', [Cutout]) or ('spectrum', [Spectrum, ...]) of a file; an error says why it is neither."
     from astroclip.data.images import NotAnImage, read_cutout
     from astroclip.data.spectra import read_spectrum
     if is_readable(path, SPECTRA): return "spectrum", read_spectrum(path)
