@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from ..data.images import center_crop, to_rgb
+from ..data.images import center_crop, check_images, to_rgb
 from .checkpoints import state_of
 from .layers import LayerScale, MLP, Pretrained, arguments, drop_path, init_weights, resolve_device
 from .unpickle import CheckpointError, TorchArchive
@@ -224,6 +224,7 @@ def embed_images(
     mode, device = net.training, next(net.parameters()).device
     net.eval()
     try:
-        parts = [to_rgb(center_crop(images[i:i + batch_size], size)) for i in range(0, len(images), batch_size)]
+        batches = [check_images(images[i:i + batch_size], size) for i in range(0, len(images), batch_size)]
+        parts = [to_rgb(center_crop(x, size)) for x in batches]
         return np.concatenate([net(torch.as_tensor(x, device=device)).float().cpu().numpy() for x in parts])
     finally: net.train(mode)

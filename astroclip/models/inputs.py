@@ -45,17 +45,49 @@ def in_batches(
 def as_array(x): return x.detach().cpu().numpy() if torch.is_tensor(x) else np.asarray(x)
 
 
+def _depth(x):
+    "Number of axes of an array, or of arrays in nested lists."
+    if isinstance(x, (list, tuple)): return 1 + (_depth(x[0]) if len(x) else 0)
+    return len(getattr(x, "shape", ()))
+
+
+def _image_rows(images):
+    "(n, function of a slice -> its images) of any container, without a copy where it can be sliced."
+    from astroclip.data.arrays import as_floats
+    depth = _depth(images)
+    if depth == 3: return 1, lambda rows: [images]
+    if depth != 4 and not (isinstance(images, (list, tuple)) and not len(images)):
+        images = as_floats(images, "images")            # a column of arrays, for instance
+    return len(images), lambda rows: images[rows]
+
+
 def image_batches(
-    images,  # (N, 3, H, W) or (3, H, W) bands g, r, z, nanomaggies per 0.262" pixel
-    size,    # pixels that the network sees
-):           # (n, function of a slice -> (n, 3, size, size) display-scaled float32)
-    "Check images once; crop and stretch them batch by batch."
-    from astroclip.data.images import center_crop, check_images, to_rgb
-    images = as_array(images)
-    images = images[None] if images.ndim == 3 else images
-    if not len(images): return 0, lambda rows: np.zeros((1, 3, size, size), np.float32)   # its answer is cut off
-    check_images(images, size)
-    return len(images), lambda rows: np.ascontiguousarray(to_rgb(np.ascontiguousarray(center_crop(images[rows], size), np.float32)))
+    images,            # (N, 3, H, W) or (3, H, W) bands g, r, z, nanomaggies per 0.262" pixel; any container
+    size,              # pixels that the network sees
+    unit=None,         # these five: see `astroclip.data.images.check_images`
+    zeropoint=None,
+    pixel_scale=None,
+    kind="flux",
+    mask=None,
+):                     # (n, function of a slice -> (n, 3, size, size) display-scaled float32)
+    "Check images once; convert, crop and stretch them batch by batch."
+    from astroclip.data.image_gate import gate
+    from astroclip.data.images import center_crop, to_rgb
+    n, take = _image_rows(images)
+    if not n: return 0, lambda rows: np.zeros((1, 3, size, size), np.float32)   # its answer is cut off
+    if mask is not None: mask = as_array(mask)[None] if _depth(images) == 3 else as_array(mask)
+    if mask is not None and len(mask) != n: raise ValueError(f"mask has {len(mask)} rows, images have {n}")
+
+    def checked(rows, judge):
+        bad = None if mask is None else mask[rows]
+        return gate(take(rows), size, unit, zeropoint, pixel_scale, kind, bad, judge, rows.start)
+
+    for i in range(0, n, 128): checked(slice(i, min(i + 128, n)), True)
+
+    def prepare(rows):
+        x = np.ascontiguousarray(center_crop(checked(rows, False), size), np.float32)
+        return np.ascontiguousarray(to_rgb(x)) if kind == "flux" else x
+    return n, prepare
 
 # %% ../../nbs/models/15_inputs.ipynb #0a43991f
 def spectrum_batches(
