@@ -6,13 +6,14 @@
 __all__ = ['listed', 'info', 'convert', 'plain_value', 'kind_of', 'value_of', 'words_of', 'parse_where', 'id_of', 'same_model',
            'file_queries', 'queries_of', 'printed', 'search']
 
-# %% ../../nbs/search/20_commands.ipynb #93844cb1
+# %% ../../nbs/search/20_commands.ipynb #29d218ed
 import difflib
 from pathlib import Path
 
 import numpy as np
 
-from .embedding import embed, embed_files, load_model, model_files, say, say_loading
+from .embedding import (
+    embed, embed_files, images_as, load_model, model_files, say, say_loading)
 from .objects import fits_files, read_objects
 from .outputs import check_folder, check_output, table_format, write_table
 from .training import align, mock, train_image, train_spectrum
@@ -59,7 +60,7 @@ def convert(args):
     run(path, target, **heads)
     print(f"written: {target}")
 
-# %% ../../nbs/search/20_commands.ipynb #6a54ca55
+# %% ../../nbs/search/20_commands.ipynb #44eedb11
 def plain_value(text: str):
     "An int or a float where the text is one, else the text."
     for kind in (int, float):
@@ -83,7 +84,7 @@ def value_of(text, kind, name):
         if text.lower() not in known: raise ValueError(f"condition {name}={text}: it holds true or false")
         return known[text.lower()]
     value = plain_value(text)
-    if isinstance(value, str): raise ValueError(f"condition {name}={text}: it holds numbers, {text!r} is none")
+    if isinstance(value, str): raise ValueError(f"condition {name}={text}: the column holds numbers")
     return value
 
 
@@ -94,7 +95,7 @@ def words_of(index, name) -> set:
 
 
 def parse_where(conditions, index=None) -> dict:
-    "['z=0.1:0.2', 'modality=image'] -> {'z': (0.1, 0.2), 'modality': 'image'}, as the columns of `index` need it."
+    "['z=0.1:0.2', 'modality=image'] -> {'z': (0.1, 0.2), 'modality': 'image'}, as the index's columns need it."
     where = {}
     for text in conditions or []:
         name, _, value = text.partition("=")
@@ -110,7 +111,7 @@ def parse_where(conditions, index=None) -> dict:
         else: where[name] = one(value)
     return where
 
-# %% ../../nbs/search/20_commands.ipynb #d91b7521
+# %% ../../nbs/search/20_commands.ipynb #0f7986fc
 def id_of(index, text):
     "The identifier that a text names in this index; `KeyError` with what its ids look like."
     if index.ids.dtype.kind == "U":
@@ -137,10 +138,10 @@ def same_model(index, args):
 
 def file_queries(index, args):
     "[(name, vector, None)] of the objects of a file, as the model of the index sees them."
-    if not args.model: raise ValueError(f"{args.query} is a file: say with --model which model made the index")
+    if not args.model: raise ValueError(f"{args.query} is a file: say with --model which one made the index")
     model = same_model(index, args)
     modalities = [args.modality] if args.modality else ["image", "spectrum"]
-    rows = embed_files(model, [Path(args.query)], modalities, 64)
+    rows = embed_files(model, [Path(args.query)], modalities, 64, **images_as(args))
     asked = getattr(args, "row", None)
     if asked is not None:
         rows = [r for r in rows if r.row == asked] if 0 <= asked < len(rows) else []
@@ -151,7 +152,7 @@ def file_queries(index, args):
     seen = [r for r in rows if r.vector is not None]
     if not seen: raise ValueError(f"{args.query} gives no query: {rows[0].reason}")
     if len(rows) > 1:
-        say(f"{args.query} holds {len(rows)} objects: a table for each of {len(seen)} follows; --row N takes one")
+        say(f"{args.query} holds {len(rows)} objects, a table for each of {len(seen)} follows; --row N takes one")
     return [(f"{Path(args.query).name}[{r.row}] {r.id}", r.vector, None) for r in seen]
 
 

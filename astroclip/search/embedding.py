@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['say', 'say_loading', 'model_files', 'load_model', 'embed_items', 'embed_files', 'embed_survey_file', 'tell',
-           'index_of', 'embed']
+           'images_as', 'index_of', 'embed']
 
 # %% ../../nbs/search/22_embedding.ipynb #845bf58e
 import sys
@@ -39,14 +39,14 @@ def load_model(source, device):
     from astroclip.models.astroclip import AstroCLIP
     return AstroCLIP.from_pretrained(path, device=device)
 
-# %% ../../nbs/search/22_embedding.ipynb #73ccbbf8
+# %% ../../nbs/search/22_embedding.ipynb #4864ea2d
 def embed_items(model, rows, batch_size):
     "Embed the cutouts and spectra that rows hold (in place): each gets a vector, or the reason why not."
     held = [r for r in rows if r.item is not None]
     images, spectra = ([r for r in held if r.modality == kind] for kind in ("image", "spectrum"))
     for r in images: r.missing = float(np.max(r.item.missing)) if r.item.missing is not None else np.nan
-    pictures = [r.item.image for r in images]
-    def see(ix): return model.embed_images(np.stack([pictures[i] for i in ix]), batch_size=batch_size)
+    cutouts = [r.item for r in images]
+    def see(ix): return model.embed_cutouts([cutouts[i] for i in ix], batch_size=batch_size)
     grids = []
     for r in spectra:
         try: grids.append(r.item.on_grid())
@@ -64,12 +64,12 @@ def embed_items(model, rows, batch_size):
     for r in rows: r.item = None
 
 
-def embed_files(model, paths, modalities, batch_size=256) -> list[Row]:
-    "A row for every object of every file: embedded, or with the reason why not."
+def embed_files(model, paths, modalities, batch_size=256, **images) -> list[Row]:
+    "A row for every object of every file: embedded, or with the reason why not. images: unit, pixel_scale."
     from tqdm import tqdm
     rows, waiting = [], []
     for path in tqdm(paths, unit="file", leave=False):
-        found = read_rows(path)
+        found = read_rows(path, **images)
         for r in found:
             if r.modality and r.modality not in modalities:
                 r.item, r.reason = None, f"only {modalities[0]} was asked for, this is {r.modality}"
@@ -103,7 +103,7 @@ def embed_survey_file(model, path, modalities, batch_size=256):
     columns = dict(redshift=survey.redshift, magnitude_r=survey.magnitude[:, 1], split=survey.split)
     return [r for kind in modalities for r in rows[kind]], columns
 
-# %% ../../nbs/search/22_embedding.ipynb #bbf0752e
+# %% ../../nbs/search/22_embedding.ipynb #ca30d4bd
 def tell(rows, passed, modalities, report, most=20):
     "Say on stderr what was left out, flagged or passed over: the first lines, the number of the rest."
     def where(r): return f"{r.file}, {r.id}" if r.modality else str(r.file)
@@ -113,6 +113,12 @@ def tell(rows, passed, modalities, report, most=20):
     if len(lines) > most: say(f"... and {len(lines) - most} more; all of them are in {report}")
     names = some([p.name for p in passed])
     if passed: say(f"passed over {len(passed)} files whose kind is not read in folders: {names}")
+
+
+def images_as(args) -> dict:
+    "What the command line says about images that do not say it themselves."
+    said = dict(unit=getattr(args, "unit", None), pixel_scale=getattr(args, "pixel_scale", None))
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def index_of(model, rows, columns=None):
@@ -148,7 +154,7 @@ def embed(args):
     model = load_model(args.model, args.device)
     if surveys: rows, columns = embed_survey_file(model, surveys[0], modalities, args.batch_size)
     else:
-        rows, columns = embed_files(model, paths, modalities, args.batch_size), None
+        rows, columns = embed_files(model, paths, modalities, args.batch_size, **images_as(args)), None
         for line in name_rows(rows): say(line)
     tell(rows, passed, modalities, report)
     index = index_of(model, rows, columns)

@@ -6,7 +6,7 @@
 __all__ = ['SURVEYS', 'SPECTRA', 'READABLE', 'REPORT', 'is_input', 'gather', 'fits_files', 'some', 'read_objects', 'Row',
            'sentence', 'read_rows', 'distinct_names', 'name_rows', 'embed_each', 'checked', 'account', 'summary']
 
-# %% ../../nbs/search/15_objects.ipynb #717d32f2
+# %% ../../nbs/search/15_objects.ipynb #19214279
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from ..data.fits_files import IMAGE_SUFFIXES, bare_name, is_readable
+from ..data.spectrum_columns import SPECTRUM_SUFFIXES
 
-# %% ../../nbs/search/15_objects.ipynb #3f647576
+# %% ../../nbs/search/15_objects.ipynb #88cc68b2
 SURVEYS = (".h5", ".hdf5")
-SPECTRA = tuple(s + c for s in (".npz", ".csv", ".ecsv", ".txt", ".dat") for c in ("", ".gz", ".bz2", ".xz"))
+SPECTRA = tuple(s for s in SPECTRUM_SUFFIXES if s not in IMAGE_SUFFIXES)   # tables and arrays: never an image
 READABLE = IMAGE_SUFFIXES + SPECTRA
 REPORT = ".report.csv"   # what this program writes beside an index is never its input
 
@@ -53,13 +54,13 @@ def some(names, n=3) -> str:
     names = [str(name) for name in names]
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
-# %% ../../nbs/search/15_objects.ipynb #c56f9b6a
-def read_objects(path, **how):
+# %% ../../nbs/search/15_objects.ipynb #0c91b10a
+def read_objects(path, **images):
     "('image', [Cutout]) or ('spectrum', [Spectrum, ...]) of a file; an error says why it is neither."
     from astroclip.data.images import NotAnImage, read_cutout
     from astroclip.data.spectra import read_spectrum
     if is_readable(path, SPECTRA): return "spectrum", read_spectrum(path)
-    try: return "image", [read_cutout(path)]
+    try: return "image", [read_cutout(path, **images)]
     except NotAnImage as image_reason:
         try: return "spectrum", read_spectrum(path)
         except ValueError as reason:
@@ -90,9 +91,9 @@ def sentence(error) -> str:
     return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
 
 
-def read_rows(path) -> list[Row]:
+def read_rows(path, **images) -> list[Row]:
     "All galaxies of a file, or one row with the reason why there is none; no file stops the next one."
-    try: kind, items = read_objects(path)
+    try: kind, items = read_objects(path, **images)
     except Exception as error: return [Row(path, reason=sentence(error))]    # readers meet every damage
     rows = []
     for i, item in enumerate(items):

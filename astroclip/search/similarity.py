@@ -20,7 +20,7 @@ from ..data.identifiers import as_identifiers, is_among, values_and_gaps
 from .columns import as_table, matches, read_columns, write_columns
 from .outputs import disk_errors
 
-# %% ../../nbs/search/10_similarity.ipynb #b163cc44
+# %% ../../nbs/search/10_similarity.ipynb #89202202
 def as_vectors(x, name: str, width: int | None = None) -> np.ndarray:
     "x as unit vectors (n, D) float32; `ValueError` on another shape or width, on NaN, on a null vector."
     x = as_floats(x, name)
@@ -33,8 +33,8 @@ def as_vectors(x, name: str, width: int | None = None) -> np.ndarray:
         raise ValueError(f"{name}: {null.sum()} of {len(x)} are all zero (first: row {null.argmax()}): "
                          "a null vector is similar to nothing")
     if short.any():
-        raise ValueError(f"{name}: {short.sum()} of {len(x)} are shorter than 0.001 (row {short.argmax()}), which "
-                         "no embedding is: multiply by a constant")
+        raise ValueError(f"{name}: {short.sum()} of {len(x)} are shorter than 0.001 (row {short.argmax()}), "
+                         "which no embedding is: multiply by a constant")
     return (x / norm[:, None]).astype(np.float32)
 
 
@@ -48,7 +48,7 @@ def best(query, bank, k):
     order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(rows, order, 1), np.take_along_axis(exact, order, 1)
 
-# %% ../../nbs/search/10_similarity.ipynb #1552e3df
+# %% ../../nbs/search/10_similarity.ipynb #07dd3b06
 def fingerprint(model) -> str:
     "A model, the hash of one, or None -> the SHA-256 of its weights, '' for None."
     if model is None or isinstance(model, str): return model or ""
@@ -78,7 +78,7 @@ class SimilarityIndex:
         modality = as_identifiers([modality] * n if isinstance(modality, str) else modality, "modality")
         for name, column in (("ids", ids), ("modality", modality)):
             if len(column) != n: raise ValueError(f"{name}: {len(column)} values for {n} embeddings")
-        if modality.dtype.kind != "U": raise ValueError(f"modality is {modality[0]}: expected a word for each")
+        if modality.dtype.kind != "U": raise ValueError(f"modality is {modality[0]}: expected a word")
         table = as_table(table, n)
         taken = {"rank", "id", "modality", "similarity"} & set(table.colnames)
         if taken: raise ValueError(f"the table's columns {sorted(taken)} are names of the result")
