@@ -60,6 +60,18 @@ class FromArrays:
         n, prepare = image_batches(images, self.image_encoder.backbone.image_size, unit, zeropoint, pixel_scale, kind, mask)
         return in_batches(self, self.image_encoder, prepare, n, batch_size, progress, precision)
 
+    def embed_cutouts(self, cutouts, batch_size=256, progress=False, precision="float32"):
+        "A list of `data.images.Cutout`, flux and pictures mixed, of any sizes -> (N, E) float32 numpy, in their order."
+        size, out = self.image_encoder.backbone.image_size, np.zeros((len(cutouts), self.embed_dim), np.float32)
+        for i, c in enumerate(cutouts):
+            if min(c.image.shape[-2:]) < size:
+                raise ValueError(f"cutout {i} ({c.source}) has {c.image.shape[-1]} pixels, the network needs {size}")
+        for kind, unit in sorted({(c.kind, c.unit) for c in cutouts}, key=str):
+            rows = [i for i, c in enumerate(cutouts) if (c.kind, c.unit) == (kind, unit)]
+            images = np.stack([center_crop(cutouts[i].image, size) for i in rows])
+            out[rows] = self.embed_images(images, batch_size, progress, precision, unit=unit, kind=kind)
+        return out
+
     def embed_spectra(
         self,
         flux,                  # (N, L) or (L,), any container; a Quantity is converted
@@ -80,19 +92,6 @@ class FromArrays:
         how |= dict(on_bad=on_bad, reasons=reasons)
         how |= dict(batch_size=batch_size, progress=progress, precision=precision)
         return through_spectra(self, self.spectrum_encoder, flux, wavelength, ivar, **how)
-
-    def embed_cutouts(self, cutouts, batch_size=256, progress=False, precision="float32"):
-        "A list of `data.images.Cutout`, flux and pictures mixed, of any sizes -> (N, E) float32 numpy, in their order."
-        size, out = self.image_encoder.backbone.image_size, np.zeros((len(cutouts), self.embed_dim), np.float32)
-        for i, c in enumerate(cutouts):
-            if min(c.image.shape[-2:]) < size:
-                raise ValueError(f"cutout {i} ({c.source}) has {c.image.shape[-1]} pixels, the network needs {size}")
-        for kind, unit in sorted({(c.kind, c.unit) for c in cutouts}, key=str):
-            rows = [i for i, c in enumerate(cutouts) if (c.kind, c.unit) == (kind, unit)]
-            images = np.stack([center_crop(cutouts[i].image, size) for i in rows])
-            out[rows] = self.embed_images(images, batch_size, progress, precision, unit=unit, kind=kind)
-        return out
-
 
     def image_attention(self, images, batch_size=256, **said):
         """Images, and what is said of them, as for `embed_images` -> (N, heads, rows, columns), sums to one.
