@@ -96,7 +96,7 @@ class Network:
     def embed_images(self, images, **kind):
         return np.ones((1, 3), np.float32)
 
-    def embed_spectra(self, flux, ivar=None):
+    def embed_spectra(self, flux, ivar=None, unit=None):
         return np.ones((len(flux), 3), np.float32)
 
     def predict(self, flux, ivar=None):
