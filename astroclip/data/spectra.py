@@ -230,23 +230,22 @@ def open_spectra(
     else: squared = ivar_factor(own_ivar, w)
     return Opened(flux, w, ivar, mask, factor, squared)
 
-# %% ../../nbs/data/20_spectra.ipynb #6957bbe2
-def _by_scale(flux, ivar, good):
-    "flux / s, ivar s^2 and s (N, 1), the power of two next to the median |flux| of each row's good pixels."
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        size = [np.median(np.abs(f[g])) if g.any() else 1.0 for f, g in zip(flux, good & (flux != 0))]
-        s = np.exp2(np.round(np.log2(np.clip(size, 1e-290, 1e290))))[:, None]
-        return flux / s, ivar * s * s, s
+# %% ../../nbs/data/20_spectra.ipynb #2c38dd3b
+def _by_scale(x, good):
+    "x / s and s (N, 1), the power of two next to the median |x| of each row's good pixels that are not zero."
+    size = [np.median(np.abs(v[g])) if g.any() else 1.0 for v, g in zip(x, good & (x != 0))]
+    s = np.exp2(np.round(np.log2(np.clip(size, 1e-290, 1e290))))[:, None]
+    return x / s, s
 
 
 def gate_spectra(
     spectra,           # Opened
     rows=slice(None),  # which of them
     min_usable=0.25,   # share of the grid that must be left after masking
-):                     # (flux (n, 7781), ivar (n, 7781) or relative weights, s (n, 1), n sentences), float64
-    "Rows on the grid, divided by a power of two of their own; the sentence is empty where nothing is wrong."
+):                     # flux and weight (n, 7781), s and t (n, 1), n sentences
+    "Rows on the grid as flux = s x flux, ivar = t x weight, s and t powers of two; sentences empty if nothing is wrong."
     raw, w = spectra.flux[rows], spectra.wavelength
-    if not len(raw): return np.zeros((0, N_PIXELS)), np.zeros((0, N_PIXELS)), np.ones((0, 1)), []
+    if not len(raw): return np.zeros((0, N_PIXELS)), np.zeros((0, N_PIXELS)), np.ones((0, 1)), np.ones((0, 1)), []
     factors = spectra.factor, spectra.ivar_factor
     factors = [1.0 if x is None else x[rows] if x.ndim == 2 else x for x in factors]
     with np.errstate(over="ignore", invalid="ignore"):
@@ -257,8 +256,8 @@ def gate_spectra(
     flux = np.where(ivar > 0, flux, 0)
     ivar = np.where(zero_runs(np.where(ivar > 0, raw, 1)), 0, ivar)
     reasons = contents(flux, ivar > 0, raw)
-    flux, ivar, s = _by_scale(flux, ivar, ivar > 0)
-    if spectra.ivar is None: ivar = (ivar > 0).astype(np.float64)
+    flux, s = _by_scale(flux, ivar > 0)
+    ivar, t = _by_scale(ivar, ivar > 0)
     if w.ndim == 1: flux, ivar = _resampled(w, flux, ivar, WAVELENGTH)
     else:
         each = [_resampled(*one, WAVELENGTH) for one in zip(w[rows], flux, ivar)]
@@ -267,9 +266,9 @@ def gate_spectra(
         if seen < min_usable and not reasons[i]:
             share = f"{seen:.0%} of the grid, at least {min_usable:.0%} is needed"
             reasons[i] = f"too few usable pixels ({share}): all NaN, all masked or a dead fibre"
-    return flux, ivar, s, reasons
+    return flux, ivar, s, t, reasons
 
-# %% ../../nbs/data/20_spectra.ipynb #f2311b6d
+# %% ../../nbs/data/20_spectra.ipynb #914cf755
 # least spread and largest median |flux|, in 1e-17 erg/s/cm2/A
 PLAUSIBLE = dict(unsaid=(0.2, 1e3), said=(1e-3, 1e6))
 
@@ -322,14 +321,14 @@ def check_spectra(
 
 def check_rows(spectra, rows, on_bad, reasons, min_usable=0.25):
     "`check_spectra` of rows that are open; `reasons` gets the sentences of these rows appended."
-    flux, ivar, s, why = gate_spectra(spectra, rows, min_usable)
-    why = _scale_reasons(flux, ivar, s, why, spectra.factor is not None)
+    flux, weight, s, t, why = gate_spectra(spectra, rows, min_usable)
+    why = _scale_reasons(flux, weight, s, why, spectra.factor is not None)
     if on_bad == "raise": refuse_rows(why, rows.start or 0, len(spectra))
     if reasons is not None: reasons.extend(why)
     bad = np.array([bool(r) for r in why], bool)[:, None]
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        weight = ivar if spectra.ivar is None else np.where(ivar > 0, np.clip(ivar / s / s, 1e-37, 1e37), 0)
-        return np.where(bad, np.nan, flux * s).astype(np.float32), np.where(bad, 0, weight).astype(np.float32)
+        ivar = np.where((weight > 0) & ~bad, np.clip(weight * t, 1e-37, 1e37), 0)
+        return np.where(bad, np.nan, flux * s).astype(np.float32), ivar.astype(np.float32)
 
 
 def spectrum_flags(flux, wavelength=None, ivar=None, mask=None, unit=None, wavelength_unit=None, air=False):

@@ -82,7 +82,7 @@ class RedshiftClassifier(Pretrained, RedshiftNetwork):
         self.eval()
         found, out = [], [torch.zeros(0, len(self.centres), device=self.device)]
         for i in range(0, len(spectra), batch_size):
-            flux, weight, _, why = gate_spectra(spectra, slice(i, i + batch_size))
+            flux, weight, _, _, why = gate_spectra(spectra, slice(i, i + batch_size))
             if on_bad == "raise": refuse_rows(why, i, len(spectra))
             weight = weight / np.maximum(weight.max(1, keepdims=True), 1e-300)      # only ratios matter
             with np.errstate(over="ignore"): flux = torch.from_numpy(flux.astype(np.float32)).to(self.device)
