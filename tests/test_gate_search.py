@@ -300,8 +300,9 @@ def test_info_and_search_by_id_need_no_torch_and_slips_neither(place):
 
 
 def test_a_word_comes_before_torch_and_a_missing_hub_is_said_at_once(place):
-    code, _, err, _ = fresh("embed", place / "m0", place / "survey.h5", "-o", place / "first.h5", "--device", "cpu", "--modality", "image")
-    assert code == 0 and err.startswith("loading torch ...")
+    (place / "broken.fits").write_bytes(b"SIMPLE")
+    code, _, err, _ = fresh("embed", place / "m0", place / "broken.fits", "-o", place / "first.h5", "--device", "cpu")
+    assert code == 1 and err.startswith("loading torch ...") and "nothing to embed" in err
     code, _, err, seconds = fresh("info", "nobody/nothing", env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert code == 1 and "cannot be reached" in err and "Traceback" not in err
 
