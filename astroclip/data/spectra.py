@@ -269,7 +269,7 @@ def gate_spectra(
             reasons[i] = f"too few usable pixels ({share}): all NaN, all masked or a dead fibre"
     return flux, ivar, s, reasons
 
-# %% ../../nbs/data/20_spectra.ipynb #40e57adf
+# %% ../../nbs/data/20_spectra.ipynb #f2311b6d
 # least spread and largest median |flux|, in 1e-17 erg/s/cm2/A
 PLAUSIBLE = dict(unsaid=(0.2, 1e3), said=(1e-3, 1e6))
 
@@ -278,7 +278,7 @@ def _scale_reasons(flux, ivar, s, reasons, said):
     "The sentences, with those of rows added that cannot be galaxies in 1e-17 erg/s/cm2/A."
     least, most = PLAUSIBLE["said" if said else "unsaid"]
     fix = "was it said rightly?" if said else "say what it is, unit='erg/s/cm2/A' for example"
-    fix += "" if said else f" (unit={FLUX_UNIT!r} if it is that)"
+    fix += "" if said else " (unit='1e-17 erg/s/cm2/A' if it is that)"
     out = []
     for f, g, scale, reason in zip(flux, ivar > 0, s[:, 0], reasons):
         if not reason:

@@ -17,6 +17,7 @@ from ..core.config import data_root, shared_root
 from ..core.plots import COLORS, plot_spectrum, show_image
 from ..data.images import NotAnImage, check_images, read_cutout
 from ..data.spectra import N_PIXELS, WAVELENGTH, NotAnObservedSpectrum, check_spectra, read_spectrum
+from ..data.spectrum_units import FLUX_UNIT
 from .metrics import bias, bootstrap, dz, outlier_fraction, sigma_nmad
 
 # %% ../../nbs/evaluation/85_observed.ipynb #3efb104c
@@ -78,7 +79,7 @@ def spectra_for_network(spectra):
     "(rows into `spectra`, flux (n, 7781), ivar (n, 7781), {row: why refused})."
     rows, flux, ivar, refused = [], [], [], {}
     for i, (_, s) in enumerate(spectra):
-        try: f, w = check_spectra(s.flux, s.wavelength, s.ivar)
+        try: f, w = check_spectra(s.flux, s.wavelength, s.ivar, unit=FLUX_UNIT)      # the readers know it
         except ValueError as error: refused[i] = str(error); continue
         rows.append(i); flux.append(f[0]); ivar.append(w[0])
     return np.array(rows, int), np.array(flux, np.float32).reshape(-1, N_PIXELS), np.array(ivar, np.float32).reshape(-1, N_PIXELS), refused
