@@ -60,7 +60,7 @@ def convert(args):
     run(path, target, **heads)
     print(f"written: {target}")
 
-# %% ../../nbs/search/20_commands.ipynb #44eedb11
+# %% ../../nbs/search/20_commands.ipynb #a5e97ab9
 def plain_value(text: str):
     "An int or a float where the text is one, else the text."
     for kind in (int, float):
@@ -95,7 +95,7 @@ def words_of(index, name) -> set:
 
 
 def parse_where(conditions, index=None) -> dict:
-    "['z=0.1:0.2', 'modality=image'] -> {'z': (0.1, 0.2), 'modality': 'image'}, as the index's columns need it."
+    "['z=0.1:0.2', 'modality=image'] -> {'z': (0.1, 0.2), 'modality': 'image'}, as an index's columns need it."
     where = {}
     for text in conditions or []:
         name, _, value = text.partition("=")
@@ -111,7 +111,7 @@ def parse_where(conditions, index=None) -> dict:
         else: where[name] = one(value)
     return where
 
-# %% ../../nbs/search/20_commands.ipynb #0f7986fc
+# %% ../../nbs/search/20_commands.ipynb #92111cdc
 def id_of(index, text):
     "The identifier that a text names in this index; `KeyError` with what its ids look like."
     if index.ids.dtype.kind == "U":
@@ -152,7 +152,7 @@ def file_queries(index, args):
     seen = [r for r in rows if r.vector is not None]
     if not seen: raise ValueError(f"{args.query} gives no query: {rows[0].reason}")
     if len(rows) > 1:
-        say(f"{args.query} holds {len(rows)} objects, a table for each of {len(seen)} follows; --row N takes one")
+        say(f"{args.query} holds {len(rows)} objects, a table for each of {len(seen)} follows; see --row")
     return [(f"{Path(args.query).name}[{r.row}] {r.id}", r.vector, None) for r in seen]
 
 

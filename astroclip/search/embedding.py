@@ -6,12 +6,13 @@
 __all__ = ['say', 'say_loading', 'model_files', 'load_model', 'embed_items', 'embed_files', 'embed_survey_file', 'tell',
            'images_as', 'index_of', 'embed']
 
-# %% ../../nbs/search/22_embedding.ipynb #845bf58e
+# %% ../../nbs/search/22_embedding.ipynb #d41ebeab
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from ..data.spectrum_units import FLUX_UNIT
 from .objects import READABLE, REPORT, SURVEYS, Row, account, embed_each, gather, name_rows
 from .objects import read_rows, some, summary
 from .outputs import check_output, write_table
@@ -39,7 +40,7 @@ def load_model(source, device):
     from astroclip.models.astroclip import AstroCLIP
     return AstroCLIP.from_pretrained(path, device=device)
 
-# %% ../../nbs/search/22_embedding.ipynb #4864ea2d
+# %% ../../nbs/search/22_embedding.ipynb #471df58e
 def embed_items(model, rows, batch_size):
     "Embed the cutouts and spectra that rows hold (in place): each gets a vector, or the reason why not."
     held = [r for r in rows if r.item is not None]
@@ -58,7 +59,7 @@ def embed_items(model, rows, batch_size):
     for r, (_, ivar) in zip(spectra, grids): r.missing = float((ivar == 0).mean())
     def read(ix):
         flux, ivar = (np.stack([grids[i][j] for i in ix]) for j in (0, 1))
-        return model.embed_spectra(flux, ivar=ivar, batch_size=batch_size)
+        return model.embed_spectra(flux, ivar=ivar, batch_size=batch_size, unit=FLUX_UNIT)   # readers know it
     for group, call in ((images, see), (spectra, read)):
         for r, told in zip(group, embed_each(call, len(group))): r.vector, r.reason = told
     for r in rows: r.item = None
