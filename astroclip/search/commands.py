@@ -6,17 +6,15 @@
 __all__ = ['listed', 'info', 'convert', 'plain_value', 'kind_of', 'value_of', 'words_of', 'parse_where', 'id_of', 'same_model',
            'file_queries', 'queries_of', 'printed', 'search']
 
-# %% ../../nbs/search/20_commands.ipynb #29d218ed
+# %% ../../nbs/search/20_commands.ipynb #9050b950
 import difflib
 from pathlib import Path
 
-import numpy as np
-
-from .embedding import (
-    embed, embed_files, images_as, load_model, model_files, say, say_loading)
-from .objects import fits_files, read_objects
+from .embedding import embed  # noqa: F401 (the program looks for all commands here)
+from .embedding import embed_files, images_as, load_model, model_files, say, say_loading
+from .objects import fits_files, read_objects  # noqa: F401
 from .outputs import check_folder, check_output, table_format, write_table
-from .training import align, mock, train_image, train_spectrum
+from .training import align, mock, train_image, train_spectrum  # noqa: F401
 
 # %% ../../nbs/search/20_commands.ipynb #f6c1ff95
 def listed(found, indent="") -> list[str]:
