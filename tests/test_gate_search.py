@@ -327,3 +327,12 @@ def test_ctrl_c_says_what_the_same_command_does(capsys, monkeypatch):
     for words, says in ((["align", "s", "f", "--image", "i", "--spectrum", "s"], "the same command resumes"), (["embed", "m", "s", "-o", "o"], "starts again")):
         status, _, err = run(capsys, *words)
         assert status == 130 and says in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_survey_of_one_kind_is_embedded_as_far_as_it_goes(capsys, place, tmp_path):
+    with h5py.File(place / "survey.h5") as f, h5py.File(tmp_path / "spectra.h5", "w") as g:
+        for name in ("targetid", "redshift", "flux", "ivar"): g[name] = f[name][:4]
+    status, _, err = run(capsys, "embed", place / "m0", tmp_path / "spectra.h5", "-o", tmp_path / "s.h5", "--device", "cpu")
+    index = SimilarityIndex.load(tmp_path / "s.h5")
+    assert status == 0 and "one kind only" in err and len(index) == 4 and set(index.modality) == {"spectrum"} and "magnitude_r" not in index.table.colnames
+    assert run(capsys, "embed", place / "m0", tmp_path / "spectra.h5", "-o", tmp_path / "t.h5", "--device", "cpu", "--modality", "image")[0] == 1
