@@ -58,7 +58,7 @@ def convert(args):
     run(path, target, **heads)
     print(f"written: {target}")
 
-# %% ../../nbs/search/20_commands.ipynb #a5e97ab9
+# %% ../../nbs/search/20_commands.ipynb #a80ae883
 def plain_value(text: str):
     "An int or a float where the text is one, else the text."
     for kind in (int, float):
@@ -93,7 +93,7 @@ def words_of(index, name) -> set:
 
 
 def parse_where(conditions, index=None) -> dict:
-    "['z=0.1:0.2', 'modality=image'] -> {'z': (0.1, 0.2), 'modality': 'image'}, as an index's columns need it."
+    "['z=0.1:0.2', 'modality=image'] -> {'z': (0.1, 0.2), 'modality': 'image'}, as its columns need it."
     where = {}
     for text in conditions or []:
         name, _, value = text.partition("=")

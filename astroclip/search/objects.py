@@ -162,11 +162,11 @@ def checked(vector):
     if not np.isfinite(length): return None, "its embedding is not finite"
     return (vector, "") if length >= 1e-3 else (None, "its embedding has no length")
 
-# %% ../../nbs/search/15_objects.ipynb #24b1881b
+# %% ../../nbs/search/15_objects.ipynb #6f596fb1
 def account(rows, passed=()):
     "Table of all that was given: file, row, id, modality, status, reason; a line for each galaxy or file."
     from astropy.table import Table
-    def name(text): return str(text).encode("utf-8", "backslashreplace").decode()     # file names need not be UTF-8
+    def name(text): return str(text).encode("utf-8", "backslashreplace").decode()   # any file name
     lines = [(name(r.file), r.row, name(r.id), r.modality, r.status, name(r.reason or r.flag)) for r in rows]
     lines += [(name(p), 0, "", "", "passed over", "its kind is not read in folders") for p in passed]
     return Table(rows=lines, names=("file", "row", "id", "modality", "status", "reason"))

@@ -48,7 +48,7 @@ def best(query, bank, k):
     order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(rows, order, 1), np.take_along_axis(exact, order, 1)
 
-# %% ../../nbs/search/10_similarity.ipynb #06272f83
+# %% ../../nbs/search/10_similarity.ipynb #241e8b24
 def fingerprint(model) -> str:
     "A model, the hash of one, or None -> the SHA-256 of its weights, '' for None."
     if model is None or isinstance(model, str): return model or ""
@@ -72,7 +72,7 @@ class SimilarityIndex:
         model=None,          # the model that made them, or its `model_hash`
     ) -> "SimilarityIndex":
         "An index of N embeddings; `ValueError` names what cannot be kept exactly."
-        if isinstance(ids, (set, frozenset)): raise ValueError("ids are a set, which has no order: give a list")
+        if isinstance(ids, (set, frozenset)): raise ValueError("ids are a set, without order: give a list")
         vectors, ids = as_vectors(embeddings, "embeddings"), as_identifiers(ids)
         n = len(vectors)
         if not n: raise ValueError("an index needs at least one embedding")
