@@ -300,8 +300,9 @@ def test_info_and_search_by_id_need_no_torch_and_slips_neither(place):
 
 
 def test_a_word_comes_before_torch_and_a_missing_hub_is_said_at_once(place):
-    code, _, err, _ = fresh("embed", place / "m0", place / "survey.h5", "-o", place / "first.h5", "--device", "cpu", "--modality", "image")
-    assert code == 0 and err.startswith("loading torch ...")
+    (place / "broken.fits").write_bytes(b"SIMPLE")
+    code, _, err, _ = fresh("embed", place / "m0", place / "broken.fits", "-o", place / "first.h5", "--device", "cpu")
+    assert code == 1 and err.startswith("loading torch ...") and "nothing to embed" in err
     code, _, err, seconds = fresh("info", "nobody/nothing", env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert code == 1 and "cannot be reached" in err and "Traceback" not in err
 
@@ -326,3 +327,12 @@ def test_ctrl_c_says_what_the_same_command_does(capsys, monkeypatch):
     for words, says in ((["align", "s", "f", "--image", "i", "--spectrum", "s"], "the same command resumes"), (["embed", "m", "s", "-o", "o"], "starts again")):
         status, _, err = run(capsys, *words)
         assert status == 130 and says in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_survey_of_one_kind_is_embedded_as_far_as_it_goes(capsys, place, tmp_path):
+    with h5py.File(place / "survey.h5") as f, h5py.File(tmp_path / "spectra.h5", "w") as g:
+        for name in ("targetid", "redshift", "flux", "ivar"): g[name] = f[name][:4]
+    status, _, err = run(capsys, "embed", place / "m0", tmp_path / "spectra.h5", "-o", tmp_path / "s.h5", "--device", "cpu")
+    index = SimilarityIndex.load(tmp_path / "s.h5")
+    assert status == 0 and "one kind only" in err and len(index) == 4 and set(index.modality) == {"spectrum"} and "magnitude_r" not in index.table.colnames
+    assert run(capsys, "embed", place / "m0", tmp_path / "spectra.h5", "-o", tmp_path / "t.h5", "--device", "cpu", "--modality", "image")[0] == 1

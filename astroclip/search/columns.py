@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'is_rich', 'from_objects', 'lists_of_one_length', 'plain_values', 'as_column', 'named_columns', 'as_table',
-           'whole_range', 'one_value', 'in_unit', 'in_range', 'is_many', 'values_of', 'matches_rich', 'matches',
-           'write_column', 'read_column', 'write_columns', 'read_columns']
+           'check_rich', 'whole_range', 'one_value', 'in_unit', 'in_range', 'is_many', 'values_of', 'matches_rich',
+           'matches', 'write_column', 'read_column', 'write_columns', 'read_columns']
 
 # %% ../../nbs/search/05_columns.ipynb #5f5f2bcf
 import math
@@ -89,7 +89,7 @@ def as_column(x, name):
     about = dict(unit=getattr(x, "unit", None), description=getattr(x, "description", None))
     return MaskedColumn(values, name, mask=gaps, **about) if masked else Column(values, name, **about)
 
-# %% ../../nbs/search/05_columns.ipynb #a4a9ea5f
+# %% ../../nbs/search/05_columns.ipynb #3eb8a5f2
 def named_columns(table):
     "[(name, column)] of a Table, a frame of pandas, arrow or polars, a mapping, records, a list of mappings."
     if hasattr(table, "colnames"): return [(c, table[c]) for c in table.colnames]
@@ -116,7 +116,16 @@ def as_table(table, n):
         column = as_column(column, name)
         if len(column) != n: raise ValueError(f"{name}: {len(column)} values for {n} embeddings")
         out[name] = column
+    if any(is_rich(out[name]) for name in out.colnames): check_rich(out)
     return out
+
+
+def check_rich(table):
+    "`ValueError` where positions and times could not be written: their parts, `c.ra`, need names of their own."
+    from astropy.table.serialize import represent_mixins_as_columns
+    try: represent_mixins_as_columns(table)
+    except Exception as error:
+        raise ValueError(f"the table's positions and times cannot be kept ({error})") from None
 
 # %% ../../nbs/search/05_columns.ipynb #eba3f8ff
 def whole_range(values, low, high):

@@ -6,17 +6,15 @@
 __all__ = ['listed', 'info', 'convert', 'plain_value', 'kind_of', 'value_of', 'words_of', 'parse_where', 'id_of', 'same_model',
            'file_queries', 'queries_of', 'printed', 'search']
 
-# %% ../../nbs/search/20_commands.ipynb #29d218ed
+# %% ../../nbs/search/20_commands.ipynb #9050b950
 import difflib
 from pathlib import Path
 
-import numpy as np
-
-from .embedding import (
-    embed, embed_files, images_as, load_model, model_files, say, say_loading)
-from .objects import fits_files, read_objects
+from .embedding import embed  # noqa: F401 (the program looks for all commands here)
+from .embedding import embed_files, images_as, load_model, model_files, say, say_loading
+from .objects import fits_files, read_objects  # noqa: F401
 from .outputs import check_folder, check_output, table_format, write_table
-from .training import align, mock, train_image, train_spectrum
+from .training import align, mock, train_image, train_spectrum  # noqa: F401
 
 # %% ../../nbs/search/20_commands.ipynb #f6c1ff95
 def listed(found, indent="") -> list[str]:
@@ -60,7 +58,7 @@ def convert(args):
     run(path, target, **heads)
     print(f"written: {target}")
 
-# %% ../../nbs/search/20_commands.ipynb #44eedb11
+# %% ../../nbs/search/20_commands.ipynb #a80ae883
 def plain_value(text: str):
     "An int or a float where the text is one, else the text."
     for kind in (int, float):
@@ -95,7 +93,7 @@ def words_of(index, name) -> set:
 
 
 def parse_where(conditions, index=None) -> dict:
-    "['z=0.1:0.2', 'modality=image'] -> {'z': (0.1, 0.2), 'modality': 'image'}, as the index's columns need it."
+    "['z=0.1:0.2', 'modality=image'] -> {'z': (0.1, 0.2), 'modality': 'image'}, as its columns need it."
     where = {}
     for text in conditions or []:
         name, _, value = text.partition("=")
@@ -111,7 +109,7 @@ def parse_where(conditions, index=None) -> dict:
         else: where[name] = one(value)
     return where
 
-# %% ../../nbs/search/20_commands.ipynb #0f7986fc
+# %% ../../nbs/search/20_commands.ipynb #92111cdc
 def id_of(index, text):
     "The identifier that a text names in this index; `KeyError` with what its ids look like."
     if index.ids.dtype.kind == "U":
@@ -152,7 +150,7 @@ def file_queries(index, args):
     seen = [r for r in rows if r.vector is not None]
     if not seen: raise ValueError(f"{args.query} gives no query: {rows[0].reason}")
     if len(rows) > 1:
-        say(f"{args.query} holds {len(rows)} objects, a table for each of {len(seen)} follows; --row N takes one")
+        say(f"{args.query} holds {len(rows)} objects, a table for each of {len(seen)} follows; see --row")
     return [(f"{Path(args.query).name}[{r.row}] {r.id}", r.vector, None) for r in seen]
 
 

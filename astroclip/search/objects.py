@@ -162,12 +162,13 @@ def checked(vector):
     if not np.isfinite(length): return None, "its embedding is not finite"
     return (vector, "") if length >= 1e-3 else (None, "its embedding has no length")
 
-# %% ../../nbs/search/15_objects.ipynb #adb8a7b1
+# %% ../../nbs/search/15_objects.ipynb #6f596fb1
 def account(rows, passed=()):
     "Table of all that was given: file, row, id, modality, status, reason; a line for each galaxy or file."
     from astropy.table import Table
-    lines = [(str(r.file), r.row, r.id, r.modality, r.status, r.reason or r.flag) for r in rows]
-    lines += [(str(p), 0, "", "", "passed over", "its kind is not read in folders") for p in passed]
+    def name(text): return str(text).encode("utf-8", "backslashreplace").decode()   # any file name
+    lines = [(name(r.file), r.row, name(r.id), r.modality, r.status, name(r.reason or r.flag)) for r in rows]
+    lines += [(name(p), 0, "", "", "passed over", "its kind is not read in folders") for p in passed]
     return Table(rows=lines, names=("file", "row", "id", "modality", "status", "reason"))
 
 

@@ -48,7 +48,7 @@ def best(query, bank, k):
     order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(rows, order, 1), np.take_along_axis(exact, order, 1)
 
-# %% ../../nbs/search/10_similarity.ipynb #07dd3b06
+# %% ../../nbs/search/10_similarity.ipynb #241e8b24
 def fingerprint(model) -> str:
     "A model, the hash of one, or None -> the SHA-256 of its weights, '' for None."
     if model is None or isinstance(model, str): return model or ""
@@ -72,9 +72,10 @@ class SimilarityIndex:
         model=None,          # the model that made them, or its `model_hash`
     ) -> "SimilarityIndex":
         "An index of N embeddings; `ValueError` names what cannot be kept exactly."
-        if not np.size(embeddings): raise ValueError("an index needs at least one embedding")
+        if isinstance(ids, (set, frozenset)): raise ValueError("ids are a set, without order: give a list")
         vectors, ids = as_vectors(embeddings, "embeddings"), as_identifiers(ids)
         n = len(vectors)
+        if not n: raise ValueError("an index needs at least one embedding")
         modality = as_identifiers([modality] * n if isinstance(modality, str) else modality, "modality")
         for name, column in (("ids", ids), ("modality", modality)):
             if len(column) != n: raise ValueError(f"{name}: {len(column)} values for {n} embeddings")
