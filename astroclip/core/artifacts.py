@@ -333,7 +333,7 @@ def _environment(**values):
 def _announce(artifact, notebook):
     "One line: what is made, why, and how long it takes."
     minutes = EXPECTED_MINUTES[artifact.profile].get(artifact.stage)
-    expected = f"about {minutes:g} min on 4 cores" if minutes else "this can take long"
+    expected = f"about {minutes:g} min on 2 cores" if minutes else "this can take long"
     why = f"was made {artifact.stale}" if artifact.made else "is missing"
     print(f"{artifact.stage} ({artifact.survey}, {artifact.profile}) {why}: running nbs/{notebook.name}, {expected}.", flush=True)
 
