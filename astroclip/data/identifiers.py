@@ -50,7 +50,7 @@ def is_gap(x):
         return isinstance(value, numbers.Real) and value != value
     return np.fromiter((gap(v) for v in x.ravel()), bool, x.size).reshape(x.shape)
 
-# %% ../../nbs/data/06_identifiers.ipynb #2ebca09f
+# %% ../../nbs/data/06_identifiers.ipynb #a4db3845
 EXACT = {2: 2**11, 4: 2**24}   # bytes of a float -> first integer whose neighbour is lost; for others 2**53
 
 
@@ -67,7 +67,7 @@ def whole_numbers(x, name):
     with np.errstate(invalid="ignore"): bad = ~(np.isfinite(x) & (x == np.round(x)) & (np.abs(x) < limit))
     if bad.any():
         raise ValueError(f"{name} are floats ({x.dtype}), and {rows_of(bad)} ({x[bad][0]:.17g}) is no exact "
-                         f"integer below 2^{limit.bit_length() - 1}: digits are lost; read as integers or text")
+                         f"integer below 2^{limit.bit_length() - 1}: digits are lost; read integers or text")
     return x.astype(np.int64)
 
 

@@ -89,7 +89,7 @@ def as_column(x, name):
     about = dict(unit=getattr(x, "unit", None), description=getattr(x, "description", None))
     return MaskedColumn(values, name, mask=gaps, **about) if masked else Column(values, name, **about)
 
-# %% ../../nbs/search/05_columns.ipynb #3eb8a5f2
+# %% ../../nbs/search/05_columns.ipynb #b5d60e60
 def named_columns(table):
     "[(name, column)] of a Table, a frame of pandas, arrow or polars, a mapping, records, a list of mappings."
     if hasattr(table, "colnames"): return [(c, table[c]) for c in table.colnames]
@@ -121,7 +121,7 @@ def as_table(table, n):
 
 
 def check_rich(table):
-    "`ValueError` where positions and times could not be written: their parts, `c.ra`, need names of their own."
+    "`ValueError` where positions and times cannot be written: their parts, `c.ra`, need names of their own."
     from astropy.table.serialize import represent_mixins_as_columns
     try: represent_mixins_as_columns(table)
     except Exception as error:
