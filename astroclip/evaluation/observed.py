@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKED', 'PICTURES', 'SUFFIXES', 'HOW_TO_FILL', 'COLUMNS', 'MARKERS', 'OTHER_MARKERS', 'files_below', 'find_folder',
-           'own_label', 'end_page', 'Observed', 'read_one', 'read_folder', 'images_for_network', 'spectra_for_network',
-           'group_of', 'nearest_redshift', 'Answers', 'look_up', 'ask_images', 'ask_spectra', 'list_all', 'wilson',
-           'real_scores', 'markers_of', 'real_redshift_figure', 'neighbour_figure', 'choose',
-           'spectrum_neighbour_figure']
+           'end_page', 'Observed', 'read_one', 'read_folder', 'images_for_network', 'spectra_for_network', 'group_of',
+           'nearest_redshift', 'Answers', 'look_up', 'ask_images', 'ask_spectra', 'list_all', 'wilson', 'real_scores',
+           'markers_of', 'real_redshift_figure', 'neighbour_figure', 'choose', 'spectrum_neighbour_figure']
 
 # %% ../../nbs/evaluation/85_observed.ipynb #3f07bc76
 import re
@@ -50,12 +49,6 @@ def find_folder(folder=""):
     shared = shared_root()
     places = [shared / "real" if shared else None, data_root() / "real"]
     return next((p for p in places if p is not None and p.is_dir() and files_below(p)), None)
-
-
-def own_label(folder, label=""):
-    "The label of a user's figures: the one given, else the folder's name; '' for the usual places."
-    name = label or (Path(folder).expanduser().resolve().name.split(".")[0] if folder else "")
-    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") or ("mine" if folder else "")
 
 
 def end_page(message):
