@@ -111,7 +111,7 @@ def own_label(folder, label=""):
 
 
 def figures_dir(params):
-    "Where a run's figures go: beside the committed ones only in the default run, never with a `folder` or `label` of one's own."
+    "Where a run's figures go: beside the committed ones only in the default run without a folder of one's own."
     words = [params.survey, params.profile]
     own = own_label(getattr(params, "folder", ""), getattr(params, "label", ""))
     if words == ["mock", "mini"] and not own:
