@@ -6,7 +6,7 @@ import pytest
 from astroclip.data.spectra import N_PIXELS, WAVELENGTH, Spectrum
 from astroclip.evaluation.observed import (
     COLUMNS, ask_images, ask_spectra, choose, find_folder, group_of, images_for_network, list_all, markers_of, nearest_redshift,
-    own_label, read_folder, real_scores, spectra_for_network, wilson)
+    read_folder, real_scores, spectra_for_network, wilson)
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +128,14 @@ def test_one_file_is_a_folder(real):
 def test_figures_of_a_folder_have_a_place_of_their_own(tmp_path):
     from types import SimpleNamespace
 
-    from astroclip.core.plots import figures_dir, save_table
+    from astroclip.core.plots import figures_dir, own_label, save_table
 
-    def place(label="", profile="mini"):
-        return figures_dir(SimpleNamespace(survey="mock", profile=profile, label=label)).name
+    def place(label="", profile="mini", folder=""):
+        return figures_dir(SimpleNamespace(survey="mock", profile=profile, label=label, folder=folder)).name
 
     assert own_label("") == "" and own_label(str(tmp_path / "my night (3)")) == "my_night_3" and own_label("/", "") == "mine"
     assert place("my_night_3") == "mock-mini-my_night_3" and place("x", "smoke") == "mock-smoke-x" and place() == "figures"
+    assert place(folder="~/mine") == "mock-mini-mine"
     with pytest.raises(ValueError, match="has no rows"):
         save_table([], "t", None)
 

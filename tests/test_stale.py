@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 PARAMETERS = 'survey = "mock"\nprofile = "smoke"\nseed = 0\ndevice = "auto"'
 CONFIG = "from astroclip.core.config import Params\np = Params.from_cell(globals())"
@@ -158,3 +160,21 @@ def test_every_stage_knows_its_code_quickly(root):
         assert len(code) > 5 and not any(name.startswith("core.") for name in code)
     for stage, page in KEPT_BY_PAGES.items():
         assert f'Artifact(\\"{stage}\\"' in (root / "nbs" / f"{page}.ipynb").read_text()
+
+
+WORDS = st.text(alphabet="abc xyz\"'#", max_size=12)
+NUMBERS = st.one_of(st.integers(-99, 99), st.floats(allow_nan=False, allow_infinity=False), st.booleans())
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(comment=WORDS, docstring=WORDS, number=NUMBERS, other=NUMBERS, blank=st.integers(0, 3))
+def test_only_what_is_computed_is_hashed(comment, docstring, number, other, blank):
+    import ast
+
+    from astroclip.core.provenance import tree_hash
+
+    plain = f"def f(x, *, y=1):\n    return x * {number!r} + y\n"
+    dressed = f"{docstring!r}\n" + "\n" * blank + f"def f(x, *,\n      y=1):  # {comment}\n    {docstring!r}\n    return (x * {number!r}\n  + y)\n"
+    assert tree_hash(ast.parse(plain)) == tree_hash(ast.parse(dressed))
+    changed = plain.replace(repr(number), repr(other))
+    assert (tree_hash(ast.parse(plain)) == tree_hash(ast.parse(changed))) == (repr(number) == repr(other))

@@ -34,7 +34,11 @@ STAGES = {
     "align": ["mock_survey", "pretrain_spectrum", "pretrain_image"],
     "embed": ["mock_survey", "pretrain_spectrum", "pretrain_image", "align", "train_redshift"],
 }
-KEPT_BY_PAGES = {"posterior_flows": "posterior", "morphology_answers": "morphology", "map_layouts": "embedding_map"}
+KEPT_BY_PAGES = {  # stage -> page
+    "posterior_flows": "posterior",
+    "morphology_answers": "morphology",
+    "map_layouts": "embedding_map",
+}
 SIDECAR = "artifact.json"
 CODE = ".code.json"  # in an unfinished folder: the code that began it
 
@@ -57,7 +61,7 @@ def _digest(*parts):
 
 @dataclass(frozen=True)
 class Artifact:
-    "One stage's result: what it is made from (settings, inputs) and where it lies; `ready` says whether it can be used."
+    "One stage's result: what it is made from and where it lies; `ready` says whether it can be used."
 
     stage: str
     survey: str
@@ -94,7 +98,7 @@ class Artifact:
 
     @property
     def code(self):
-        "Hashes of the code that makes it today; None where nothing here makes it (a wheel, or pairs that were brought)."
+        "Hashes of the code that makes it today; None where nothing here does (a wheel, pairs that were brought)."
         if self.survey == "desi" and self.stage == "mock_survey":
             return None
         notebook = notebook_of(self.stage)
@@ -213,7 +217,8 @@ def _begin(partial, code):
             began = {}
         changed = what_changed(began or {}, code or {})
         if changed:
-            print(f"{partial.name} was begun {f'before a change of {changed}' if began else 'by unknown code'}: begun again.")
+            why = f"before a change of {changed}" if began else "by unknown code"
+            print(f"{partial.name} was begun {why}: begun again.", flush=True)
             shutil.rmtree(partial)
     make_folder(partial)
     if not (partial / CODE).exists():
@@ -229,7 +234,7 @@ def _interrupted(artifact):
 
 
 def _put(partial, final):
-    "Rename the finished folder; an older one is taken away at the last moment (who has its files open can read on)."
+    "Rename the finished folder; an older one goes at the last moment (who has its files open can read on)."
     old = final.with_name(f".old-{final.name}")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -240,7 +245,7 @@ def _put(partial, final):
 
 @contextmanager
 def create(artifact):
-    "Lock, yield a partial folder (kept when interrupted), then write the sidecar and rename it to `artifact.path`."
+    "Lock, yield a partial folder (kept when interrupted), write the sidecar, rename it to `artifact.path`."
     final = artifact.path
     partial = final.with_name(f".partial-{final.name}")
     make_folder(final.parent)
@@ -295,7 +300,7 @@ def adopt(artifact, names=("survey.h5", "spectra.h5")):
 
 # %% ../../nbs/core/20_artifacts.ipynb #92b81c5d
 def ensure(stage, params=None, survey="mock", profile="mini", seed=0, device="auto", reuse=None, **overrides):
-    "The ready `Artifact` of a stage; when missing, or made by other code and not to be reused, its notebook is executed first."
+    "The ready `Artifact` of a stage; when missing, or made by other code, its notebook is executed first."
     if params is not None:
         survey, profile, seed, device = params.survey, params.profile, params.seed, params.device
     artifact = resolve(stage, survey=survey, profile=profile, seed=seed, **overrides)
@@ -311,7 +316,9 @@ def ensure(stage, params=None, survey="mock", profile="mini", seed=0, device="au
     given = {name: value for name, value in overrides.items() if value is not None}
     _execute(artifact, dict(survey=survey, profile=profile, seed=seed, device=device) | given, reuse)
     if not artifact.made or (artifact.stale and not reuse):
-        ended = f"what it wrote was made {artifact.stale}: run it again" if artifact.made else f"did not write {artifact.path}"
+        ended = f"did not write {artifact.path}"
+        if artifact.made:
+            ended = f"what it wrote was made {artifact.stale}: run it again"
         raise RuntimeError(f"nbs/{stage}.ipynb ran, but {ended}.")
     return artifact
 
@@ -335,7 +342,8 @@ def _announce(artifact, notebook):
     minutes = EXPECTED_MINUTES[artifact.profile].get(artifact.stage)
     expected = f"about {minutes:g} min on 2 cores" if minutes else "this can take long"
     why = f"was made {artifact.stale}" if artifact.made else "is missing"
-    print(f"{artifact.stage} ({artifact.survey}, {artifact.profile}) {why}: running nbs/{notebook.name}, {expected}.", flush=True)
+    who = f"{artifact.stage} ({artifact.survey}, {artifact.profile})"
+    print(f"{who} {why}: running nbs/{notebook.name}, {expected}.", flush=True)
 
 
 def _execute(artifact, parameters, reuse=False):
@@ -343,8 +351,8 @@ def _execute(artifact, parameters, reuse=False):
     notebook = notebook_of(artifact.stage)
     if notebook is None:
         raise FileNotFoundError(
-            f"{artifact.path} is missing and there is no notebook to make it: work in a clone of the repository "
-            f"(or set ASTROCLIP_ROOT to one), where `papermill nbs/{artifact.stage}.ipynb out.ipynb` makes it."
+            f"{artifact.path} is missing and there is no notebook to make it: work in a clone of the "
+            f"repository (or set ASTROCLIP_ROOT to one), where `papermill nbs/{artifact.stage}.ipynb out.ipynb` makes it."
         )
     import papermill
 
@@ -352,7 +360,8 @@ def _execute(artifact, parameters, reuse=False):
         if artifact.made and (reuse or not artifact.stale):  # another run made it while we waited
             return
         _announce(artifact, notebook)
-        told = dict(ASTROCLIP_ROOT=str(find_root()), ASTROCLIP_HOME=str(data_root()) if os.environ.get("ASTROCLIP_HOME") else None)
+        home = str(data_root()) if os.environ.get("ASTROCLIP_HOME") else None
+        told = dict(ASTROCLIP_ROOT=str(find_root()), ASTROCLIP_HOME=home)
         told |= dict(ASTROCLIP_ENSURE=artifact.key, ASTROCLIP_REUSE="1" if reuse else None)
         try:
             with _environment(**told), writing(artifact.path.parent):

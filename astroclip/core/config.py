@@ -29,13 +29,13 @@ def _is_root(folder):
 
 
 def find_root(
-    start=None,  # folder to start from; default: $ASTROCLIP_ROOT, the working directory, the package's place, a clone
+    start=None,  # folder; default: $ASTROCLIP_ROOT, the working directory, the package's place, a clone
 ):
     "The repository's root (a `Path`), or `None` where there is no repository (an installed wheel)."
     if start is None and os.environ.get("ASTROCLIP_ROOT"):
         root = Path(os.environ["ASTROCLIP_ROOT"]).expanduser().resolve()
         if not _is_root(root):
-            raise ValueError(f"ASTROCLIP_ROOT={root} is no clone of the repository: it has no settings.ini of astroclip.")
+            raise ValueError(f"ASTROCLIP_ROOT={root} is no clone of the repository: no settings.ini of astroclip.")
         return root
     starts = [Path(start)] if start else [Path.cwd(), Path(__file__).parent if "__file__" in globals() else Path.cwd()]
     places = [c for folder in starts for c in (folder.resolve(), *folder.resolve().parents)]
@@ -55,7 +55,7 @@ def data_root():
 
     folder = Path(platformdirs.user_data_dir("astroclip", appauthor=False))
     if not folder.is_absolute():  # no HOME, and no entry for this user
-        raise RuntimeError("there is no home folder to keep data in: set ASTROCLIP_HOME to a folder that you may write.")
+        raise RuntimeError("there is no home folder to keep data in: set ASTROCLIP_HOME to a folder of yours.")
     return folder
 
 

@@ -17,7 +17,9 @@ from .config import data_root, figures_root, find_root
 FULL = {errno.ENOSPC, errno.EDQUOT}
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 FULL_WORDS = re.compile(
-    r"no space left|unexpected pos \d+ vs \d+|\d+ requested and \d+ written|quota exceeded|errno\s*=?\s*(28|122)\b|disk is full", re.I
+    r"no space left|unexpected pos \d+ vs \d+|\d+ requested and \d+ written|quota exceeded|disk is full"
+    r"|errno\s*=?\s*(28|122)\b",
+    re.I,
 )
 CLOSED_WORDS = re.compile(r"read-only file system|permission denied|errno\s*=?\s*(30|13|1)\b", re.I)
 
@@ -41,12 +43,13 @@ def explain(
     error,  # any exception raised while something was written
     path,  # what was written
 ):
-    "The same error, or, for a full disk and a place that cannot be written, an `OSError` that says what to do."
+    "The same error, or for a full disk and a place that cannot be written an `OSError` that says what to do."
     number, words = getattr(error, "errno", None), str(error)
     if getattr(error, "explained", False):
         return error
     if number in FULL or (number is None and FULL_WORDS.search(words)):
-        said = f"the disk is full while writing {path}: what was finished is kept; free some space and run the same command again"
+        said = f"the disk is full while writing {path}: what was finished is kept; "
+        said += "free some space and run the same command again"
         kind = OSError(errno.ENOSPC, said)
     elif _elsewhere(error, path):
         return error

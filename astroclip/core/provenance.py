@@ -58,7 +58,7 @@ def _lazy_names(folder):
 
 
 def imported(tree, module, folder):
-    "Names below the package (`losses.contrastive`) of all modules that a tree imports; module: its own name, or '' of a notebook."
+    "Names below the package (`losses.contrastive`) of the modules a tree imports; module: its own name or ''."
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -76,7 +76,8 @@ def imported(tree, module, folder):
             if not base:
                 lazy = _lazy_names(folder)
                 found |= {lazy[name][len(PACKAGE) + 1 :] for name in names if name in lazy}
-    return sorted(name for name in found if name and not name.startswith("core.") and _is_module(folder, name))
+    found = {name for name in found if name and not name.startswith("core.")}
+    return sorted(name for name in found if _is_module(folder, name))
 
 # %% ../../nbs/core/18_provenance.ipynb #801dd832
 def _writes(tree):
@@ -85,7 +86,7 @@ def _writes(tree):
 
 
 def notebook_tree(text):
-    "Syntax tree of a notebook's code, up to the cell that writes its result, without parameters and shell lines."
+    "Syntax tree of a notebook up to the cell that writes its result, without parameters and shell lines."
     body = []
     for cell in json.loads(text)["cells"]:
         if cell["cell_type"] != "code" or "parameters" in cell["metadata"].get("tags", []):
@@ -142,7 +143,7 @@ def code_of(
     notebook,  # Path of a stage's notebook
     folder=None,  # the package's folder; default: that of the running package
 ):
-    "Hashes of a notebook's code and of every module that it uses: `{'nbs/align.ipynb': ..., 'losses.contrastive': ...}`."
+    "Hashes of a notebook and every module it uses: `{'nbs/align.ipynb': ..., 'losses.contrastive': ...}`."
     notebook, folder = Path(notebook), Path(folder) if folder else package_folder()
     if not _REMEMBERED:
         _recall()
