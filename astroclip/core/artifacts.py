@@ -129,6 +129,13 @@ def library_versions(names=("astroclip", "torch", "numpy", "h5py", "astropy", "s
     return found
 
 
+def _sweep(folder):
+    "Remove what killed runs were writing, once the work is done: files that nobody will rename any more."
+    for file in [*folder.rglob(".*.tmp"), *folder.rglob("*.partial")]:
+        if file.is_file():
+            file.unlink()
+
+
 @contextmanager
 def create(artifact):
     "Lock, yield a partial folder (kept when interrupted), then write the sidecar and rename it to `artifact.path`."
@@ -142,6 +149,7 @@ def create(artifact):
         begin = time.time()
         try:
             yield partial
+            _sweep(partial)
             _write_sidecar(artifact, partial, time.time() - begin)
         except OSError as error:
             raise _explain_full_disk(error, partial)

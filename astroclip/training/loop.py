@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..core.artifacts import write_atomic
+
 # %% ../../nbs/training/20_loop.ipynb #9cecd484
 def has_bf16(device) -> bool:
     "Does this device multiply bfloat16 matrices in hardware, and may it?"
@@ -107,9 +109,11 @@ class Curves:
         if step and self.path.exists(): self.rows = [r for r in read_curves(self.path) if r["step"] < step]
         self.fields = list(self.rows[0]) if self.rows else None
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, "w", newline="")
         rows, self.rows = self.rows, None
-        for row in rows: self.write(row)
+        with write_atomic(self.path) as temporary:     # a run killed here again still has its old rows
+            with open(temporary, "w", newline="") as self.file:
+                for row in rows: self.write(row)
+        self.file = open(self.path, "a", newline="")
 
     def write(self, record:dict):
         "Append one record; the first one fixes the columns (later ones may leave some empty)."
