@@ -18,9 +18,6 @@ STUDIES := ablations spectrum_remedies ablation_pretraining released_model
 CORES := $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 SIDE := $(shell echo $$(( $(CORES) < 4 ? 1 : 4 )))
 TOGETHER := $(filter 4-mini 4-smoke,$(SIDE)-$(PROFILE))
-# What older processors lack is switched off for one run of these tests: an answer that rests on one processor fails here.
-OLDER := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem NUMBA_CPU_NAME=generic
-FAST := $(addprefix tests/test_,$(addsuffix .py,models losses images spectra checkpoints metrics neighbours redshift_classifier))
 # Several pages are drawn side by side: the lines of one come together, at its end.
 AT_ONCE := { all=$$(cat); echo "$$all"; }
 # glibc would map and return every large activation at each step: keeping them makes CPU training up to 40 % faster.
@@ -67,6 +64,9 @@ figures: pages  ## redraw every page from existing artifacts
 
 studies: $(addprefix figure-,$(STUDIES))  ## the long comparisons: what each setting brings (an hour; finished rows are kept), the published weights
 
+# What older processors lack is switched off for one run of these tests: an answer that rests on one processor fails here.
+OLDER := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem NUMBA_CPU_NAME=generic
+FAST := $(addprefix tests/test_,$(addsuffix .py,models losses images spectra checkpoints metrics neighbours redshift_classifier))
 test: install  ## environment, library notebooks, pytest with the smoke run of every page
 	@$(MAKE) --no-print-directory check
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder

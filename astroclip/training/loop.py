@@ -19,12 +19,13 @@ from ..core.artifacts import write_atomic
 
 # %% ../../nbs/training/20_loop.ipynb #9cecd484
 def has_bf16(device) -> bool:
-    "Does this device multiply bfloat16 matrices in hardware, and may it?"
+    "Does this device multiply bfloat16 matrices in hardware?"
     if torch.device(device).type == "cuda": return torch.cuda.is_bf16_supported()
     capabilities = torch.cpu.get_capabilities()
-    hardware = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    asked = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)   # what oneDNN will use, below the processor's if it was told so
-    return hardware and (asked is None or bool(asked()))
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    admitted = limit in ("ALL", "DEFAULT") or any(word in limit for word in ("BF16", "FP16", "AMX", "AVX10"))
+    admitted = admitted and torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+    return bool(admitted and (capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")))
 
 # %% ../../nbs/training/20_loop.ipynb #bb75a8ba
 def autocast(device, enabled:bool|None=None):
