@@ -14,9 +14,6 @@ STAGES := mock_survey pretrain_spectrum train_redshift train_baselines pretrain_
 PAGES := posterior domain redshift properties morphology retrieval reconstruction embedding_map real_galaxies
 STUDIES := ablations spectrum_remedies ablation_pretraining released_model
 # One notebook by itself; what runs side by side, and with how many threads, is decided in nbs/core/27_pipeline.ipynb.
-# What older processors lack is switched off for one run of these tests: an answer that rests on one processor fails here.
-OLDER := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem NUMBA_CPU_NAME=generic
-FAST := $(addprefix tests/test_,$(addsuffix .py,models losses images spectra checkpoints metrics neighbours redshift_classifier))
 # glibc would map and return every large activation at each step: keeping them makes CPU training up to 40 % faster.
 # Passive waiting: the threads of a compiled kernel would otherwise spin on, and take the cores from torch.
 RUN := OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000 PYTHONUNBUFFERED=1 $(BIN)/papermill -k python3 \
@@ -52,6 +49,9 @@ figures: install  ## redraw every page from existing artifacts
 studies: install  ## the long comparisons: supervised networks, fine-tuned towers, ablations, published weights (hours; finished parts are kept)
 	@$(PIPELINE) studies $(ALL)
 
+# What older processors lack is switched off for one run of these tests: an answer that rests on one processor fails here.
+OLDER := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem NUMBA_CPU_NAME=generic
+FAST := $(addprefix tests/test_,$(addsuffix .py,models losses images spectra checkpoints metrics neighbours redshift_classifier))
 test: install  ## environment, library notebooks, pytest with the smoke run of every page
 	@$(MAKE) --no-print-directory check
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder

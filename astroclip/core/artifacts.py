@@ -192,6 +192,13 @@ def library_versions(names=("astroclip", "torch", "numpy", "h5py", "astropy", "s
     return found
 
 
+def _sweep(folder):
+    "Remove what killed runs were writing, once the work is done: files that nobody will rename any more."
+    for file in [f for pattern in (".*.tmp", "*.partial", "*.chunks") for f in folder.rglob(pattern)]:
+        if file.is_file():
+            file.unlink()
+
+
 @contextmanager
 def _locked(artifact, what):
     "One run at a time; `what`: make or ensure."
@@ -260,6 +267,7 @@ def create(artifact):
                 yield partial
             except KeyboardInterrupt:
                 raise _interrupted(artifact) from None
+            _sweep(partial)
             code = json.loads((partial / CODE).read_text())
             _write_sidecar(artifact, partial, time.time() - begin, code)
             (partial / CODE).unlink()
