@@ -23,6 +23,7 @@ from pathlib import Path
 
 from .artifacts import STAGES
 from .config import PROFILE_NAMES, SURVEYS, Params, data_root, find_root
+from .faults import make_folder
 from .plots import figures_dir
 from .workers import cores
 
@@ -223,7 +224,7 @@ def main(words=None):
     args = parser.parse_args(words)
     params, n = Params(args.survey, args.profile, args.seed, args.device), cores()
     folder = data_root() / params.survey / params.profile / "executed"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     tasks = dict(reproduce=[*stage_tasks(params.profile, n), *page_tasks()], pages=page_tasks(after=()),
                  studies=study_tasks(params.profile, n))[args.what]
     begin = time.perf_counter()

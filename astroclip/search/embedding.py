@@ -104,7 +104,7 @@ def embed_survey_file(model, path, modalities, batch_size=256):
     rows = {kind: [] for kind in modalities}
     def calls(b):
         def see(ix): return model.embed_images(b["image"][ix], batch_size=batch_size)
-        def read(ix): return model.embed_spectra(b["flux"][ix], ivar=b["ivar"][ix], batch_size=batch_size)
+        def read(ix): return model.embed_spectra(b["flux"][ix], ivar=b["ivar"][ix], batch_size=batch_size, unit=FLUX_UNIT)
         return {"image": see, "spectrum": read}
     with tqdm(total=len(survey), unit="galaxy", leave=False) as bar:
         for b in batches(path, [f for kind in modalities for f in fields[kind]], batch_size, shuffle=False):
