@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from ..data.images import center_crop
-from .inputs import image_batches, in_batches, spectrum_batches
+from .inputs import image_batches, in_batches, through_spectra
 from .layers import CrossAttentionPool, MLP, Pretrained
 from .specformer import SpecFormer
 from .vit import VisionTransformer
@@ -72,10 +72,26 @@ class FromArrays:
             out[rows] = self.embed_images(images, batch_size, progress, precision, unit=unit, kind=kind)
         return out
 
-    def embed_spectra(self, flux, wavelength=None, ivar=None, batch_size=256, progress=False, precision="float32"):
-        "Flux (N, L) or (L,) on the DESI grid or with its wavelength (Angstrom, vacuum) -> (N, E) float32 numpy."
-        n, prepare = spectrum_batches(flux, wavelength, ivar)
-        return in_batches(self, self.spectrum_encoder, prepare, n, batch_size, progress, precision)
+    def embed_spectra(
+        self,
+        flux,                  # (N, L) or (L,), any container; a Quantity is converted
+        wavelength=None,       # (L,) or (N, L) vacuum Angstrom, rising; None: the DESI grid of 7,781 pixels
+        ivar=None,             # like flux; 0 = bad pixel
+        batch_size=256,
+        progress=False,
+        precision="float32",
+        mask=None,             # like flux; non-zero = bad pixel
+        unit=None,             # of plain numbers: 'erg/s/cm2/A', 'mJy', ...; None: 1e-17 erg/s/cm2/A
+        wavelength_unit=None,  # of plain numbers: 'nm', 'um', 'log10(Angstrom)', ...; None: Angstrom
+        air=False,             # True: wavelengths are those in air
+        on_bad="raise",        # or "nan": spectra that cannot be used come back as NaN
+        reasons=None,          # a list to fill: why, one sentence a row, "" = fine
+    ):                         # (N, E) float32 numpy
+        "Spectra on the DESI grid or with their wavelength -> (N, E) float32 numpy."
+        how = dict(mask=mask, unit=unit, wavelength_unit=wavelength_unit, air=air)
+        how |= dict(on_bad=on_bad, reasons=reasons)
+        how |= dict(batch_size=batch_size, progress=progress, precision=precision)
+        return through_spectra(self, self.spectrum_encoder, flux, wavelength, ivar, **how)
 
     def image_attention(self, images, batch_size=256, **said):
         """Images, and what is said of them, as for `embed_images` -> (N, heads, rows, columns), sums to one.
@@ -87,11 +103,12 @@ class FromArrays:
         n, prepare = image_batches(images, self.image_encoder.backbone.image_size, **said)
         return in_batches(self, weights, prepare, n, batch_size)
 
-    def spectrum_attention(self, flux, wavelength=None, ivar=None, batch_size=256):
-        "Spectra as for `embed_spectra` -> (N, heads, tokens): what each head takes from each token; the first is the statistics token."
-        def weights(x): return self.spectrum_encoder.head.cross_attention.weights(self.spectrum_encoder.tokens(x))
-        n, prepare = spectrum_batches(flux, wavelength, ivar)
-        return in_batches(self, weights, prepare, n, batch_size)
+    def spectrum_attention(self, flux, wavelength=None, ivar=None, batch_size=256, **how):
+        """Spectra as for `embed_spectra` -> (N, heads, tokens): what each head takes from each token;
+        the first is the statistics token."""
+        encoder = self.spectrum_encoder
+        def weights(x): return encoder.head.cross_attention.weights(encoder.tokens(x))
+        return through_spectra(self, weights, flux, wavelength, ivar, batch_size=batch_size, **how)
 
 # %% ../../nbs/models/40_astroclip.ipynb #551908ef
 class AstroCLIP(FromArrays, Pretrained, nn.Module):
