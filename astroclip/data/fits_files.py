@@ -108,7 +108,8 @@ def check_claims(content):
     start, size = content[:64].lstrip(), len(content)
     what = next((what for magic, what in OTHER.items() if start.startswith(magic)), None)
     if what: raise OSError(f"it is {what}")
-    if not size or size % 2880: raise OSError(f"{size} bytes are no whole number of FITS blocks")
+    if not content.startswith((b"SIMPLE", b"XTENSION")): raise OSError("it does not begin like one")
+    if size % 2880: raise OSError(f"{size} bytes are no whole number of FITS blocks")
     with fits.open(io.BytesIO(content), lazy_load_hdus=False, disable_image_compression=True) as hdus:
         for i, hdu in enumerate(hdus):
             if hdu.fileinfo()["datLoc"] + hdu.size > size:

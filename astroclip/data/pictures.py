@@ -21,7 +21,8 @@ LARGEST = 25_000_000     # pixels: the viewer gives at most 3000 x 3000
 
 def is_picture(path):
     "Does a file begin like a JPEG or a PNG, whatever it is called?"
-    with open(path, "rb") as f: return f.read(8).startswith(PICTURES)
+    with open(path, "rb") as f:
+        return f.read(8).startswith(PICTURES)
 
 
 def _why_not(image):
@@ -47,11 +48,12 @@ def read_colours(path):
             if image.mode.startswith("P"): flags.append("a palette of at most 256 colours")
             flags.insert(0, f"a picture ({image.format}, 8 bits, the viewer's stretch assumed), not flux")
             colours = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    if (colours == colours[..., :1]).all(): raise NotAnImage(path, "a grey picture: red, green and blue are the same")
+    if (colours == colours[..., :1]).all():
+        raise NotAnImage(path, "a grey picture: red, green and blue are the same")
     return colours, flags
 
 # %% ../../nbs/data/14_pictures.ipynb #8b0c2ebf
-DARK = 0.09       # a quarter of the pixels below this: not the viewer's stretch
+DARK = 0.105       # a quarter of the pixels below this: not the viewer's stretch
 
 
 def stamp_size(size, *spans):
@@ -75,17 +77,20 @@ def read_picture(
     scale = PIXEL_SCALE if pixel_scale is None else check_scale(pixel_scale)
     colours, flags = read_colours(path)
     if pixel_scale is None: flags.append(f"pixel scale not in the file: {PIXEL_SCALE} arcsec assumed")
-    elif abs(scale / PIXEL_SCALE - 1) > 1e-3: flags.append(f"pixels of {scale:.4g} arcsec resampled to {PIXEL_SCALE}")
+    elif abs(scale / PIXEL_SCALE - 1) > 1e-3:
+        flags.append(f"pixels of {scale:.4g} arcsec resampled to {PIXEL_SCALE}")
     height, width = colours.shape[:2]
+    if np.percentile(colours[::3, ::3].mean(-1), 25) < DARK * 255:
+        flags.append("sky darker than the viewer draws it: another stretch (Galaxy Zoo, SDSS)?")
     fits = stamp_size(size, height * scale, width * scale)
     if fits < 32:
-        raise NotAnImage(path, f"a picture of {width} x {height} pixels of {scale:.4g} arcsec: too small for a galaxy")
+        pixels = f"{width} x {height} pixels of {scale:.4g} arcsec"
+        raise NotAnImage(path, f"a picture of {pixels}: too small for a galaxy")
     if fits < size: flags.append(f"covers {fits} of {size} pixels of {PIXEL_SCALE} arcsec")
     need = int(np.ceil(fits * PIXEL_SCALE / scale)) + 2
-    top, left = max(0, (height - need) // 2), max(0, (width - need) // 2)       # the same on both sides: the centre stays
+    top, left = max(0, (height - need) // 2), max(0, (width - need) // 2)       # both sides: the centre stays
     colours = colours[top:height - top, left:width - left]
     image = resample_cutout(np.float32(colours[::-1].transpose(2, 0, 1)) / 255, scale, fits)
-    if np.percentile(image.mean(0), 25) < DARK:
-        flags.append("sky darker than the viewer draws it: another stretch (Galaxy Zoo, SDSS), to be read with care")
-    if (image.max((1, 2)) == image.min((1, 2))).any(): raise NotAnImage(path, "a picture with a constant channel")
+    if (image.max((1, 2)) == image.min((1, 2))).any():
+        raise NotAnImage(path, "a picture with a constant channel")
     return Cutout(image, np.nan, np.nan, flags, f"picture {Path(path).name}", scale, np.zeros(3), "rgb")
