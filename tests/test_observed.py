@@ -5,7 +5,8 @@ import pytest
 
 from astroclip.data.spectra import N_PIXELS, WAVELENGTH, Spectrum
 from astroclip.evaluation.observed import (
-    find_folder, group_of, images_for_network, nearest_redshift, read_folder, real_scores, spectra_for_network, wilson)
+    COLUMNS, ask_images, ask_spectra, choose, find_folder, group_of, images_for_network, list_all, markers_of, nearest_redshift,
+    read_folder, real_scores, spectra_for_network, wilson)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_gates(found):
     assert images.shape == (9, 3, 152, 152) and not refused
     rows, flux, ivar, refused = spectra_for_network(found.spectra)
     assert flux.shape == ivar.shape == (74, N_PIXELS) and np.isfinite(flux).all() and ((ivar > 0).mean(1) >= 0.5).all()
-    assert all("too few usable pixels" in why for why in refused.values()) and len(refused) == 4      # three dead fibres, an empty spaxel
+    assert all("dead fibre" in why for why in refused.values()) and len(refused) == 4      # three dead fibres, an empty spaxel
 
 
 def test_the_pair_is_found_by_position(found):
@@ -58,6 +59,7 @@ def test_a_bad_file_does_not_stop_the_others(real, tmp_path):
 
 def test_find_folder(real, tmp_path, monkeypatch):
     assert find_folder(str(real)) == real
+    assert find_folder(str(tmp_path)) == tmp_path               # what was given, though it is empty
     with pytest.raises(FileNotFoundError, match="leave the parameter empty"):
         find_folder(str(tmp_path / "none"))
     monkeypatch.setenv("ASTROCLIP_SHARED", str(tmp_path))
@@ -82,3 +84,78 @@ def test_unscored():
     assert group_of(s) == ("SDSS", "")
     for change, why in (({"redshift": None}, "no redshift"), ({"redshift": 1.2}, "beyond"), ({"redshift": 0.0001}, "star"), ({"spectype": "QSO"}, "quasar")):
         assert why in group_of(Spectrum(**(vars(s) | change)))[1]
+
+
+class Network:
+    "A model and a classifier in one; every vector is the same."
+
+    class image_encoder:
+        class backbone:
+            image_size = 96
+
+    def embed_images(self, images, **kind):
+        return np.ones((1, 3), np.float32)
+
+    def embed_spectra(self, flux, ivar=None, unit=None):
+        return np.ones((len(flux), 3), np.float32)
+
+    def predict(self, flux, ivar=None):
+        return np.full(len(flux), 0.2, np.float32), np.full(len(flux), 0.9, np.float32)
+
+
+@pytest.mark.parametrize("half", ["images", "spectra", "neither"])
+def test_each_half_of_a_folder_stands_alone(real, found, half):
+    from astroclip.evaluation.observed import Observed
+
+    bank, z_bank = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32), np.full(20, 0.1)
+    some = Observed(found.images if half == "images" else [], found.spectra if half == "spectra" else [], found.left_out)
+    images = ask_images(Network(), some.images, bank, z_bank, k=2)
+    spectra, flux, ivar = ask_spectra(Network(), Network(), some.spectra, bank)
+    assert len(images.rows) == len(some.images) and len(spectra.rows) + len(spectra.refused) == len(some.spectra)
+    assert images.near.shape == (len(images.rows), 2) and spectra.near.shape == (len(spectra.rows), 3)
+    listed = list_all(some, images, spectra, [None] * len(images.rows), [""] * len(spectra.rows))
+    assert len(listed) == len(some.images) + len(some.spectra) + len(some.left_out)
+    assert all(tuple(row) == COLUMNS for row in listed)
+    if half == "spectra":
+        assert all(row["z_pred"] == pytest.approx(0.2) for row in listed if row["kind"] == "spectrum")
+
+
+def test_one_file_is_a_folder(real):
+    one = read_folder(find_folder(str(real / "spectra_desi" / "coadd-4-80613-thru20210324.fits")))
+    assert [f for f, _ in one.spectra] == ["coadd-4-80613-thru20210324.fits"] and not one.left_out
+
+
+def test_figures_of_a_folder_have_a_place_of_their_own(tmp_path):
+    from types import SimpleNamespace
+
+    from astroclip.core.plots import figures_dir, own_label, save_table
+
+    def place(label="", profile="mini", folder=""):
+        return figures_dir(SimpleNamespace(survey="mock", profile=profile, label=label, folder=folder)).name
+
+    assert own_label("") == "" and own_label(str(tmp_path / "my night (3)")) == "my_night_3" and own_label("/", "") == "mine"
+    assert place("my_night_3") == "mock-mini-my_night_3" and place("x", "smoke") == "mock-smoke-x" and place() == "figures"
+    assert place(folder="~/mine") == "mock-mini-mine"
+    with pytest.raises(ValueError, match="has no rows"):
+        save_table([], "t", None)
+
+
+def test_any_error_of_a_file_is_a_reason(tmp_path, monkeypatch):
+    from astroclip.evaluation import observed
+
+    def breaks(path):
+        raise RuntimeError("NULL pointer")
+
+    monkeypatch.setattr(observed, "read_spectrum", breaks)
+    (tmp_path / "A.FIT.BZ2").write_bytes(b"x")
+    (tmp_path / "b.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    (tmp_path / "notes.txt").write_bytes(b"x")
+    found = read_folder(tmp_path)
+    assert [f for f, _ in found.left_out] == ["A.FIT.BZ2", "b.jpg"] and found.left_out[0][1] == "NULL pointer"
+
+
+def test_unknown_groups_are_drawn_and_chosen():
+    groups = np.array(["SDSS", "LAMOST", "", "SDSS"])
+    assert set(markers_of(groups)) == {"SDSS", "MaNGA", "DESI", "LAMOST", ""}
+    assert choose(groups, np.array([True, True, False, True]), np.array([0.5, 0.5, 0.9, 0.8]), 3) == [0, 1, 2]
+    assert choose(groups[:0], np.zeros(0, bool), np.zeros(0)) == []

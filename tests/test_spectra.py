@@ -8,6 +8,7 @@ from astroclip.data.spectra import (
     N_PIXELS, WAVELENGTH, NotAnObservedSpectrum, check_spectra, fill_missing, join_cameras, read_spectrum, resample)
 
 LOG_GRID = 10 ** np.arange(3.55, 4.0, 1e-4)
+WAVES = 2 + np.sin(WAVELENGTH / 100)
 
 
 def test_grid():
@@ -69,8 +70,8 @@ def test_fill_missing():
     (np.ones(4000), None, None, "give wavelength="),
     (np.ones((2, 3, 7781)), None, None, "expected \\(N, L\\)"),
     (np.full(7781, np.nan), None, None, "all NaN"),
-    (np.ones(7781), None, np.zeros(7781), "all masked"),
-    (np.ones(7781), None, np.arange(7781) < 1500, "too few usable pixels"),
+    (WAVES, None, np.zeros(7781), "all masked"),
+    (WAVES, None, np.arange(7781) < 1500, "too few usable pixels"),
     (np.ones(7781), None, np.ones(7780), "ivar has shape"),
     (np.ones(300), np.linspace(3600, 5000, 300), None, "too little"),
     (np.ones(300), np.linspace(11000, 15000, 300), None, "too little"),
@@ -81,11 +82,11 @@ def test_check_spectra_says_what_is_wrong(flux, wavelength, ivar, message):
 
 
 def test_check_spectra_names_the_rows():
-    flux = np.ones((4, 7781))
+    flux = np.tile(WAVES, (4, 1))
     flux[2] = np.nan
     with pytest.raises(ValueError, match=r"\[2\]"):
         check_spectra(flux)
-    assert check_spectra(np.ones((2, 7781, 1)))[0].shape == (2, 7781)
+    assert check_spectra(flux[:2, :, None])[0].shape == (2, 7781)
 
 
 # ---- files

@@ -22,7 +22,7 @@ PRETRAIN_SPECTRUM = {
     "smoke": dict(window=80, stride=40, embed_dim=32, depth=2, num_heads=1, place=8, place_steps=10, place_batch_size=8, chunks=6, chunk_width=13,
                   steps=30, batch_size=16, lr=2e-3, weight_decay=0.05, warmup=5, validate_every=10),
     "mini": dict(window=80, stride=40, embed_dim=128, depth=4, num_heads=2, place=24, place_steps=500, place_batch_size=32, chunks=6, chunk_width=13,
-                 steps=1_000, batch_size=32, lr=2e-3, weight_decay=0.05, warmup=100, validate_every=125),
+                 steps=800, batch_size=32, lr=2e-3, weight_decay=0.05, warmup=80, validate_every=100),
     "standard": dict(window=20, stride=10, embed_dim=384, depth=6, num_heads=6, place=24, place_steps=2_000, place_batch_size=256, chunks=6, chunk_width=50,
                      steps=7_500, batch_size=256, lr=1e-3, weight_decay=0.05, warmup=500, validate_every=500),
     "paper": dict(window=20, stride=10, embed_dim=768, depth=6, num_heads=6, place=0, place_steps=0, place_batch_size=256, chunks=6, chunk_width=50,
@@ -59,7 +59,7 @@ PRETRAIN_IMAGE = {
                   checkpoint_every=10, **_IMAGE),
     "mini": dict(image_size=64, patch_size=8, embed_dim=128, depth=4, num_heads=2, layer_scale=1.0, drop_path=0.0, photometry=True,
                  cutout=72, n_local=2, local_size=32, n_prototypes=1_024, hidden_dim=512, bottleneck_dim=128,
-                 balance="sinkhorn_knopp", teacher_temp=[0.05, 0.05], teacher_temp_warmup=0, steps=800, batch_size=32, lr=2e-3, warmup=100,
+                 balance="sinkhorn_knopp", teacher_temp=[0.05, 0.05], teacher_temp_warmup=0, steps=600, batch_size=32, lr=2e-3, warmup=100,
                  freeze_last_layer=0, weight_decay=[0.04, 0.04], momentum=[0.98, 1.0], layer_decay=1.0, patch_embed_lr=1.0,
                  checkpoint_every=200, **_IMAGE),
     "standard": dict(image_size=144, patch_size=12, embed_dim=384, depth=12, num_heads=6, layer_scale=1e-1, drop_path=0.1, photometry=False,
@@ -76,26 +76,26 @@ PRETRAIN_IMAGE = {
 
 # %% ../../nbs/core/15_profiles.ipynb #50ee8661
 ALIGN = {
-    "smoke": dict(embed_dim=32, num_heads=2, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4, place_weight=3.0,
+    "smoke": dict(finetuned=False, embed_dim=32, num_heads=2, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4, place_weight=3.0,
                   frozen_steps=20, frozen_batch_size=64, frozen_lr=1e-3, frozen_warmup=5,
                   tuned_steps=20, tuned_batch_size=32, tuned_lr=1e-3, tuned_warmup=5, tower_lr=1e-3, random_tower_lr=1e-3),
-    "mini": dict(embed_dim=128, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4, place_weight=3.0,
+    "mini": dict(finetuned=False, embed_dim=128, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4, place_weight=3.0,
                  frozen_steps=1_000, frozen_batch_size=256, frozen_lr=1e-3, frozen_warmup=100,
                  tuned_steps=1_000, tuned_batch_size=128, tuned_lr=1e-3, tuned_warmup=100, tower_lr=1e-3, random_tower_lr=1e-3),
-    "standard": dict(embed_dim=384, num_heads=6, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4, place_weight=3.0,
+    "standard": dict(finetuned=False, embed_dim=384, num_heads=6, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4, place_weight=3.0,
                      frozen_steps=5_000, frozen_batch_size=1_024, frozen_lr=5e-4, frozen_warmup=200,
                      tuned_steps=3_000, tuned_batch_size=1_024, tuned_lr=5e-4, tuned_warmup=300, tower_lr=3e-4, random_tower_lr=5e-4),
-    "paper": dict(embed_dim=1024, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4, place_weight=0.0,
+    "paper": dict(finetuned=False, embed_dim=1024, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05, clip=1.0, shift=4, place_weight=0.0,
                   frozen_steps=15_400, frozen_batch_size=1_024, frozen_lr=1e-4, frozen_warmup=1_000,
                   tuned_steps=15_400, tuned_batch_size=1_024, tuned_lr=1e-4, tuned_warmup=1_000, tower_lr=2e-5, random_tower_lr=1e-4),
 }
 
 # %% ../../nbs/core/15_profiles.ipynb #3f76f093
 EMBED = {
-    "smoke": dict(batch_size=64),
-    "mini": dict(batch_size=256),
-    "standard": dict(batch_size=512),
-    "paper": dict(batch_size=512),
+    "smoke": dict(finetuned=False, batch_size=64),
+    "mini": dict(finetuned=False, batch_size=256),
+    "standard": dict(finetuned=False, batch_size=512),
+    "paper": dict(finetuned=False, batch_size=512),
 }
 
 # %% ../../nbs/core/15_profiles.ipynb #fac5fefd
@@ -113,10 +113,10 @@ PROFILES = {
     profile: {stage: by_profile[profile] for stage, by_profile in STAGE_SETTINGS.items()}
     for profile in ("smoke", "mini", "standard", "paper")
 }
-# Minutes on 4 cores (smoke, mini), one GPU (standard); what the one line of `ensure` promises.
+# Minutes on 2 plain cores (smoke, mini), one GPU (standard); what the one line of `ensure` promises.
 EXPECTED_MINUTES = {
     "smoke": {stage: 0.3 for stage in STAGE_SETTINGS},
-    "mini": dict(mock_survey=2, pretrain_spectrum=6, train_redshift=3, train_baselines=7, pretrain_image=3, align=6, embed=2),
+    "mini": dict(mock_survey=2, pretrain_spectrum=16, train_redshift=5, train_baselines=45, pretrain_image=8, align=2, embed=2),
     "standard": dict(mock_survey=10, pretrain_spectrum=8, train_redshift=8, train_baselines=15, pretrain_image=8, align=8, embed=2),
     "paper": {},
 }

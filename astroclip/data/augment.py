@@ -104,7 +104,7 @@ def crops_numba(images, plan, seed=0):
     "Carry out a plan with the compiled kernel: images (N, 3, H, W) numpy to (C, N, 3, S, S) display-scaled."
     from astroclip.data.kernels import KERNEL_LOCK, multicrop_kernel
     n, crops = plan.top.shape
-    out = np.empty((crops, n, 3, plan.size, plan.size), np.float32)
+    out = torch.empty((crops, n, 3, plan.size, plan.size)).numpy()   # torch's memory begins at multiples of 64 bytes: the same sums in every run
     with KERNEL_LOCK:
         multicrop_kernel(np.ascontiguousarray(images, np.float32), plan.top, plan.left, plan.flip_y, plan.flip_x, plan.swap, plan.blur, plan.noise,
                          np.uint32(seed), np.float32(SCALES), np.float32(M), np.float32(Q), out)

@@ -8,12 +8,9 @@ __all__ = ['PIXEL_SCALE', 'BANDS', 'SCALES', 'M', 'Q', 'stretch', 'to_rgb', 'cen
 
 # %% ../../nbs/data/10_images.ipynb #cba3c13f
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
-
-from .fits_files import native, open_fits
 
 # %% ../../nbs/data/10_images.ipynb #75c8fd9c
 PIXEL_SCALE = 0.262                                  # arcsec per native pixel of the Legacy Survey
@@ -60,40 +57,18 @@ def center_crop(
     return images[..., top:top + size, left:left + size]
 
 # %% ../../nbs/data/10_images.ipynb #799293db
-def _display_scaled(images):
-    """Rows (N,) that look like colour pictures: nothing below zero, and within [0, 1] or whole numbers up to 255.
-
-    A giant galaxy can fill a flux image without a negative pixel too; but then no pixel is exactly 0 or 1, and its bands mostly differ, z far above g.
-    So bands that are alike count only when most of the images are: pictures come as a set, blue giants one by one."""
-    low, high = images.min((1, 2, 3)), images.max((1, 2, 3))
-    clipped = ((images == 0) | (images == 1)).any((1, 2, 3))
-    middle = np.median(images[:, :, ::4, ::4], (2, 3))
-    grey = middle.max(1) < 2 * middle.min(1)
-    whole = np.array([(x == np.round(x)).all() for x in images[:, :, ::8, ::8]])
-    suspect = (low >= 0) & (high > 0) & (high <= 1)
-    alike = suspect & grey & ((suspect & (clipped | grey)).mean() > 0.5)
-    return suspect & clipped | alike | (low >= 0) & (high > 0) & whole & (high <= 255)
-
-
 def check_images(
-    images,   # (N, 3, H, W) or (3, H, W): g, r, z nanomaggies per 0.262" pixel
-    size,     # pixels the encoder needs in both directions
-):            # (N, 3, H, W) float32
-    "Images fit to be embedded, or one `ValueError` that says what is wrong and how to mend it."
-    x = np.asarray(images.cpu() if torch.is_tensor(images) else images)
-    x = x[None] if x.ndim == 3 else x
-    if x.ndim != 4: raise ValueError(f"images have shape {x.shape}, expected (N, 3, H, W) or (3, H, W)")
-    if x.shape[1] != 3:
-        hint = "; bands come first: images.transpose(0, 3, 1, 2)" if x.shape[-1] == 3 else ""
-        raise ValueError(f"images have {x.shape[1]} bands in axis 1, expected 3 (g, r, z){hint}")
-    if min(x.shape[2:]) < size: raise ValueError(f"images of {x.shape[2]} x {x.shape[3]} pixels are smaller than the crop of {size}")
-    if x.dtype.kind in "iub": raise ValueError(f"images are {x.dtype}: a picture? expected flux in nanomaggies as floats")
-    x = x.astype(np.float32, copy=False)
-    for test, what in ((~np.isfinite(x).all((1, 2, 3)), "hold NaN or infinity: set unobserved pixels to 0 (they are then flagged)"),
-                       ((x == 0).all((2, 3)).any(1), "have a band without any data (all zeros)"),
-                       (_display_scaled(x), "look display-scaled (nothing negative, all within [0, 1] or 0-255): give raw nanomaggies")):
-        if test.any(): raise ValueError(f"images {np.flatnonzero(test)[:10].tolist()} {what}")
-    return x
+    images,           # (N, 3, H, W) or (3, H, W): g, r, z nanomaggies per 0.262" pixel; any container of numbers
+    size,             # pixels the encoder needs in both directions
+    unit=None,        # what the numbers are: "Jy", "maggy", "erg/s/cm2/Hz", "adu", ...; a Quantity says it itself
+    zeropoint=None,   # AB magnitude of one count, or three for g, r, z
+    pixel_scale=None, # arcsec per pixel where it is not 0.262: resampled about the centre to `size`, flux conserved
+    kind="flux",      # "rgb": pictures, channels red, green, blue = z, r, g of the viewer's stretch
+    mask=None,        # like images, or without the axis of bands: True where a pixel was not observed
+):                    # (N, 3, H, W) float32; nanomaggies, or display values in [0, 1] for pictures
+    "Images fit to be embedded, or one `ValueError` that says which rows are wrong, why, and how to mend it."
+    from astroclip.data.image_gate import gate
+    return gate(images, size, unit, zeropoint, pixel_scale, kind, mask)
 
 # %% ../../nbs/data/10_images.ipynb #c01b2637
 def missing_pixels(
@@ -110,31 +85,34 @@ def image_flags(missing, bands=BANDS, tolerance=1e-4):
 
 # %% ../../nbs/data/10_images.ipynb #835fc68d
 def area_weights(n, scale, size, center, pixel=PIXEL_SCALE):
-    "W (size, n): share of each of `size` native pixels around `center` (in cutout pixels from the edge) that a cutout pixel covers."
-    if abs(scale / pixel - 1) < 1e-3: scale, center = pixel, round(center - size / 2) + size / 2   # native: shift by whole pixels only
+    "W (size, n): share of each of `size` native pixels around `center` (pixels from the edge) that a pixel covers."
+    if abs(scale / pixel - 1) < 1e-3:                 # native: shift by whole pixels only
+        scale, center = pixel, round(center - size / 2) + size / 2
     old = (np.arange(n + 1) - center) * scale / pixel
     new = np.arange(size + 1) - size / 2
     if new[0] < old[0] - 1e-6 or new[-1] > old[-1] + 1e-6:
-        raise ValueError(f"cutout of {n} pixels of {scale:.4g} arcsec does not cover {size} native pixels ({size * pixel:.1f} arcsec) about its centre")
+        raise ValueError(f"cutout of {n} pixels of {scale:.4g} arcsec does not cover {size} native pixels "
+                         f"({size * pixel:.1f} arcsec) about its centre")
     return np.clip(np.minimum(old[1:], new[1:, None]) - np.maximum(old[:-1], new[:-1, None]), 0, None)
 
 
 def resample_cutout(
     image,                # (..., H, W) flux per native 0.262" pixel (as the cutout service gives it at any scale)
-    scale,                # arcsec per pixel of `image`
+    scale,                # arcsec per pixel of `image`, or (x, y) where pixels are not square
     size=152,             # pixels of the result
     center=None,          # (x, y) of the new centre in pixels from the lower left edge; None: the middle
     per_pixel=False,      # True: values are flux per pixel of this image, not per native pixel
 ):                        # (..., size, size) float32, nanomaggies per native pixel
     "Area-average a cutout onto native pixels; flux is conserved."
     x, y = center or (image.shape[-1] / 2, image.shape[-2] / 2)
-    rows, columns = area_weights(image.shape[-2], scale, size, y), area_weights(image.shape[-1], scale, size, x)
+    wide, high = np.broadcast_to(scale, 2)
+    rows, columns = area_weights(image.shape[-2], high, size, y), area_weights(image.shape[-1], wide, size, x)
     out = np.einsum("ji,...il,kl->...jk", rows, image, columns, optimize=True)
-    return (out * ((PIXEL_SCALE / scale) ** 2 if per_pixel else 1)).astype(np.float32)
+    return (out * (PIXEL_SCALE**2 / (wide * high) if per_pixel else 1)).astype(np.float32)
 
 # %% ../../nbs/data/10_images.ipynb #6030873b
 class NotAnImage(ValueError):
-    "A FITS file that holds no g, r, z image of the sky; `.reason` says what it is instead."
+    "A file in good health that holds no g, r, z image of the sky; `.reason` says what it is instead."
     def __init__(self, path, reason):
         super().__init__(f"{path}: {reason}")
         self.reason = reason
@@ -143,67 +121,25 @@ class NotAnImage(ValueError):
 @dataclass
 class Cutout:
     "A galaxy image on native pixels, and what is wrong with it."
-    image: np.ndarray      # (3, size, size) float32, g, r, z nanomaggies per 0.262" pixel
-    ra: float              # degrees, centre of the image
+    image: np.ndarray      # (3, size, size) float32, rows = y up: g, r, z nanomaggies; z, r, g in [0, 1] if kind is "rgb"
+    ra: float              # degrees, centre of the image; NaN where the file does not say
     dec: float
     flags: list = field(default_factory=list)
     source: str = ""       # survey, release and file
     pixel_scale: float = PIXEL_SCALE   # arcsec, of the file
     missing: np.ndarray = None         # (3,) share of unobserved pixels within the stamp
-
-# %% ../../nbs/data/10_images.ipynb #048e8810
-def _planes(hdus, path):
-    "{band: (image (H, W), header)}, unobserved pixels 0; from a cube or from 2-D HDUs."
-    first = hdus[0]
-    if first.data is not None and first.data.ndim == 3:
-        bands = str(first.header.get("BANDS", "grz")).strip()
-        if len(bands) != len(first.data): raise NotAnImage(path, f"{len(first.data)} planes but BANDS = {bands!r}")
-        return {b: (native(p, np.float32), first.header) for b, p in zip(bands, first.data)}
-    planes = {}
-    for hdu in hdus:
-        kind, band = str(hdu.header.get("IMAGETYP", "")).strip(), str(hdu.header.get("BAND", "")).strip()
-        if hdu.data is None or not hdu.is_image or hdu.data.ndim != 2 or not band or "CD2_2" not in hdu.header: continue
-        data = native(hdu.data, np.float32)
-        if kind == "invvar":
-            if band in planes: planes[band] = (np.where(data > 0, planes[band][0], 0), planes[band][1])
-        elif band in planes: raise NotAnImage(path, f"several bricks of band {band}; fetch it without subimage")
-        else: planes[band] = (data, hdu.header)
-    return planes
-
-
-def _why_no_image(hdus):
-    "What a FITS file without g, r, z planes is."
-    shapes = [h.data.shape for h in hdus if h.data is not None and h.is_image and h.data.ndim == 2]
-    if shapes and max(shapes[0]) <= 64: return f"a point-spread function ({len(shapes)} planes of {shapes[0][0]} x {shapes[0][1]} without coordinates)"
-    if any(hasattr(h, "columns") for h in hdus): return "a table or spectrum"
-    return "no image with bands g, r, z"
+    kind: str = "flux"     # or "rgb": a picture, embedded with `embed_images(..., kind=cutout.kind)`
+    unit: str | None = None            # "nanomaggy" where the file said its unit, None where nobody did
 
 # %% ../../nbs/data/10_images.ipynb #56a86adf
 def read_cutout(
-    path,        # FITS cutout of the Legacy Survey: cube or subimage form, any pixel scale
-    size=152,    # pixels of the stamp
-):               # Cutout
-    "Read a cutout onto native pixels. `NotAnImage` for PSFs, tables and missing bands; `OSError` for a truncated file."
-    with open_fits(path) as hdus:
-        planes = _planes(hdus, path)
-        if not planes: raise NotAnImage(path, _why_no_image(hdus))
-        absent = [b for b in BANDS if b not in planes]
-        if absent: raise NotAnImage(path, f"bands {''.join(planes)} only: {', '.join(absent)} missing")
-        header = planes["g"][1]
-        if abs(header.get("CD1_2", 0)) > 1e-3 * abs(header["CD2_2"]) or header["CD1_1"] > 0 or header["CD2_2"] < 0:
-            raise NotAnImage(path, "rotated or mirrored; expected north up and east left")
-        scale = 3600 * float(header["CD2_2"])
-        raw = np.stack([planes[b][0] for b in BANDS])
-        source = f"{header.get('SURVEY', '?')} {str(header.get('VERSION', '')).strip()} {Path(path).name}"
-        ra, dec = _centre(header, raw.shape)
-    image = resample_cutout(np.nan_to_num(raw, nan=0, posinf=0, neginf=0), scale, size)
-    span = int(round(size * PIXEL_SCALE / scale))
-    missing = missing_pixels(center_crop(raw, min(span, *raw.shape[1:])))
-    return Cutout(image, ra, dec, image_flags(missing), source, scale, missing)
-
-
-def _centre(header, shape):
-    "Right ascension and declination (degrees) of the middle of an image of `shape` (3, H, W)."
-    from astropy.wcs import WCS
-    ra, dec = WCS(header, naxis=2).all_pix2world(shape[2] / 2 + 0.5, shape[1] / 2 + 0.5, 1)
-    return float(ra), float(dec)
+    path,              # FITS (any suffix, packing and dialect) or a JPEG or PNG of the viewer
+    size=152,          # pixels of the stamp, or as many as the file has
+    pixel_scale=None,  # arcsec per pixel, where the file does not say or says it wrongly
+    unit=None,         # of a FITS image, where its header does not say (BUNIT)
+    zeropoint=None,    # AB magnitude of one count, likewise
+    per_pixel=None,    # True: flux per pixel of the file; False: per 0.262" pixel; None: see `data.cutout_files`
+):                     # Cutout
+    "Read a cutout onto native pixels. `NotAnImage` for PSFs, tables, missing bands; `UnreadableFile` for damaged files."
+    from astroclip.data.cutout_files import read_file
+    return read_file(path, size, pixel_scale, unit, zeropoint, per_pixel)

@@ -9,6 +9,7 @@ __all__ = ['unit', 'scores', 'keep_best', 'check_vectors', 'rerank', 'nearest', 
 import numba
 import numpy as np
 import torch
+from ..data.arrays import as_floats
 from ..data.kernels import KERNEL_LOCK
 
 # %% ../../nbs/evaluation/20_neighbours.ipynb #c48654f3
@@ -40,7 +41,7 @@ def keep_best(score, start, skip, best, rows):
 # %% ../../nbs/evaluation/20_neighbours.ipynb #54705c03
 def check_vectors(x, name: str, width: int | None = None) -> np.ndarray:
     "x as (n, D) float32 without a copy where possible; `ValueError` on any other shape or width and on NaN."
-    x = np.asarray(x, np.float32)
+    with np.errstate(over="ignore"): x = as_floats(x, name).astype(np.float32, copy=False)   # beyond float32 is not finite
     if x.ndim != 2 or (width and x.shape[1] != width):
         raise ValueError(f"{name}: expected (n, {width or 'D'}) vectors, got shape {x.shape}")
     if not np.isfinite(x.sum(1, dtype=np.float64)).all(): raise ValueError(f"{name}: not all values are finite")

@@ -11,7 +11,7 @@ import csv
 import json
 import sys
 from pathlib import Path
-from ..core.artifacts import STAGES, resolve
+from ..core.artifacts import STAGES, resolve, reuse_asked
 from ..core.config import find_root
 from ..core.plots import figures_dir
 
@@ -90,10 +90,18 @@ def read_table(path) -> list[dict]:
     with open(path, newline="") as f: return [{k: number(v) for k, v in row.items()} for row in csv.DictReader(f)]
 
 def is_current(path, params) -> bool:
-    "Was the file made from the same seed and from the artifacts that these parameters resolve to today?"
+    "Was the file made from the same seed and from the artifacts, settings and code, that these parameters resolve to today?"
     record = json.loads(path.with_suffix(".json").read_text())
-    known = {stage: key for stage, key in record["inputs"].items() if stage in STAGES}
-    return record["parameters"]["seed"] == params.seed and all(resolve(stage, params).key == key for stage, key in known.items())
+    if record["parameters"]["seed"] != params.seed:
+        return False
+    tuned = dict(finetuned=True) if record["parameters"].get("compare") else {}  # pages of `make studies`
+    today = {s: resolve(s, params, **(tuned if s in ("align", "embed") else {})) for s in record["inputs"] if s in STAGES}
+    known = [(artifact, record["inputs"][stage]) for stage, artifact in today.items()]
+    if any(artifact.key != key for artifact, key in known):
+        return False
+    code = record.get("code", {})  # compared where there is an artifact to make the file again from
+    here = [artifact for artifact, _ in known if artifact.made and artifact.stage in code]
+    return all(code[a.stage] == (a.made_by if reuse_asked() else a.code_key) for a in here)
 
 def page_file(name: str, page: str, params, make: bool = True):
     "Path of a figure's sidecar or a table below the run's figure folder; when missing or of other inputs, its page runs first (or, with make=False, None)."

@@ -6,9 +6,11 @@
 __all__ = ['Head', 'ImageEncoder', 'SpectrumEncoder', 'FromArrays', 'AstroCLIP']
 
 # %% ../../nbs/models/40_astroclip.ipynb #245cc02f
+import numpy as np
 from torch import nn
 
-from .inputs import image_batches, in_batches, spectrum_batches
+from ..data.images import center_crop
+from .inputs import image_batches, in_batches, through_spectra
 from .layers import CrossAttentionPool, MLP, Pretrained
 from .specformer import SpecFormer
 from .vit import VisionTransformer
@@ -48,31 +50,65 @@ class SpectrumEncoder(nn.Module):
 # %% ../../nbs/models/40_astroclip.ipynb #e610dccd
 class FromArrays:
     "The part of `AstroCLIP` that speaks numpy."
-    def embed_images(self, images, batch_size=256, progress=False, precision="float32"):
-        "Images (N, 3, H, W) or (3, H, W), g, r, z nanomaggies -> (N, E) float32 numpy."
-        n, prepare = image_batches(images, self.image_encoder.backbone.image_size)
+    def embed_images(self, images, batch_size=256, progress=False, precision="float32", unit=None, zeropoint=None,
+                     pixel_scale=None, kind="flux", mask=None):
+        """Images (N, 3, H, W) or (3, H, W), g, r, z nanomaggies -> (N, E) float32 numpy.
+
+        Other flux: say `unit` ("Jy", "maggy", ...) or `zeropoint`, and `pixel_scale` in arcsec where it is not 0.262.
+        Pictures of the viewer: `kind="rgb"`, uint8 or [0, 1], channels first or last, rows = y up like all arrays here
+        (a picture opened elsewhere has its first row on top: flip it). `mask`: True where a pixel was not observed."""
+        n, prepare = image_batches(images, self.image_encoder.backbone.image_size, unit, zeropoint, pixel_scale, kind, mask)
         return in_batches(self, self.image_encoder, prepare, n, batch_size, progress, precision)
 
-    def embed_spectra(self, flux, wavelength=None, ivar=None, batch_size=256, progress=False, precision="float32"):
-        "Flux (N, L) or (L,) on the DESI grid or with its wavelength (Angstrom, vacuum) -> (N, E) float32 numpy."
-        n, prepare = spectrum_batches(flux, wavelength, ivar)
-        return in_batches(self, self.spectrum_encoder, prepare, n, batch_size, progress, precision)
+    def embed_cutouts(self, cutouts, batch_size=256, progress=False, precision="float32"):
+        "A list of `data.images.Cutout`, flux and pictures mixed, of any sizes -> (N, E) float32 numpy, in their order."
+        size, out = self.image_encoder.backbone.image_size, np.zeros((len(cutouts), self.embed_dim), np.float32)
+        for i, c in enumerate(cutouts):
+            if min(c.image.shape[-2:]) < size:
+                raise ValueError(f"cutout {i} ({c.source}) has {c.image.shape[-1]} pixels, the network needs {size}")
+        for kind, unit in sorted({(c.kind, c.unit) for c in cutouts}, key=str):
+            rows = [i for i, c in enumerate(cutouts) if (c.kind, c.unit) == (kind, unit)]
+            images = np.stack([center_crop(cutouts[i].image, size) for i in rows])
+            out[rows] = self.embed_images(images, batch_size, progress, precision, unit=unit, kind=kind)
+        return out
 
-    def image_attention(self, images, batch_size=256):
-        """Images as for `embed_images` -> (N, heads, rows, columns): what each head takes from each patch; sums to one.
+    def embed_spectra(
+        self,
+        flux,                  # (N, L) or (L,), any container; a Quantity is converted
+        wavelength=None,       # (L,) or (N, L) vacuum Angstrom, rising; None: the DESI grid of 7,781 pixels
+        ivar=None,             # like flux; 0 = bad pixel
+        batch_size=256,
+        progress=False,
+        precision="float32",
+        mask=None,             # like flux; non-zero = bad pixel
+        unit=None,             # of plain numbers: 'erg/s/cm2/A', 'mJy', ...; None: 1e-17 erg/s/cm2/A
+        wavelength_unit=None,  # of plain numbers: 'nm', 'um', 'log10(Angstrom)', ...; None: Angstrom
+        air=False,             # True: wavelengths are those in air
+        on_bad="raise",        # or "nan": spectra that cannot be used come back as NaN
+        reasons=None,          # a list to fill: why, one sentence a row, "" = fine
+    ):                         # (N, E) float32 numpy
+        "Spectra on the DESI grid or with their wavelength -> (N, E) float32 numpy."
+        how = dict(mask=mask, unit=unit, wavelength_unit=wavelength_unit, air=air)
+        how |= dict(on_bad=on_bad, reasons=reasons)
+        how |= dict(batch_size=batch_size, progress=progress, precision=precision)
+        return through_spectra(self, self.spectrum_encoder, flux, wavelength, ivar, **how)
+
+    def image_attention(self, images, batch_size=256, **said):
+        """Images, and what is said of them, as for `embed_images` -> (N, heads, rows, columns), sums to one.
         In the corrected configuration the class token takes a share as well, which is left out here."""
         def weights(x):
             encoder = self.image_encoder
             w = encoder.head.cross_attention.weights(encoder.tokens(x))[..., int(encoder.positions):]
             return (w / w.sum(-1, keepdim=True)).unflatten(-1, [s // encoder.backbone.patch_size for s in x.shape[-2:]])
-        n, prepare = image_batches(images, self.image_encoder.backbone.image_size)
+        n, prepare = image_batches(images, self.image_encoder.backbone.image_size, **said)
         return in_batches(self, weights, prepare, n, batch_size)
 
-    def spectrum_attention(self, flux, wavelength=None, ivar=None, batch_size=256):
-        "Spectra as for `embed_spectra` -> (N, heads, tokens): what each head takes from each token; the first is the statistics token."
-        def weights(x): return self.spectrum_encoder.head.cross_attention.weights(self.spectrum_encoder.tokens(x))
-        n, prepare = spectrum_batches(flux, wavelength, ivar)
-        return in_batches(self, weights, prepare, n, batch_size)
+    def spectrum_attention(self, flux, wavelength=None, ivar=None, batch_size=256, **how):
+        """Spectra as for `embed_spectra` -> (N, heads, tokens): what each head takes from each token;
+        the first is the statistics token."""
+        encoder = self.spectrum_encoder
+        def weights(x): return encoder.head.cross_attention.weights(encoder.tokens(x))
+        return through_spectra(self, weights, flux, wavelength, ivar, batch_size=batch_size, **how)
 
 # %% ../../nbs/models/40_astroclip.ipynb #551908ef
 class AstroCLIP(FromArrays, Pretrained, nn.Module):

@@ -26,8 +26,9 @@ def attention(
     k,  # (B, H, M, d) descriptions
     v,  # (B, H, M, d) messages
 ):
-    "softmax(q k^T / sqrt(d)) v: two plain products where a CPU trains, PyTorch's fused kernel everywhere else."
-    if q.device.type != "cpu" or not q.requires_grad: return F.scaled_dot_product_attention(q, k, v)
+    "softmax(q k^T / sqrt(d)) v: two plain products where a CPU trains in bfloat16, PyTorch's fused kernel everywhere else."
+    if q.device.type != "cpu" or not q.requires_grad or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     return scores.softmax(-1).to(v.dtype) @ v
 

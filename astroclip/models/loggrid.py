@@ -46,7 +46,7 @@ def to_log_grid(flux,          # (B, L) tensor; NaN counts as missing
     weight = torch.ones_like(flux) if weight is None else weight.float()
     seen = torch.isfinite(flux) & torch.isfinite(weight) & (weight > 0)
     weight = torch.where(seen, weight, 0.)
-    weight = weight / weight.amax(-1, keepdim=True).clamp_min(1e-30)
+    weight = weight / weight.amax(-1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
     w = rebin(weight, wavelength)
     good = (rebin(seen.float(), wavelength) > 0.5) & (w > 1e-9)
     mean = rebin(weight * torch.where(seen, flux, 0.), wavelength) / w.clamp_min(1e-9)
@@ -63,6 +63,8 @@ def running_mean(x, good, width):  # (B, N), (B, N) 0/1, odd number of pixels
 def line_channels(flux, good):  # (B, N) on the log grid, (B, N) mask
     "(B, 3, N): line signal, continuum, mask; unchanged when the flux is scaled or a constant is added."
     good = good.to(flux.dtype)
+    peak = (flux * good).abs().amax(-1, keepdim=True).clamp_min(torch.finfo(flux.dtype).tiny)
+    flux = flux / peak.log2().floor().exp2()
     n = good.sum(-1, keepdim=True).clamp_min(1)
     x = (flux - (flux * good).sum(-1, keepdim=True) / n) * good
     x = x / (x.square().sum(-1, keepdim=True) / n).sqrt().clamp_min(1e-12)

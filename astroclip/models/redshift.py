@@ -68,26 +68,56 @@ def estimate(logits, centres, near=6):  # (B, S), (S,)
 class RedshiftClassifier(Pretrained, RedshiftNetwork):
     "The network with the border around it: any spectra in, redshifts and calibrated probabilities out."
     @torch.no_grad()
-    def logits_of(self, flux, wavelength=None, ivar=None, batch_size=256):
-        "(N, K) float32 logits of spectra on any grid; arguments and errors as for `predict`."
-        from astroclip.data.spectra import WAVELENGTH, check_spectra
-        flux, ivar = check_spectra(flux, wavelength, ivar)
+    def logits_of(
+        self,
+        flux, wavelength=None, ivar=None,
+        batch_size=256,
+        on_bad="raise", reasons=None,
+        **how,              # mask, unit, wavelength_unit, air
+    ):                      # (N, K) float32, NaN for rows that say nothing
+        "Logits of spectra on any grid; arguments and errors as for `predict`."
+        from astroclip.data.spectra import WAVELENGTH, gate_spectra, open_spectra, refuse_rows
+        if on_bad not in ("raise", "nan"): raise ValueError(f"on_bad {on_bad!r}: expected 'raise' or 'nan'")
+        spectra = open_spectra(flux, wavelength, ivar, **how)
         self.eval()
-        put = lambda x, i: torch.from_numpy(x[i:i + batch_size]).to(self.device)
-        return torch.cat([self(*to_log_grid(put(flux, i), WAVELENGTH, put(ivar, i))).float() for i in range(0, len(flux), batch_size)])
+        found, out = [], [torch.zeros(0, len(self.centres), device=self.device)]
+        for i in range(0, len(spectra), batch_size):
+            flux, weight, _, _, why = gate_spectra(spectra, slice(i, i + batch_size))
+            if on_bad == "raise": refuse_rows(why, i, len(spectra))
+            weight = weight / np.maximum(weight.max(1, keepdims=True), 1e-300)      # only ratios matter
+            with np.errstate(over="ignore"): flux = torch.from_numpy(flux.astype(np.float32)).to(self.device)
+            weight = torch.from_numpy(weight.astype(np.float32)).to(self.device)
+            logits = self(*to_log_grid(flux, WAVELENGTH, weight)).float()
+            logits[[j for j, reason in enumerate(why) if reason]] = torch.nan
+            found, out = found + why, out + [logits]
+        if reasons is not None: reasons[:] = found
+        return torch.cat(out)
 
-    def predict(self,
-                flux,             # (L,) or (N, L); NaN = missing
-                wavelength=None,  # (L,) vacuum A, rising; None: the DESI grid of 7,781 pixels
-                ivar=None):       # like flux; 0 = bad pixel
+    def predict(
+        self,
+        flux,                  # (L,) or (N, L), any container; NaN = missing; a Quantity is converted
+        wavelength=None,       # (L,) or (N, L) vacuum A, rising; None: the DESI grid of 7,781 pixels
+        ivar=None,             # like flux; 0 = bad pixel
+        mask=None,             # like flux; non-zero = bad pixel
+        unit=None,             # of plain numbers: 'Jy', 'W/m2/um', ...; None: any flux per wavelength
+        wavelength_unit=None,  # of plain numbers: 'nm', 'log10(Angstrom)', ...; None: Angstrom
+        air=False,             # True: wavelengths are those in air
+        on_bad="raise",        # or "nan": rows that say nothing get NaN and NaN
+        reasons=None,          # a list to fill: why, one sentence a row, "" = fine
+    ):
         """(z, probability), (N,) float32 each: redshift, and the probability that |dz| / (1 + z) < 0.003.
-        ValueError: all-NaN or all-masked spectra, a wrong length, wavelengths that span less than half of 3600-9824 A, or less than a quarter of it left after masking."""
-        y, raw = (x.cpu().numpy() for x in estimate(self.logits_of(flux, wavelength, ivar), self.centres))
-        return np.expm1(y).astype(np.float32), self.stated(raw)
+        ValueError: a spectrum that says nothing (all NaN, masked, zero, constant, or -9999 for missing), a wrong length,
+        wavelengths that span less than half of 3600-9824 A, or less than a quarter of it left after masking."""
+        how = dict(mask=mask, unit=unit, wavelength_unit=wavelength_unit, air=air)
+        logits = self.logits_of(flux, wavelength, ivar, on_bad=on_bad, reasons=reasons, **how)
+        y, raw = (x.cpu().numpy() for x in estimate(logits, self.centres))
+        empty = logits.isnan().any(1).cpu().numpy()
+        z, probability = np.expm1(y).astype(np.float32), self.stated(raw)
+        return np.where(empty, np.float32(np.nan), z), np.where(empty, np.float32(np.nan), probability)
 
-    def distribution(self, flux, wavelength=None, ivar=None):
+    def distribution(self, flux, wavelength=None, ivar=None, **how):
         "(redshifts (K,), p (N, K)): the whole answer as numpy; arguments as for `predict`."
-        p = self.logits_of(flux, wavelength, ivar).softmax(-1)
+        p = self.logits_of(flux, wavelength, ivar, **how).softmax(-1)
         return np.expm1(self.centres.cpu().numpy()), p.cpu().numpy()
 
     def stated(self, raw):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .inputs import in_batches, spectrum_batches
+from .inputs import through_spectra
 from .layers import Block, Pretrained, arguments, init_weights
 from .loggrid import to_log_grid
 from .redshift import RedshiftNetwork
@@ -101,7 +101,16 @@ class SpecFormer(Pretrained, nn.Module):
         x = self.forward_tokens(seen)
         return {"tokens": tokens[..., :F], "embedding": x, "reconstructions": self.head(x)}
 
-    def embed_spectra(self, flux, wavelength=None, ivar=None, batch_size=256, progress=False, precision="float32"):
-        "Flux (N, L) on the DESI grid or with its wavelength (Angstrom, vacuum) -> (N, D) float32 numpy: the mean over all tokens."
-        n, prepare = spectrum_batches(flux, wavelength, ivar)
-        return in_batches(self, lambda x: self.forward_tokens(self.preprocess(x)).mean(1), prepare, n, batch_size, progress, precision)
+    def embed_spectra(
+        self,
+        flux, wavelength=None, ivar=None,
+        batch_size=256, progress=False, precision="float32",
+        mask=None, unit=None, wavelength_unit=None, air=False,
+        on_bad="raise", reasons=None,
+    ):                      # (N, D) float32 numpy
+        "The mean over all tokens of spectra (N, L); arguments and errors as for `AstroCLIP.embed_spectra`."
+        how = dict(mask=mask, unit=unit, wavelength_unit=wavelength_unit, air=air)
+        how |= dict(on_bad=on_bad, reasons=reasons)
+        how |= dict(batch_size=batch_size, progress=progress, precision=precision)
+        def mean(x): return self.forward_tokens(self.preprocess(x)).mean(1)
+        return through_spectra(self, mean, flux, wavelength, ivar, **how)

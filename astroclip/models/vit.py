@@ -117,9 +117,11 @@ class VisionTransformer(Pretrained, nn.Module):
         "Images (B, C, H, W) -> the class token (B, D)."
         return self.forward_tokens(x)[:, 0]
 
-    def embed_images(self, images, batch_size=256, progress=False, precision="float32", pool="cls"):
-        "Images (N, 3, H, W), g, r, z nanomaggies -> (N, D) float32 numpy: the class token ('cls') or the mean patch ('mean')."
+    def embed_images(self, images, batch_size=256, progress=False, precision="float32", pool="cls", **said):
+        """Images (N, 3, H, W), g, r, z nanomaggies -> (N, D) float32 numpy: the class token ('cls') or the mean patch ('mean').
+
+        What is `said` of other images (unit, zeropoint, pixel_scale, kind, mask): see `data.images.check_images`."""
         if pool not in ("cls", "mean"): raise ValueError(f"pool {pool!r}: expected 'cls' or 'mean'")
-        n, prepare = image_batches(images, self.image_size)
+        n, prepare = image_batches(images, self.image_size, **said)
         one = self.forward if pool == "cls" else lambda x: self.forward_tokens(x)[:, 1:].mean(1)
         return in_batches(self, one, prepare, n, batch_size, progress, precision)

@@ -206,7 +206,7 @@ def align(model,          # AstroCLIP; its weights are trained in place
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
             record["val_loss"], record["val_recall_at_10"] = validate(model, pairs["validation"], replace(config, logit_scale=scale().item()), device)
             best.update(record["val_loss"], step)
+        yield record   # first: a record that the reader has not kept when the run is killed is made again
         if checkpoint and (step + 1) % config.checkpoint_every == 0: save_checkpoint(checkpoint, step + 1, state, asdict(config), device)
-        yield record
     best.restore()
     model.eval()

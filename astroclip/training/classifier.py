@@ -88,8 +88,8 @@ def train_classifier(model, train, validation, config, checkpoint=None, device="
         optimizer.step()
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
             for name, spectra in checks.items(): record[name] = float((predictions(model, spectra, device)[2] < RIGHT).float().mean())
+        yield record   # first: a record that the reader has not kept when the run is killed is made again
         if checkpoint and (step + 1) % config.checkpoint_every == 0: save_checkpoint(checkpoint, step + 1, state, asdict(config), device)
-        yield record
     model.eval()
 
 # %% ../../nbs/training/60_classifier.ipynb #f8153ae5

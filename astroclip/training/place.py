@@ -83,8 +83,8 @@ def learn_place(network, spectra, config, checkpoint=None, device="cpu"):
         optimizer.zero_grad(); loss.backward()
         record["grad_norm"] = clip_gradients(network.parameters(), config.clip)
         optimizer.step()
+        yield record   # first: a record that the reader has not kept when the run is killed is made again
         if checkpoint and (step + 1) % config.checkpoint_every == 0: save_checkpoint(checkpoint, step + 1, state, asdict(config), device)
-        yield record
     network.eval()
 
 @torch.no_grad()

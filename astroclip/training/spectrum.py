@@ -88,8 +88,8 @@ def pretrain_spectrum(model, train, validation, config, checkpoint=None, device=
         record["grad_norm"] = clip_gradients(model.parameters(), config.clip)
         optimizer.step()
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps: record["val_masked"] = validate(model, validation, config, device)
+        yield record   # first: a record that the reader has not kept when the run is killed is made again
         if checkpoint and (step + 1) % config.checkpoint_every == 0: save_checkpoint(checkpoint, step + 1, state, asdict(config), device)
-        yield record
     model.eval()
 
 # %% ../../nbs/training/40_spectrum.ipynb #f8cc0758

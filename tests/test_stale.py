@@ -1,0 +1,180 @@
+"""Results remember the code that made them: an edit of that code is said in one line and answered by work, any other edit by nothing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+PARAMETERS = 'survey = "mock"\nprofile = "smoke"\nseed = 0\ndevice = "auto"'
+CONFIG = "from astroclip.core.config import Params\np = Params.from_cell(globals())"
+SURVEY = """
+from astroclip.core.artifacts import create, resolve
+artifact = resolve("mock_survey", p)
+if not artifact.ready:
+    with create(artifact) as folder:
+        (folder / "galaxies").write_text("64")
+"""
+TOWER = """
+from astroclip.core.artifacts import create, ensure, resolve
+def never(): from astroclip.losses.contrastive import clip_loss
+ensure("mock_survey", p)
+artifact = resolve("pretrain_spectrum", p)
+if not artifact.ready:
+    with create(artifact) as folder:
+        (folder / "weights").write_text("w")
+"""
+
+
+def notebook(path, *cells):
+    "A stage's notebook: parameters, configuration, work."
+    cells = [dict(cell_type="code", id=f"cell{i}", metadata={}, source=[c], outputs=[], execution_count=None) for i, c in enumerate(cells)]
+    cells[0]["metadata"] = dict(tags=["parameters"])
+    kernel = dict(name="python3", display_name="python3", language="python")
+    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)))
+
+
+class Clone:
+    "A copy of the package with two short stages, used by processes of its own."
+
+    def __init__(self, folder, root):
+        self.folder = folder
+        shutil.copytree(root / "astroclip", folder / "astroclip", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(root / "settings.ini", folder)
+        (folder / "nbs").mkdir()
+        notebook(folder / "nbs" / "mock_survey.ipynb", PARAMETERS, CONFIG, SURVEY, "print('drawn')")
+        notebook(folder / "nbs" / "pretrain_spectrum.ipynb", PARAMETERS, CONFIG, TOWER)
+
+    def run(self, code, **environment):
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("ASTROCLIP")}
+        clean |= dict(PYTHONPATH=str(self.folder), ASTROCLIP_HOME=str(self.folder / "home")) | environment
+        code = f"from astroclip.core.artifacts import ensure, resolve\n{code}"
+        done = subprocess.run([sys.executable, "-c", code], cwd=self.folder, env=clean, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    def ensure(self, stage, more="", **environment):
+        return self.run(f"ensure({stage!r}, profile='smoke'{more})", **environment)
+
+    def state(self, stage, **environment):
+        return self.run(f"print(resolve({stage!r}, profile='smoke'))", **environment).split(", ")[-1].strip(")\n")
+
+    def append(self, module, text):
+        with open(self.folder / "astroclip" / f"{module.replace('.', '/')}.py", "a") as file:
+            file.write(text)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory, root):
+    clone = Clone(tmp_path_factory.mktemp("clone"), root)
+    said = clone.ensure("pretrain_spectrum")
+    assert "pretrain_spectrum (mock, smoke) is missing" in said and "mock_survey (mock, smoke) is missing" in said
+    return clone
+
+
+def test_what_is_ready_is_not_made_again(clone):
+    assert clone.ensure("pretrain_spectrum") == ""
+    names = {p.name for p in (clone.folder / "home" / "mock" / "smoke").iterdir()}
+    assert not any(name.endswith(".lock") or name.startswith((".partial", ".old")) for name in names), names
+    assert list((clone.folder / "home" / "mock" / "smoke" / ".locks").glob("*.lock"))
+
+
+def test_other_code_comments_and_drawing_change_nothing(clone):
+    clone.append("losses.contrastive", '\n\n# said in passing\n"""and at length"""\n')
+    clone.append("evaluation.gaps", "\nANOTHER = 1\n")
+    clone.append("core.plots", "\nANOTHER = 1\n")
+    path = clone.folder / "nbs" / "mock_survey.ipynb"
+    path.write_text(path.read_text().replace("print('drawn')", "print('drawn better')"))
+    assert clone.state("pretrain_spectrum") == "ready"
+
+
+def test_an_edit_is_said_and_answered(clone):
+    clone.append("losses.contrastive", "\nANOTHER = 1\n")
+    assert clone.state("pretrain_spectrum") == "made before a change of losses.contrastive"
+    assert clone.state("mock_survey") == "ready"
+    kept = clone.ensure("pretrain_spectrum", ", reuse=True")
+    assert kept == "pretrain_spectrum (mock, smoke) was made before a change of losses.contrastive: reused all the same.\n"
+    assert "reused all the same" in clone.ensure("pretrain_spectrum", ASTROCLIP_REUSE="1")
+    said = clone.ensure("pretrain_spectrum")
+    assert said.startswith("pretrain_spectrum (mock, smoke) was made before a change of losses.contrastive: running nbs/pretrain_spectrum.ipynb")
+    assert "mock_survey" not in said and said.count("losses.contrastive") == 1
+    assert clone.state("pretrain_spectrum") == "ready"
+
+
+def test_what_was_made_from_another_input_is_made_again(clone):
+    path = clone.folder / "nbs" / "mock_survey.ipynb"
+    path.write_text(path.read_text().replace('write_text(\\"64\\")', 'write_text(\\"65\\")'))
+    assert clone.state("mock_survey") == "made before a change of nbs/mock_survey.ipynb"
+    assert clone.state("pretrain_spectrum") == "made from another mock_survey"
+    assert clone.state("pretrain_spectrum", ASTROCLIP_REUSE="1") == "ready"
+    figure = (
+        "from astroclip.core.plots import _reused, _sidecar\nfrom astroclip.core.config import Params\n"
+        "r = _sidecar('toy', Params(profile='smoke'), {}, '', [resolve('pretrain_spectrum', profile='smoke')], '')\nprint(r['reused'])"
+    )
+    assert "made from another mock_survey" in clone.run(figure, ASTROCLIP_REUSE="1")
+
+
+def test_a_sidecar_without_code_counts_as_unknown(clone):
+    (path,) = clone.folder.glob("home/mock/smoke/mock_survey-*/artifact.json")
+    whole = path.read_text()
+    path.write_text(json.dumps({k: v for k, v in json.loads(whole).items() if "code" not in k}))
+    assert clone.state("mock_survey") == "made by unknown code"
+    path.write_text(whole)
+
+
+def test_work_begun_by_other_code_is_not_continued(clone):
+    begin = """
+from astroclip.core.artifacts import create
+a = resolve("train_redshift", profile="smoke")
+try:
+    with create(a) as folder:
+        (folder / "step").write_text("3")
+        raise KeyboardInterrupt
+except KeyboardInterrupt as end:
+    assert "the same command resumes" in str(end)
+"""
+    look = 'from astroclip.core.artifacts import create\nwith create(resolve("train_redshift", profile="smoke")) as f: print((f / "step").exists())'
+    notebook(clone.folder / "nbs" / "train_redshift.ipynb", PARAMETERS, CONFIG, "x = 1")
+    assert "was interrupted: what is finished is kept" in clone.run(begin)
+    notebook(clone.folder / "nbs" / "train_redshift.ipynb", PARAMETERS, CONFIG, "x = 2")
+    assert clone.run(look).splitlines()[-1] == "False"
+    clone.run(begin.replace("train_redshift", "embed"))
+    assert clone.run(look.replace("train_redshift", "embed")).splitlines()[-1] == "True"
+
+
+def test_every_stage_knows_its_code_quickly(root):
+    import time
+
+    from astroclip.core.artifacts import KEPT_BY_PAGES, STAGES, notebook_of
+    from astroclip.core.provenance import code_of
+
+    for stage in [*STAGES, *KEPT_BY_PAGES]:
+        code_of(notebook_of(stage))
+        begin = time.perf_counter()
+        code = code_of(notebook_of(stage))
+        assert time.perf_counter() - begin < 0.2
+        assert len(code) > 5 and not any(name.startswith("core.") for name in code)
+    for stage, page in KEPT_BY_PAGES.items():
+        assert f'Artifact(\\"{stage}\\"' in (root / "nbs" / f"{page}.ipynb").read_text()
+
+
+WORDS = st.text(alphabet="abc xyz\"'#", max_size=12)
+NUMBERS = st.one_of(st.integers(-99, 99), st.floats(allow_nan=False, allow_infinity=False), st.booleans())
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(comment=WORDS, docstring=WORDS, number=NUMBERS, other=NUMBERS, blank=st.integers(0, 3))
+def test_only_what_is_computed_is_hashed(comment, docstring, number, other, blank):
+    import ast
+
+    from astroclip.core.provenance import tree_hash
+
+    plain = f"def f(x, *, y=1):\n    return x * {number!r} + y\n"
+    dressed = f"{docstring!r}\n" + "\n" * blank + f"def f(x, *,\n      y=1):  # {comment}\n    {docstring!r}\n    return (x * {number!r}\n  + y)\n"
+    assert tree_hash(ast.parse(plain)) == tree_hash(ast.parse(dressed))
+    changed = plain.replace(repr(number), repr(other))
+    assert (tree_hash(ast.parse(plain)) == tree_hash(ast.parse(changed))) == (repr(number) == repr(other))
