@@ -135,7 +135,7 @@ def columns_of_table(table):
 def read_ecsv(content, path):
     "The spectra of an ECSV table."
     from astropy.table import Table
-    table = Table.read(decoded(content, path), format="ascii.ecsv")
+    table = Table.read(decoded(content, path).splitlines(), format="ascii.ecsv")   # a list: a text could be a path
     return spectra_of_columns(columns_of_table(table), path, without_ids(table.meta))
 
 

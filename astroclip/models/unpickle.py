@@ -186,7 +186,7 @@ def read_pickle(data):
     raise CheckpointError("its pickle ends too early")
 
 # %% ../../nbs/models/45_unpickle.ipynb #a945e2af
-BROKEN = (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, struct.error, ValueError, OverflowError)   # what zipfile raises
+BROKEN = (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, struct.error, ValueError, OverflowError, OSError, MemoryError)   # of zipfile
 
 
 class TorchArchive:
@@ -200,6 +200,7 @@ class TorchArchive:
         except CheckpointError as e:
             self.zip.close()
             raise CheckpointError(f"{self.path}: {e}") from e
+        except FileNotFoundError: raise
         except BROKEN as e:
             raise CheckpointError(f"{self.path}: not a zip archive of torch.save, or a truncated one ({short(str(e))})") from e
 
