@@ -125,7 +125,7 @@ def prepare(home, survey):
         artifact.path.mkdir(parents=True)
         for name in ("survey.h5", "spectra.h5"):
             shutil.copy(survey, artifact.path / name)
-        _write_sidecar(artifact, artifact.path, 0.0)
+        _write_sidecar(artifact, artifact.path, 0.0, artifact.code)
 
 
 def main(argv=None):
