@@ -16,6 +16,7 @@ import io
 import json
 import lzma
 import multiprocessing
+import multiprocessing.connection
 import os
 import pickle
 import resource
@@ -309,7 +310,7 @@ def json_damage(data, rng):
         how = int(rng.integers(0, 3))
         if how == 0: return int(rng.choice([0, 1, n + 1, 2**31, 2**40, 2**63 - 1])).to_bytes(8, "little") + data[8:]
         if how == 1: return flip_bits(data[:8 + n], rng) + data[8 + n:]
-        return data[:8] + words(data[8:8 + n], rng)[:n].ljust(n) + data[8 + n:]
+        return data[:8] + words(data[8:8 + min(n, 9999)], rng)[:n].ljust(min(n, 9999)) + data[8 + n:]
     try: tree = json.loads(data)
     except ValueError: return flip_bits(data, rng)
     values = [None, -1, 0, 10**9, 10**30, "x", [], {}, 1.5, True, "../../etc", [1] * 1000, float("nan")]
@@ -425,17 +426,17 @@ def rss(field="VmHWM"):
     with open("/proc/self/status") as f: return next((int(line.split()[1]) << 10 for line in f if line.startswith(field)), 0)
 
 
-def worker(jobs, answers, here, memory):
-    "Read the files of `jobs` until None comes; tell the parent before and after each."
+def worker(line, here, memory):
+    "Read the files that come down the line until None comes; tell the parent before and after each."
     warnings.simplefilter("ignore")
     os.chdir(here)
     signal.signal(signal.SIGPROF, lambda *_: (_ for _ in ()).throw(Hang()))
     events, watched, limited = [], {"on": False}, False
     spy(events, watched)
-    while (job := jobs.get()) is not None:
+    while (job := line.recv()) is not None:
         number, kind, path, learn = job
         path = Path(path)
-        answers.put(("begin", os.getpid(), number))
+        line.send(("begin", number))
         if not learn and not limited:                                   # the libraries are loaded: from here on it counts
             limited = True
             ceiling = rss("VmSize") + memory
@@ -458,7 +459,7 @@ def worker(jobs, answers, here, memory):
         if events: result, said = "EXECUTED", "; ".join(events)
         if grown > memory: result, said = "MEMORY", f"{grown / 2**30:.1f} GB; {said}"
         if learn and result.isupper() or result.startswith("UNEXPECTED"): said = f"a whole file: {said}" if learn else said
-        answers.put(("end", os.getpid(), number, result, said, time.process_time() - start, grown))
+        line.send(("end", number, result, said, time.process_time() - start, grown))
 
 
 # ---- all of it
@@ -488,52 +489,54 @@ def write_damaged(seeds, kind, number, seed, folder):
 
 
 class Pool:
-    "Workers that read one file at a time; one that dies or hangs is replaced, and its file noted."
+    "Workers that read one file at a time, each at a line of its own; one that dies or hangs is replaced, and its file noted."
     def __init__(self, jobs, here, memory, warm):
         self.context = multiprocessing.get_context("spawn")
-        self.answers, self.here, self.memory, self.warm = self.context.Queue(), here, memory, warm
+        self.here, self.memory, self.warm = here, memory, warm
         self.members = [self.start() for _ in range(jobs)]
 
     def start(self):
-        queue = self.context.Queue()
-        process = self.context.Process(target=worker, args=(queue, self.answers, self.here, self.memory), daemon=True)
+        line, end = self.context.Pipe()
+        process = self.context.Process(target=worker, args=(end, self.here, self.memory), daemon=True)
         process.start()
-        for job in self.warm: queue.put(job)
-        return {"queue": queue, "process": process, "busy": None, "since": 0.0}
+        end.close()
+        for job in self.warm: line.send(job)
+        return {"line": line, "process": process, "busy": None, "since": 0.0}
 
     def run(self, files):
         "(kind, path, result, said, seconds, bytes) of each of `files`, an iterator of (number, kind, path)."
-        files, todo = iter(files), {}
-        member_of = {m["process"].pid: m for m in self.members}
-        for m in self.members: self.give(m, files, todo)
-        while any(m["busy"] is not None for m in self.members):
-            try: kind, pid, number, *rest = self.answers.get(timeout=0.5)
-            except Exception: kind = None
-            now = time.monotonic()
-            if kind == "begin" and number in todo: member_of[pid]["since"] = now
-            if kind == "end" and number in todo:
-                yield (*todo.pop(number), *rest)
-                member_of[pid]["busy"] = None
-                self.give(member_of[pid], files, todo)
-            for i, m in enumerate(self.members):
-                stuck = m["busy"] is not None and m["since"] and now - m["since"] > 30 * SECONDS
-                if m["busy"] is None or (m["process"].is_alive() and not stuck): continue
-                if not stuck and not self.answers.empty(): continue       # its last words are still to be read
-                code = "a hang in a library" if stuck else f"signal {-(m['process'].exitcode or 0)}"
-                if stuck: m["process"].kill()
-                yield (*todo.pop(m["busy"]), "CRASH", code, now - m["since"], 0)
-                self.members[i] = self.start()
-                member_of[self.members[i]["process"].pid] = self.members[i]
-                self.give(self.members[i], files, todo)
-        for m in self.members: m["queue"].put(None)
+        files = iter(files)
+        for m in self.members: self.give(m, files)
+        while busy := [m for m in self.members if m["busy"]]:
+            for line in multiprocessing.connection.wait([m["line"] for m in busy], timeout=1):
+                m = next(m for m in busy if m["line"] is line)
+                try: word, number, *rest = line.recv()
+                except (EOFError, OSError): word, number = "gone", None
+                if word == "begin": m["since"] = time.monotonic()
+                if word == "end" and m["busy"] and number == m["busy"][0]:
+                    yield (*m["busy"][1:], *rest)
+                    self.give(m, files)
+                if word == "gone": yield self.replace(m, files, dead=True)
+            for m in busy:
+                if m["busy"] and m["since"] and time.monotonic() - m["since"] > 30 * SECONDS:
+                    m["process"].kill()
+                    yield self.replace(m, files, dead=False)
+        for m in self.members: m["line"].send(None)
         for m in self.members: m["process"].join(10)
 
-    def give(self, member, files, todo):
+    def replace(self, m, files, dead):
+        "Another worker in the place of m; what is to be said of the file it had."
+        m["process"].join(5)
+        code = f"signal {-(m['process'].exitcode or 0)}" if dead else "a hang that no alarm ends"
+        lost = (*m["busy"][1:], "CRASH", code, time.monotonic() - m["since"], 0)
+        m.update(self.start())
+        self.give(m, files)
+        return lost
+
+    def give(self, m, files):
         job = next(files, None)
-        if job is None: return
-        number, kind, path = job
-        todo[number], member["busy"], member["since"] = (kind, path), number, 0.0
-        member["queue"].put((number, kind, str(path), False))
+        m["busy"], m["since"] = job, 0.0
+        if job: m["line"].send((job[0], job[1], str(job[2]), False))
 
 
 def fuzz(n, seed=0, kinds=KINDS, jobs=1, keep=None, memory=MEMORY, echo=print):
