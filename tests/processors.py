@@ -1,6 +1,6 @@
 """What tests/test_processors.py runs in processes of their own, each told to be an older processor.
 
-    python tests/processors.py train            two steps of every network at small widths; the last line names what was under way
+    python tests/processors.py train            two steps of every network; the last line names the one under way
     python tests/processors.py answers out.npz  what the library answers, to be compared between processors
 """
 

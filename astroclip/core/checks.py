@@ -26,19 +26,19 @@ def library_notebooks(
     root,      # the repository
     names=(),  # parts of paths, e.g. "models/" or "20_vit"; none: all
 ):
-    "Paths of the library notebooks whose path contains one of the names; `ValueError` for a name that fits none."
+    "Paths of the library notebooks that contain one of the names; `ValueError` for a name that fits none."
     every = sorted(p for p in (Path(root) / "nbs").glob("*/[!.]*.ipynb"))
     if not every:
-        raise ValueError(f"there is no library notebook in {Path(root) / 'nbs'}: run this inside a clone of the repository")
+        raise ValueError(f"no library notebook in {Path(root) / 'nbs'}: run this inside a clone of the repository")
     for name in names:
         if not any(name in str(p) for p in every):
-            raise ValueError(f"no library notebook is called {name!r}: give a part of a path in nbs, such as core/ or 20_vit")
+            raise ValueError(f"no library notebook is called {name!r}: give a part of a path, such as core/ or 20_vit")
     return [p for p in every if not names or any(name in str(p) for name in names)]
 
 # %% ../../nbs/core/45_checks.ipynb #b57003af
 @dataclass(frozen=True)
 class Outcome:
-    "How one notebook ended: what it printed, in how many seconds, and with which exit code (None: over the limit)."
+    "How one notebook ended: its exit code (None: over the limit), its seconds and what it printed."
 
     path: Path
     code: int | None
@@ -71,7 +71,8 @@ def _execute(path, flags, base, log, folder):
     sys.exit(0 if passed else 1)
 
 # %% ../../nbs/core/45_checks.ipynb #ff3b3931
-PRELOAD = ("torch", "matplotlib.pyplot", "scipy.stats", "h5py", "numba", "fastcore.test", "execnb.shell", "nbdev.test")
+PRELOAD = ("torch", "matplotlib.pyplot", "scipy.stats", "h5py", "numba", "fastcore.test", "execnb.shell")
+PRELOAD += ("nbdev.test",)
 FLAGS = ("slow", "cuda", "mock")  # cells with these flags are run by tests, where their libraries are
 
 
@@ -96,7 +97,8 @@ def run_each(
         while waiting and len(running) < processes:
             path, folder = waiting.pop(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
             log = os.path.join(folder.name, ".output")
-            child = context.Process(target=_execute, args=(str(path), FLAGS, str(base or ""), log, folder.name))
+            given = (str(path), FLAGS, str(base or ""), log, folder.name)
+            child = context.Process(target=_execute, args=given)
             child.start()
             running[child.sentinel] = (child, path, folder, log, time.monotonic())
         wait(list(running), timeout=0.5)
@@ -119,7 +121,7 @@ def report(
     tail=25,     # lines of a failed notebook's output
     slowest=8,
 ):
-    "Prints a line for each notebook as it ends and a summary; True when all passed (and there was at least one)."
+    "Prints a line for each notebook as it ends and a summary; True when there was one and all passed."
     done = []
     for o in outcomes:
         done.append(o)
@@ -137,8 +139,9 @@ def report(
 # %% ../../nbs/core/45_checks.ipynb #8bd7df84
 def main(argv=None):
     "`python -m astroclip.core.checks [NAME ...]`; exits with 1 when a notebook did not pass."
-    parser = argparse.ArgumentParser(prog="python -m astroclip.core.checks", description="Run library notebooks, each in a process of its own.")
-    parser.add_argument("names", nargs="*", help="parts of paths, such as models/ or 20_vit; without any: all of them")
+    about = "Run library notebooks, each in a process of its own."
+    parser = argparse.ArgumentParser(prog="python -m astroclip.core.checks", description=about)
+    parser.add_argument("names", nargs="*", help="parts of paths, such as models/ or 20_vit; none: all")
     parser.add_argument("--processes", type=int, default=min(cores(), 4), help="notebooks at a time")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for each")
     given = parser.parse_args(argv)
