@@ -5,6 +5,7 @@ import pytest
 
 from astroclip.data.spectra import N_PIXELS, WAVELENGTH, Spectrum
 from astroclip.evaluation.observed import (
+    SUFFIXES,
     COLUMNS, ask_images, ask_spectra, choose, find_folder, group_of, images_for_network, list_all, markers_of, nearest_redshift,
     read_folder, real_scores, spectra_for_network, wilson)
 
@@ -15,7 +16,7 @@ def found(real):
 
 
 def test_every_file_is_accounted_for(real, found):
-    files = {str(p.relative_to(real)) for p in real.rglob("*") if p.name.endswith((".fits", ".fits.gz", ".npz"))}
+    files = {str(p.relative_to(real)) for p in real.rglob("*") if p.name.lower().endswith(SUFFIXES)}
     assert files == {f for f, _ in found.images + found.spectra + found.left_out}
     assert len(found.images) == 9 and len(found.spectra) == 13 + 7 + 8 + 50
     reasons = dict(found.left_out)
@@ -149,7 +150,7 @@ def test_any_error_of_a_file_is_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(observed, "read_spectrum", breaks)
     (tmp_path / "A.FIT.BZ2").write_bytes(b"x")
     (tmp_path / "b.jpg").write_bytes(b"\xff\xd8\xff no picture")
-    (tmp_path / "notes.txt").write_bytes(b"x")
+    (tmp_path / "notes.pdf").write_bytes(b"x")
     found = read_folder(tmp_path)
     assert [f for f, _ in found.left_out] == ["A.FIT.BZ2", "b.jpg"] and found.left_out[0][1] == "NULL pointer"
 
