@@ -42,6 +42,7 @@ class UnreadableFile(OSError):
 
 def _passes(error):
     "No fault of the file's content: a refusal in our own words (it has a `.reason`), no file, no library."
+    if isinstance(error, UnboundLocalError): return False      # astropy's answer to a table column without TFORM
     if isinstance(error, (UnreadableFile, FileNotFoundError, ImportError, NameError)): return True
     return isinstance(error, ValueError) and hasattr(error, "reason") and not isinstance(error, UnicodeError)
 

@@ -17,6 +17,7 @@ from astropy.table import Table
 from ..core.artifacts import write_atomic
 from ..data.arrays import as_floats
 from ..data.identifiers import as_identifiers, is_among, values_and_gaps
+from ..data.pairs import check_hdf5
 from .columns import as_table, matches, read_columns, write_columns
 from .outputs import disk_errors
 
@@ -217,6 +218,7 @@ def load(cls, path):
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"no index {path}; make one with `astroclip embed`")
     try:
+        check_hdf5(path)
         with h5py.File(path) as f:
             vectors, ids, modality, table, model = read_index(f, path, path.stat().st_size)
         whole = vectors.ndim == 2 and vectors.dtype == np.float32 and np.isfinite(vectors).all()
