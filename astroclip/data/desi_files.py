@@ -17,7 +17,7 @@ import numpy as np
 from .fits_files import UnreadableFile, bare_name, native, open_fits
 from .spectra import WAVELENGTH, Spectrum, join_cameras, resample
 from .spectrum_columns import (
-    flux_factor, identifier, number, position, refuse, said, stem, table_of, unit_of)
+    in_our_unit, identifier, number, position, refuse, said, stem, table_of, unit_of)
 
 # %% ../../nbs/data/22_desi_files.ipynb #8743f806
 def arms_of(names):
@@ -137,7 +137,7 @@ def read_desi(hdus, path):
     for arm in arms_of(names):
         try: unit = unit_of(hdus[f"{arm}_FLUX"].header.get("BUNIT"))
         except ValueError as reason: refuse(path, str(reason))
-        factor = 1 if unit is None else flux_factor(arrays[f"{arm}_WAVELENGTH"], unit)
+        factor = 1 if unit is None else in_our_unit(arrays[f"{arm}_WAVELENGTH"], unit)
         if not np.allclose(factor, 1):
             arrays[f"{arm}_FLUX"] = arrays[f"{arm}_FLUX"] * factor
             if f"{arm}_IVAR" in arrays: arrays[f"{arm}_IVAR"] = arrays[f"{arm}_IVAR"] / factor**2

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['ARRAYS', 'NAMES', 'IN_NAME', 'NICK', 'UNIT', 'PLAUSIBLE', 'PIXEL_BIT', 'META', 'TEXTS', 'TEXT_SUFFIXES',
-           'SPECTRUM_SUFFIXES', 'split_name', 'find', 'unit_of', 'vacuum', 'to_angstrom', 'flux_factor',
-           'inverse_variance', 'unusable', 'number', 'degrees', 'position', 'identifier', 'stem', 'said', 'table_of',
-           'refuse', 'one_spectrum', 'check_scale', 'axis_in', 'spectra_of_columns']
+           'SPECTRUM_SUFFIXES', 'split_name', 'find', 'unit_of', 'to_angstrom', 'in_our_unit', 'inverse_variance',
+           'unusable', 'number', 'degrees', 'position', 'identifier', 'stem', 'said', 'table_of', 'refuse',
+           'one_spectrum', 'check_scale', 'axis_in', 'spectra_of_columns']
 
 # %% ../../nbs/data/21_spectrum_columns.ipynb #4bf938dd
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
 
 from .fits_files import FITS_SUFFIXES, bare_name, native
+from .spectrum_units import FLUX_UNIT, air_to_vacuum, flux_factor, parse_unit
 from .spectra import NotAnObservedSpectrum, Spectrum
 
 # %% ../../nbs/data/21_spectrum_columns.ipynb #28230c04
@@ -82,29 +82,13 @@ def unit_of(
     if not clean: return None
     if len(clean) > 80: raise ValueError(f"unit {clean[:40]!r}... is not known")
     clean = re.sub(r"(?i)[/ ]+(spaxel|fib(er|re)|pix(el)?)(\^?-1)?$", "", clean)
-    angstrom = r"(?<![A-Za-z])(\u00c5|[Aa]{1,2}|ANGSTROMS?|[Aa]ng(strom)?s?|ANG)(?![A-Za-z])"
-    clean = re.sub(angstrom, "Angstrom", clean)
-    clean = re.sub(r"(?i)\bergs\b", "erg", clean)
+    clean = re.sub(r"\bANG(STROM)?S?\b", "Angstrom", clean)
     for form in (clean, clean.lower().replace("angstrom", "Angstrom"), clean.capitalize()):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try: return u.Unit(form)
-            except (ValueError, TypeError, ArithmeticError, RecursionError): pass
+        try: return parse_unit(form)
+        except (ValueError, ArithmeticError, RecursionError): pass
     raise ValueError(f"unit {text!r} is not known")
 
 # %% ../../nbs/data/21_spectrum_columns.ipynb #bb61de44
-def vacuum(
-    air,   # (L,) Angstrom
-):         # (L,) Angstrom
-    "Wavelengths in vacuum from those in air; below 2000 A they are vacuum wavelengths by convention."
-    air = np.asarray(air, np.float64)
-    wavelength = air
-    for _ in range(3):
-        s2 = (1e4 / np.maximum(wavelength, 1000)) ** 2
-        wavelength = air * (1 + 8.34254e-5 + 2.406147e-2 / (130 - s2) + 1.5998e-4 / (38.9 - s2))
-    return np.where(air < 2000, air, wavelength)
-
-
 def _looks_like_angstrom(last):
     "`ValueError` if an axis without a unit that ends at `last` is in anything but Angstrom."
     if 2000 < last <= 1e5: return
@@ -131,27 +115,20 @@ def to_angstrom(
             try: x = (x * unit).to_value(u.Angstrom, equivalencies=u.spectral())
             except u.UnitConversionError: raise ValueError(f"wavelength in {unit}, no length") from None
         elif np.isfinite(x).any(): _looks_like_angstrom(np.max(x[np.isfinite(x)]))
-        return np.where(np.isfinite(x) & (x > 0), vacuum(x) if kind == "air" else x, np.nan)
+        return np.where(np.isfinite(x) & (x > 0), air_to_vacuum(x) if kind == "air" else x, np.nan)
 
 # %% ../../nbs/data/21_spectrum_columns.ipynb #4ba44a44
-UNIT = "1e-17 erg/(s cm2 Angstrom)"
+UNIT = FLUX_UNIT
 PLAUSIBLE = (1e-6, 1e6)   # median of |flux| in 1e-17 erg/s/cm2/A; real galaxies here have 0.05 to 500
 
 
-def flux_factor(
+def in_our_unit(
     wavelength,   # (L,) Angstrom
     unit,         # astropy unit
-):                # (L,) or a number: one of this unit in 1e-17 erg/s/cm2/A
+):                # (L,): one of this unit in 1e-17 erg/s/cm2/A
     "The factor that brings a flux density to our unit; `ValueError` if it is none."
-    import astropy.units as u
-    import astropy.units.photometric                                    # maggies know their zero point
-    try:
-        if unit.is_equivalent(u.maggy): unit = (unit / u.maggy).to(u.dimensionless_unscaled) * 3631 * u.Jy
-        with np.errstate(all="ignore"):
-            light = u.spectral_density(wavelength * u.Angstrom)
-            return (1 * unit).to_value(u.Unit(UNIT), equivalencies=light)
-    except (u.UnitsError, TypeError, AttributeError):
-        raise ValueError(f"flux in {unit}, which is no flux density: calibrate it and {ARRAYS}") from None
+    try: return flux_factor(unit, wavelength)
+    except ValueError as why: raise ValueError(f"flux in {unit}, which is no flux density ({why}): {ARRAYS}") from None
 
 
 def inverse_variance(
@@ -348,7 +325,7 @@ def spectra_of_columns(
     try:
         w = to_angstrom(wave, columns[axis][1], kind)
         own = unit_of(columns[name][1] or unit)
-        factor = 1.0 if own is None else flux_factor(w, own)
+        factor = 1.0 if own is None else in_our_unit(w, own)
         notes = [*flags, *check_scale(flux, own, path)]
         if not error: notes.append("no errors in the file: all pixels count the same")
         if kind == "air": notes.append("wavelengths converted from air to vacuum")
