@@ -52,6 +52,22 @@ def real(shared) -> Path:
 
 
 @pytest.fixture(scope="session")
+def home(tmp_path_factory, root) -> Path:
+    "One data folder for the smoke runs of all workers (artifacts have locks); needs the stellar grids of the [mock] extra."
+    pytest.importorskip("speclite", reason="the simulated survey needs the [mock] extra: pip install -e .[mock]")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "smoke-home"
+    folder.mkdir(exist_ok=True)
+    cache = root / "data" / "cache"  # grids made by an earlier run save time, not needed
+    if cache.is_dir() and not (folder / "cache").exists():
+        try:
+            (folder / "cache").symlink_to(cache)
+        except FileExistsError:  # another worker's
+            pass
+    return folder
+
+
+@pytest.fixture(scope="session")
 def sample(root) -> Path:
     "The committed sample of 64 simulated pairs."
     return root / "data" / "sample" / "survey.h5"

@@ -88,7 +88,10 @@ sys.exit(pipeline.main(["reproduce", "--profile", "smoke"]))
             break
         time.sleep(0.1)
     run.send_signal(signal.SIGINT)
-    assert run.wait(30) == 130 and "the same command resumes" in run.stderr.read()
+    try:
+        assert run.wait(30) == 130 and "the same command resumes" in run.stderr.read()
+    finally:
+        run.kill()
     with pytest.raises(ProcessLookupError):
         for _ in range(100):
             os.kill(int((tmp_path / "pid").read_text()), 0)

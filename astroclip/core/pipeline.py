@@ -228,6 +228,7 @@ def main(words=None):
     tasks = dict(reproduce=[*stage_tasks(params.profile, n), *page_tasks()], pages=page_tasks(after=()),
                  studies=study_tasks(params.profile, n))[args.what]
     begin = time.perf_counter()
+    signal.signal(signal.SIGINT, signal.default_int_handler)     # a shell's background job would ignore it
     try:
         seconds = run_tasks(tasks, lambda task: papermill_command(task, folder, params.as_dict()), n)
     except KeyboardInterrupt:

@@ -316,10 +316,12 @@ def neighbour_figure(rgb, titles, neighbours, captions, columns=2):
     return fig
 
 
-def choose(groups, scored, probability, most=5):
-    "Which spectra to draw: the first that is scored of each group, then the surest of the others."
-    first = [int(np.flatnonzero((groups == g) & scored)[0]) for g in dict.fromkeys(groups[scored])][:most]
-    others = [int(i) for i in np.argsort(-probability, kind="stable") if i not in first]
+def choose(groups, scored, probability, most=5, calibrated=None):
+    "Which spectra to draw: the first that is scored of each group, then the surest; those without a flux scale last."
+    calibrated = np.ones(len(groups), bool) if calibrated is None else np.asarray(calibrated, bool)
+    of = [np.flatnonzero((groups == g) & scored) for g in dict.fromkeys(groups[scored])]
+    first = [int(rows[np.argmax(calibrated[rows])]) for rows in of][:most]
+    others = [int(i) for i in np.lexsort((-probability, ~calibrated)) if i not in first]
     return first + others[: most - len(first)]
 
 
