@@ -55,7 +55,9 @@ def contents(
     reasons = []
     for f, g, r in zip(flux, good, raw):
         values, given = f[g], r[g]
-        if not len(values): reasons.append("all zero: a dead fibre or padding" if (r == 0).any() else "")
+        if not len(values):     # nothing left: zeros, or everything masked, which the count of usable pixels says
+            seen = r[np.isfinite(r)]
+            reasons.append("all zero: a dead fibre or padding" if len(seen) and not seen.any() else "")
         elif np.ptp(values) <= 1e-6 * np.abs(values).max():
             reasons.append(f"constant: every pixel is {given[0]:g}")
         elif len(np.unique(values[:: max(1, len(values) // 500)])) < 10 > len(np.unique(values)):
