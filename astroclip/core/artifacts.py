@@ -194,7 +194,7 @@ def library_versions(names=("astroclip", "torch", "numpy", "h5py", "astropy", "s
 
 def _sweep(folder):
     "Remove what killed runs were writing, once the work is done: files that nobody will rename any more."
-    for file in [f for pattern in (".*.tmp", "*.partial", "*.chunks") for f in folder.rglob(pattern)]:
+    for file in [f for pattern in (".*.tmp", ".tmp*", "*.partial", "*.chunks") for f in folder.rglob(pattern)]:
         if file.is_file():
             file.unlink()
 

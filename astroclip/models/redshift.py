@@ -124,4 +124,5 @@ class RedshiftClassifier(Pretrained, RedshiftNetwork):
         "Claimed probabilities, array -> calibrated ones: a straight line in log odds, fitted by `training.classifier.calibrate`."
         slope, offset = self.calibration.cpu().numpy()
         raw = np.clip(raw, 1e-6, 1 - 1e-6)
-        return (1 / (1 + np.exp(-slope * np.log(raw / (1 - raw)) - offset))).astype(np.float32)
+        odds = np.clip(slope * np.log(raw / (1 - raw)) + offset, -80, 80)     # beyond, float32 knows only 0 and 1
+        return (1 / (1 + np.exp(-odds))).astype(np.float32)
