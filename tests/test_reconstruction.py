@@ -184,6 +184,7 @@ def test_noise_free_spectra_differ_from_the_observed_ones_by_the_noise():
     truth = noise_free(survey, rows)
     chi2 = chi_squared(truth, survey.flux(rows), survey.ivar(rows), np.ones(truth.shape, bool))
     assert truth.shape == (6, WAVELENGTH.size) and (0.9 < chi2).all() and (chi2 < 2).all()
-    np.testing.assert_array_equal(noise_free(survey, rows[:2]), truth[:2])
+    # products of two rows and of six may be summed in another order (seen with AVX2): the last bit of float32 is free
+    np.testing.assert_allclose(noise_free(survey, rows[:2]), truth[:2], rtol=1e-6)
     survey._attrs = {}
     assert noise_free(survey, rows) is None
