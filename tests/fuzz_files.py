@@ -18,7 +18,6 @@ import lzma
 import multiprocessing
 import multiprocessing.connection
 import os
-import pickle
 import resource
 import shutil
 import signal

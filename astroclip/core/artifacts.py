@@ -58,7 +58,7 @@ def reuse_asked():
 def _digest(*parts):
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
-
+# %% ../../nbs/core/20_artifacts.ipynb #57c2a31d
 @dataclass(frozen=True)
 class Artifact:
     "One stage's result: what it is made from and where it lies; `ready` says whether it can be used."
@@ -232,7 +232,7 @@ def _begin(partial, code):
         with write_atomic(partial / CODE) as temporary:
             temporary.write_text(json.dumps(code))
 
-
+# %% ../../nbs/core/20_artifacts.ipynb #02842301
 def _interrupted(artifact):
     "What Ctrl-C ends with: printed too, as papermill does not show the exception."
     said = f"{artifact.stage} was interrupted: what is finished is kept, the same command resumes."
@@ -344,7 +344,7 @@ def _environment(**values):
             if value is not None:
                 os.environ[name] = value
 
-
+# %% ../../nbs/core/20_artifacts.ipynb #5822a838
 def _announce(artifact, notebook):
     "One line: what is made, why, and how long it takes."
     minutes = EXPECTED_MINUTES[artifact.profile].get(artifact.stage)

@@ -79,7 +79,7 @@ def show_image(ax, rgb, title=None, scale_bar=None):
         ax.text(x0, y0 * 1.3, f'{scale_bar:g}"', color="white", fontsize="x-small", va="bottom")
     return ax
 
-
+# %% ../../nbs/core/30_plots.ipynb #e819fc3d
 def plot_spectrum(ax, wavelength, flux, redshift=None, lines=SPECTRAL_LINES, smooth=0, labels=True, **style):
     "Draw flux (1e-17 erg/s/cm2/A) over vacuum wavelength (A); with a redshift, mark the lines; smooth: pixels of a running mean."
     import numpy as np

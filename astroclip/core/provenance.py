@@ -138,7 +138,7 @@ def _look(name, path, folder):
         _REMEMBERED[name] = known
     return known[1:]
 
-
+# %% ../../nbs/core/18_provenance.ipynb #5d04f1ee
 def code_of(
     notebook,  # Path of a stage's notebook
     folder=None,  # the package's folder; default: that of the running package

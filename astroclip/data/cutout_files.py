@@ -90,7 +90,7 @@ def _plane(data, header):
     if data.dtype.kind not in "iuf": raise ValueError(f"pixels of type {data.dtype}")
     return Plane(native(data, np.float32), header, data.dtype.kind in "iu")
 
-
+# %% ../../nbs/data/16_cutout_files.ipynb #5b03cc80
 def _from_cube(hdus, i, flags):
     "{band: Plane} of the cube in HDU i, with a weight cube of the same shape if there is one."
     cube, header = _squeezed(hdus[i].data), hdus[i].header
@@ -199,7 +199,7 @@ def _orientation(matrix, flags):
     if abs(angle) > 0.5: flags.append(f"north {abs(angle):.0f} degrees from up: kept as it is")
     return turns, mirror
 
-
+# %% ../../nbs/data/16_cutout_files.ipynb #71cb5352
 def geometry(header, shape, flags):
     "`Geometry` of an image (H, W) from its header: CD, PC + CDELT, CDELT, CROTA, or a scale alone."
     from astropy.wcs import WCS

@@ -106,7 +106,7 @@ def spectra_of_arms(
     return [_fibre(i, row, f, v, path, source, redshifts or {}, [*turn, *flags])
             for i, (row, f, v, turn) in enumerate(zip(rows, flux, ivar, exposures_of(rows)))]
 
-
+# %% ../../nbs/data/22_desi_files.ipynb #bd93ad44
 def exposures_of(rows):
     "A flag for every row of a file of single exposures that shows its target again, else an empty list."
     if not rows or "targetid" not in rows[0] or "coadd_fiberstatus" in rows[0]: return [[]] * len(rows)

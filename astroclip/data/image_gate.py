@@ -11,7 +11,7 @@ import numpy as np
 
 from .arrays import as_floats, as_mask
 from .image_units import nanomaggies_per
-from .images import BANDS, PIXEL_SCALE, center_crop, missing_pixels, resample_cutout
+from .images import PIXEL_SCALE, center_crop, resample_cutout
 
 # %% ../../nbs/data/13_image_gate.ipynb #ac3b7029
 def image_statistics(

@@ -100,7 +100,7 @@ class Column:
     def __getitem__(self, rows):
         with reading(self.path, "HDF5"): return self.data[rows]
 
-
+# %% ../../nbs/data/40_pairs.ipynb #ca7148d9
 class PaperColumn:
     "One column of the original pairs file under our name: its ten groups end to end, images as (3, y, x)."
     NAMES = {"image": "images", "flux": "spectra", "ivar": "spectra", "redshift": "redshifts", "targetid": "targetids"}

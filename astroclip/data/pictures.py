@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .fits_files import reading
-from .images import PIXEL_SCALE, Cutout, NotAnImage, center_crop, resample_cutout
+from .images import PIXEL_SCALE, Cutout, NotAnImage, resample_cutout
 
 # %% ../../nbs/data/14_pictures.ipynb #188acd76
 PICTURES = (b"\xff\xd8\xff", b"\x89PNG")     # JPEG, PNG

@@ -9,7 +9,6 @@ __all__ = ['SIGNS', 'SPAXEL_SNR', 'MAX_SPAXELS', 'coadd_hdu', 'read_sdss', 'read
 import numpy as np
 
 from .fits_files import native
-from .spectra import WAVELENGTH
 from .spectrum_columns import UNIT, refuse, spectra_of_columns, stem, table_of
 
 # %% ../../nbs/data/23_sdss_files.ipynb #56f40b07

@@ -15,7 +15,7 @@ import numpy as np
 
 from .arrays import as_floats, as_mask, unit_of
 from .empty_spectra import contents, zero_runs
-from .spectrum_units import FLUX_UNIT, check_wavelength, flux_factor, ivar_factor
+from .spectrum_units import check_wavelength, flux_factor, ivar_factor
 
 # %% ../../nbs/data/20_spectra.ipynb #55d25c80
 WAVELENGTH = 3600 + 0.8 * np.arange(7781)   # Angstrom, vacuum
@@ -299,7 +299,7 @@ def refuse_rows(reasons, first=0, of=None):
     names = f"{rows}{' and more' if len(bad) > 10 else ''}"
     raise ValueError(f"spectra {names} cannot be used; row {rows[0]}: {reasons[bad[0]]}{fix}")
 
-
+# %% ../../nbs/data/20_spectra.ipynb #d4898065
 def check_spectra(
     flux,                  # (N, L), (L,) or (N, L, 1), any container; a Quantity is converted
     wavelength=None,       # (L,) or (N, L) vacuum Angstrom; None: flux is on WAVELENGTH already

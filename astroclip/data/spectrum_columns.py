@@ -309,7 +309,7 @@ def _together(columns, path):
         refuse(path, f"{name} of shape {flux.shape} and {axis} of shape {wave.shape} do not belong together")
     return axis, kind, name, error, wave, flux
 
-
+# %% ../../nbs/data/21_spectrum_columns.ipynb #0af296b2
 def spectra_of_columns(
     columns,      # {lower-case name: (values (L,) or (N, L), unit or None)}
     path,         # for names and messages

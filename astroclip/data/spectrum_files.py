@@ -15,7 +15,7 @@ from .desi_files import arms_of, read_desi
 from .fits_files import FITS_SUFFIXES, is_readable, native, open_fits, reading, unpack
 from .sdss_files import coadd_hdu, read_manga, read_sdss, read_spplate, read_spspec
 from .spectra import NotAnObservedSpectrum, Spectrum
-from .spectrum_columns import NAMES, SPECTRUM_SUFFIXES, axis_in, find, refuse, spectra_of_columns
+from .spectrum_columns import NAMES, axis_in, find, refuse, spectra_of_columns
 from .spectrum_tables import (
     from_specutils, load_npz, read_arrays, read_ecsv, read_fits_tables, read_text, read_votable, without_ids)
 
@@ -144,7 +144,7 @@ def _read_fits(path):
     if reason == IMAGE: raise NotAnObservedSpectrum(path, IMAGE)
     refuse(path, reason)
 
-
+# %% ../../nbs/data/25_spectrum_files.ipynb #a75197c6
 MAX_FILE = 1 << 30   # bytes of an npz or a packed text
 
 

@@ -98,7 +98,7 @@ def read_text(content, path):
     if not columns: refuse(path, "a text without a table of numbers")
     return spectra_of_columns(columns, path, said_in(comments), flags=flags)
 
-
+# %% ../../nbs/data/24_spectrum_tables.ipynb #d4c61ba0
 def _named(names, units, body, decimal, path):
     "{lower-case name: (values, unit)} from fields of text; columns of words are left out."
     columns, known = {}, {n for v in NAMES.values() for n in v}

@@ -205,7 +205,7 @@ def ask_images(model, images, bank, z_bank, k=4):
     answers.probability = np.full(len(rows), np.nan)
     return answers
 
-
+# %% ../../nbs/evaluation/85_observed.ipynb #6d71a2bf
 def ask_spectra(model, classifier, spectra, bank, k=3):
     "(`Answers` on (file, Spectrum) by an aligned model and the redshift classifier, flux and ivar (n, 7781))."
     rows, flux, ivar, refused = spectra_for_network(spectra)

@@ -52,7 +52,7 @@ def from_objects(x, gaps, name):
     raise ValueError(f"column {name} holds {', '.join(sorted(k.__name__ for k in kinds))} objects: "
                      "expected one kind of numbers, truth values, text or dates")
 
-
+# %% ../../nbs/search/05_columns.ipynb #e87f4137
 def lists_of_one_length(x):
     "Rows that are lists of one length: a column of several values a row."
     lists = all(isinstance(v, (list, tuple, np.ndarray)) and np.ndim(v) == 1 for v in x)
@@ -162,7 +162,7 @@ def in_unit(value, unit, name):
     try: return value.to_value(unit)
     except Exception: raise ValueError(f"where: column {name} is in {unit}, which {value} is not") from None
 
-
+# %% ../../nbs/search/05_columns.ipynb #8b7a8ef4
 def in_range(values, bounds, name):
     "Values (N,) within a tuple (low, high); None is an open end."
     if len(bounds) != 2: raise ValueError(f"where: a range of {name} is (low, high), got {bounds}")

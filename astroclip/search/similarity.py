@@ -131,7 +131,7 @@ def allowed(index, where=None, exclude=None) -> np.ndarray:
     elif where is not None: keep &= row_mask(where, len(index))
     return keep if exclude is None else keep & ~is_among(index.ids, exclude, "exclude")
 
-
+# %% ../../nbs/search/10_similarity.ipynb #e509e281
 def search(index, query, k: int = 10, where=None, exclude=None):
     """The k most similar galaxies as a Table: rank, id, modality, similarity, then the index's columns.
 
