@@ -222,6 +222,8 @@ def main(words=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(words)
+    if find_root() is None:
+        parser.error("there are no notebooks to run here: work in a clone of the repository, or set ASTROCLIP_ROOT to one")
     params, n = Params(args.survey, args.profile, args.seed, args.device), cores()
     folder = data_root() / params.survey / params.profile / "executed"
     make_folder(folder)
