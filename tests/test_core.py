@@ -110,3 +110,23 @@ def test_ensure_without_a_notebook_says_how_to_get_one(tmp_path, monkeypatch):
     monkeypatch.setattr(artifacts, "find_root", lambda: None)
     with pytest.raises(FileNotFoundError, match="work in a clone"):
         ensure("mock_survey", profile="smoke")
+
+
+def test_a_run_that_waited_does_not_make_it_again(tmp_path):
+    "Two runs of one stage at a time: the second waits, finds the result and makes nothing."
+    code = """
+import time
+from astroclip.core.artifacts import claim, create, resolve
+a = resolve("mock_survey", profile="smoke")
+if claim(a):
+    print("claimed", flush=True)
+    with create(a) as folder:
+        time.sleep(2)
+        (folder / "made").write_text("once")
+else:
+    print("found", (a.path / "made").read_text(), flush=True)
+"""
+    environment = dict(os.environ, ASTROCLIP_HOME=str(tmp_path))
+    runs = [subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(run.communicate()[0] for run in runs) == ["claimed\n", "found once\n"]
+    assert not list(tmp_path.rglob(".partial-*"))

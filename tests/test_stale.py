@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 PARAMETERS = 'survey = "mock"\nprofile = "smoke"\nseed = 0\ndevice = "auto"'
 CONFIG = "from astroclip.core.config import Params\np = Params.from_cell(globals())"
 SURVEY = """
-from astroclip.core.artifacts import create, resolve
+from astroclip.core.artifacts import claim, create, resolve
 artifact = resolve("mock_survey", p)
-if not artifact.ready:
+if claim(artifact):
     with create(artifact) as folder:
         (folder / "galaxies").write_text("64")
 """
 TOWER = """
-from astroclip.core.artifacts import create, ensure, resolve
+from astroclip.core.artifacts import claim, create, ensure, resolve
 def never(): from astroclip.losses.contrastive import clip_loss
 ensure("mock_survey", p)
 artifact = resolve("pretrain_spectrum", p)
-if not artifact.ready:
+if claim(artifact):
     with create(artifact) as folder:
         (folder / "weights").write_text("w")
 """

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'KEPT_BY_PAGES', 'SIDECAR', 'CODE', 'PASSED_ON', 'notebook_of', 'reuse_asked', 'Artifact', 'resolve',
-           'write_atomic', 'file_hash', 'library_versions', 'create', 'adopt', 'ensure']
+           'write_atomic', 'file_hash', 'library_versions', 'claim', 'create', 'adopt', 'ensure']
 
 # %% ../../nbs/core/20_artifacts.ipynb #daa74abd
 import hashlib
@@ -199,20 +199,31 @@ def _sweep(folder):
             file.unlink()
 
 
-@contextmanager
-def _locked(artifact, what):
-    "One run at a time; `what`: make or ensure."
+def _lock(artifact, what):
+    "The lock of an artifact, taken; `what`: make or ensure. One process may take it twice."
     from filelock import FileLock
 
     path = artifact.path.parent / ".locks" / f"{artifact.path.name}.{what}.lock"
     make_folder(path.parent)
     with writing(path):
-        lock = FileLock(path)
+        lock = FileLock(path, is_singleton=True)
         lock.acquire()
-    try:
-        yield
-    finally:
+    return lock
+
+
+_CLAIMED = {}  # path -> lock that this process holds since `claim`
+
+
+def claim(artifact):
+    "Is there anything to make? Waits for a run that is making it; if so, the lock is ours until `create` ends."
+    if artifact.ready:
+        return False
+    lock = _lock(artifact, "make")
+    if artifact.ready:  # made while we waited
         lock.release()
+        return False
+    _CLAIMED[artifact.path] = lock
+    return True
 
 
 def _begin(partial, code):
@@ -256,7 +267,8 @@ def create(artifact):
     final = artifact.path
     partial = final.with_name(f".partial-{final.name}")
     make_folder(final.parent)
-    with _locked(artifact, "make"):
+    lock = _lock(artifact, "make")
+    try:
         code = artifact.code  # now: an edit while it runs does not make it
         if artifact.made and artifact.stale and os.environ.get("ASTROCLIP_ENSURE") != artifact.key:
             print(f"{final.name} was made {artifact.stale}: it is made again.", flush=True)
@@ -272,6 +284,9 @@ def create(artifact):
             _write_sidecar(artifact, partial, time.time() - begin, code)
             (partial / CODE).unlink()
             _put(partial, final)
+    finally:
+        _CLAIMED.pop(final, None)
+        lock.release(force=True)
 
 
 def _write_sidecar(artifact, folder, seconds, code):
@@ -364,7 +379,8 @@ def _execute(artifact, parameters, reuse=False):
         )
     import papermill
 
-    with _locked(artifact, "ensure"):
+    lock = _lock(artifact, "ensure")
+    try:
         if artifact.made and (reuse or not artifact.stale):  # another run made it while we waited
             return
         _announce(artifact, notebook)
@@ -385,3 +401,5 @@ def _execute(artifact, parameters, reuse=False):
                 )
         except KeyboardInterrupt:
             raise _interrupted(artifact) from None
+    finally:
+        lock.release()
