@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 OUT := $(or $(ASTROCLIP_HOME),data)/$(SURVEY)/$(PROFILE)/executed
 STAGES := mock_survey pretrain_spectrum train_redshift train_baselines pretrain_image align embed
 PAGES := posterior domain redshift properties morphology retrieval reconstruction embedding_map real_galaxies
-STUDIES := ablations spectrum_remedies ablation_pretraining released_model
+STUDIES := ablations ablation_spectrum ablation_pretraining released_model
 # One notebook by itself; what runs side by side, and with how many threads, is decided in nbs/core/27_pipeline.ipynb.
 # glibc would map and return every large activation at each step: keeping them makes CPU training up to 40 % faster.
 # Passive waiting: the threads of a compiled kernel would otherwise spin on, and take the cores from torch.

@@ -374,7 +374,7 @@ def check_spectra_read(spectra):
 
 
 def read_hdf5(path):
-    from astroclip.data.pairs import Survey, batches
+    from astroclip.surveys.pairs import Survey, batches
     from astroclip.search.similarity import SimilarityIndex
 
     if "index" in path.name:

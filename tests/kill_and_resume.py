@@ -138,7 +138,7 @@ def main(argv=None):
     for stage, values in SMALL.items():
         PROFILES["smoke"][stage] |= values
     torch.set_num_threads(1)
-    import astroclip.evaluation.embeddings, astroclip.training.alignment, astroclip.training.image, matplotlib.pyplot  # noqa: E401, F401
+    import astroclip.evaluation.embeddings, astroclip.training.alignment, astroclip.training.self_distillation, matplotlib.pyplot  # noqa: E401, F401
 
     stages = [s for s in STAGES if s != "mock_survey" or given.survey is None]
     killed = given.stages or stages

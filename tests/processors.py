@@ -11,13 +11,13 @@ import torch
 
 from astroclip import AstroCLIP, RedshiftClassifier, SpecFormer, VisionTransformer
 from astroclip.core.config import sample_path
-from astroclip.data.augment import Multicrop, multicrop
+from astroclip.data.image_augment import Multicrop, multicrop
 from astroclip.data.images import center_crop, to_rgb
-from astroclip.data.pairs import Survey, read_rows
-from astroclip.evaluation.neighbours import knn_regress, nearest
+from astroclip.surveys.pairs import Survey, read_rows
+from astroclip.search.neighbours import knn_regress, nearest
 from astroclip.losses.contrastive import clip_loss
 from astroclip.models.baselines import ConvAttention, ConvNeXt, ResNet, embed_images
-from astroclip.models.loggrid import N_LOG
+from astroclip.data.log_grid import N_LOG
 from astroclip.training.loop import has_bf16
 
 ORDERS = dict(plain=torch.contiguous_format, last=torch.channels_last)

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from astroclip.core.config import sample_path
-from astroclip.data.pairs import Survey
-from astroclip.evaluation.seeds import contrast_scores, draw_counts, mean_draws, over_seeds, r2_draws, verdict
+from astroclip.surveys.pairs import Survey
+from astroclip.metrics.bootstrap import contrast_scores, draw_counts, mean_draws, over_seeds, r2_draws, verdict
 from astroclip.losses.contrastive import LogitScale, clip_loss
 from astroclip.models.specformer import SpecFormer
 from astroclip.models.vit import VisionTransformer
 from astroclip.training.alignment import Alignment, align, read_images, read_spectra
-from astroclip.training.variants import Variant, embed_all, mean_statistics, variant_model, variant_pairs
+from astroclip.training.alignment_variants import Variant, embed_all, mean_statistics, variant_model, variant_pairs
 
 BASE = Alignment(steps=4, batch_size=16, warmup=1, validate_every=2, checkpoint_every=2, place_weight=1.0)
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from astroclip.data.augment import (
+from astroclip.data.image_augment import (
     SEEING, SKY_NOISE, Multicrop, SpectrumAugment, augment_images, augment_spectra, blur_matrices, crops_numba, crops_torch, draw_plan,
     extra_sigma, lognormal, multicrop, shift_redshift)
 from astroclip.data.images import to_rgb
-from astroclip.data.kernels import blur
+from astroclip.data.image_kernels import blur
 from astroclip.data.spectra import WAVELENGTH
 
 

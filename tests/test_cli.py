@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from astroclip.core.config import sample_path, shared_root
-from astroclip.search.cli import COMMANDS, main
+from astroclip.cli.main import COMMANDS, main
 from astroclip.search.similarity import SimilarityIndex
 
 
@@ -50,7 +50,7 @@ def test_every_command_has_help_with_an_example(capsys, name):
 
 def test_help_is_instant_and_imports_no_torch():
     start = time.perf_counter()
-    code = "import sys; sys.argv = ['astroclip', '--help']; from astroclip.search.cli import main\ntry: main()\nexcept SystemExit: pass\nassert not {'torch', 'numpy', 'h5py', 'astropy'} & set(sys.modules)"
+    code = "import sys; sys.argv = ['astroclip', '--help']; from astroclip.cli.main import main\ntry: main()\nexcept SystemExit: pass\nassert not {'torch', 'numpy', 'h5py', 'astropy'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "train-spectrum" in done.stdout and time.perf_counter() - start < 2

@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from astroclip.evaluation.metrics import redshift_scores
-from astroclip.evaluation.trust import (
+from astroclip.metrics.regression import redshift_scores
+from astroclip.metrics.selective import (
     binned_scores,
     distance_to_training,
     gain_difference,

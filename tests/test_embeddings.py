@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from astroclip.core.config import Params, sample_path
-from astroclip.data.pairs import Survey
+from astroclip.surveys.pairs import Survey
 from astroclip.evaluation.embeddings import Embeddings, classifier, embed_survey, image_summary, image_tower, spectrum_summary, spectrum_tower, towers
-from astroclip.evaluation.leakage import fingerprint
-from astroclip.evaluation.paper import PAPER, page_file, paper_number, read_table, score_row
-from astroclip.evaluation.photometry import photometry
+from astroclip.surveys.leakage import fingerprint
+from astroclip.evaluation.published import PAPER, page_file, paper_number, read_table, score_row
+from astroclip.data.photometry import photometry
 from astroclip.models.astroclip import AstroCLIP
 from astroclip.models.specformer import SpecFormer
 from astroclip.models.vit import VisionTransformer

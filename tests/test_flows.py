@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from astroclip.evaluation import calibration
-from astroclip.evaluation.flows import (
+from astroclip.metrics import calibration
+from astroclip.probes.flows import (
     ConditionalFlow,
     Coordinates,
     FlowConfig,

@@ -7,9 +7,9 @@ import torch
 from scipy.stats import dirichlet_multinomial, multinomial
 from sklearn.metrics import accuracy_score, f1_score
 
-from astroclip.data.pairs import Survey
-from astroclip.evaluation import galaxy_zoo as gz
-from astroclip.evaluation.paper import GZ_QUESTIONS
+from astroclip.surveys.pairs import Survey
+from astroclip.probes import vote_heads as gz
+from astroclip.evaluation.published import GZ_QUESTIONS
 from astroclip.mock import votes as mock_votes
 
 rng = np.random.default_rng(0)

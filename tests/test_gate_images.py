@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from astroclip.data.fits_files import (
+from astroclip.files.fits_files import (
     FITS_SUFFIXES, IMAGE_SUFFIXES, UnreadableFile, bare_name, is_readable, open_fits, reading, unpack)
 from astroclip.data.image_gate import gate, image_faults, image_statistics
 from astroclip.data.image_units import nanomaggies_per

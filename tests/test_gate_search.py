@@ -21,9 +21,9 @@ from hypothesis.extra import numpy as hnp
 
 from astroclip import SimilarityIndex
 from astroclip.core.config import sample_path
-from astroclip.data.identifiers import as_identifiers, is_among
-from astroclip.search.cli import main
-from astroclip.search.outputs import check_output
+from astroclip.files.identifiers import as_identifiers, is_among
+from astroclip.cli.main import main
+from astroclip.core.outputs import check_output
 
 few = settings(derandomize=True, deadline=None, max_examples=30)
 rng = np.random.default_rng(0)
@@ -265,7 +265,7 @@ def test_an_index_refuses_queries_of_another_model(capsys, place, tmp_path):
     assert status == 1 and index.model in err and "made by model" in err
     assert run(capsys, *query, place / "m0")[0] == 0
     from astroclip import AstroCLIP
-    from astroclip.models.sources import describe_ours
+    from astroclip.files.weight_files import describe_ours
     assert describe_ours(place / "m0")["model"] == index.model
     assert SimilarityIndex.build(vectors(1), [1], model=AstroCLIP.from_pretrained(place / "m0", device="cpu")).model_sha256 == index.model_sha256
 
@@ -286,7 +286,7 @@ def test_conditions_of_the_command_line_keep_64_bits(capsys, tmp_path):
 def fresh(*words, **more):
     "(status, stdout, stderr, seconds) of the program in a process of its own."
     start = time.perf_counter()
-    code = "import sys; from astroclip.search.cli import main; s = main(sys.argv[1:]); print('torch' in sys.modules, file=sys.stderr); sys.exit(s)"
+    code = "import sys; from astroclip.cli.main import main; s = main(sys.argv[1:]); print('torch' in sys.modules, file=sys.stderr); sys.exit(s)"
     done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, **more)
     return done.returncode, done.stdout, done.stderr, time.perf_counter() - start
 
@@ -320,7 +320,7 @@ def test_a_full_disk_is_one_sentence(place, tmp_path):
 
 
 def test_ctrl_c_says_what_the_same_command_does(capsys, monkeypatch):
-    from astroclip.search import commands
+    from astroclip.cli import searching as commands
     def stop(args): raise KeyboardInterrupt
     for name in ("align", "embed"):
         monkeypatch.setattr(commands, name, stop)

@@ -32,10 +32,10 @@ def test_the_rows_of_a_curve_survive_a_second_kill(tmp_path, monkeypatch):
 @pytest.mark.parametrize("training", ["spectrum", "place", "classifier"])
 def test_a_record_that_nobody_kept_is_made_again(training, tmp_path, sample):
     "A run that is killed between a step and the line in its curve file has not lost that line."
-    from astroclip.training.classifier import Classification, train_classifier
-    from astroclip.training.place import Placing, learn_place
-    from astroclip.training.spectrum import SpectrumPretraining, pretrain_spectrum
-    from astroclip.training.views import load_log_spectra
+    from astroclip.training.redshift_classifier import Classification, train_classifier
+    from astroclip.training.shift_consistency import Placing, learn_place
+    from astroclip.training.masked_modelling import SpectrumPretraining, pretrain_spectrum
+    from astroclip.data.spectrum_augment import load_log_spectra
     from astroclip.models.redshift import RedshiftClassifier
     from astroclip.models.specformer import SpecFormer
 

@@ -5,8 +5,8 @@ from sklearn.metrics import r2_score
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
-from astroclip.data.pairs import Survey
-from astroclip.evaluation.labels import FOUR, PROPERTIES, ReleasedMLP, crossings, few_labels, head_of, label_budget, property_labels, property_scores
+from astroclip.surveys.pairs import Survey
+from astroclip.probes.few_shot import FOUR, PROPERTIES, ReleasedMLP, crossings, few_labels, head_of, label_budget, property_labels, property_scores
 
 rng = np.random.default_rng(0)
 X = rng.normal(0, 1, (400, 6)) * 10.0 ** np.arange(6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.manifold import trustworthiness
 
-from astroclip.evaluation.maps import (
+from astroclip.evaluation.projections import (
     bridge,
     centre,
     directions,

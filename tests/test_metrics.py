@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import r2_score
 
-from astroclip.evaluation.metrics import OUTLIER, bias, bootstrap, dz, outlier_fraction, paired_bootstrap, r2, redshift_scores, sigma_nmad
+from astroclip.metrics.regression import OUTLIER, bias, bootstrap, dz, outlier_fraction, paired_bootstrap, r2, redshift_scores, sigma_nmad
 
 
 def test_hand_computed_values():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from astroclip.mock import galaxy_images as images
-from astroclip.mock import light
+from astroclip.mock import light_profiles as light
 
 SPIRAL = dict(
     morph_type=images.SPIRAL, z=0.05, cos_i=0.8, r_e_arcsec=2.5, disc_scale=1.5, sersic_n=1.0, axis_ratio=0.82, position_angle=40.0, bulge_n=2.0,
@@ -187,7 +187,7 @@ def test_broken_input_is_refused():
 
 def test_the_data_card_says_the_same_in_the_file_and_on_the_page(root, sample):
     survey = pytest.importorskip("astroclip.mock.survey")
-    from astroclip.data.pairs import Survey
+    from astroclip.surveys.pairs import Survey
 
     words = lambda text: " ".join(text.replace("*", "").lower().split())
     gaps = words(survey.DATA_CARD).split("what it is not")[1].strip(" :.")

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from astroclip.core.config import sample_path, shared_root
-from astroclip.data.pairs import Survey
-from astroclip.mock import comparison, survey
+from astroclip.surveys.pairs import Survey
+from astroclip.mock import survey
+from astroclip.mock import validation as comparison
 
 pytestmark = [
     pytest.mark.mock,

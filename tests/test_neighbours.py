@@ -9,10 +9,10 @@ from sklearn.neighbors import KNeighborsRegressor, NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from astroclip.core.config import sample_path
-from astroclip.data.pairs import Survey
-from astroclip.evaluation.leakage import leaks
-from astroclip.evaluation.neighbours import Scale, inverse_distance, knn_regress, nearest
-from astroclip.evaluation.partners import (
+from astroclip.surveys.pairs import Survey
+from astroclip.surveys.leakage import leaks
+from astroclip.search.neighbours import Scale, inverse_distance, knn_regress, nearest
+from astroclip.search.ranks import (
     above_null,
     class_retrieval,
     found_rows,

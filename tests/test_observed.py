@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from astroclip.data.spectra import N_PIXELS, WAVELENGTH, Spectrum
-from astroclip.evaluation.observed import (
+from astroclip.evaluation.real_data import (
     SUFFIXES,
     COLUMNS, ask_images, ask_spectra, choose, find_folder, group_of, images_for_network, list_all, markers_of, nearest_redshift,
     read_folder, real_scores, spectra_for_network, wilson)
@@ -106,7 +106,7 @@ class Network:
 
 @pytest.mark.parametrize("half", ["images", "spectra", "neither"])
 def test_each_half_of_a_folder_stands_alone(real, found, half):
-    from astroclip.evaluation.observed import Observed
+    from astroclip.evaluation.real_data import Observed
 
     bank, z_bank = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32), np.full(20, 0.1)
     some = Observed(found.images if half == "images" else [], found.spectra if half == "spectra" else [], found.left_out)
@@ -142,7 +142,7 @@ def test_figures_of_a_folder_have_a_place_of_their_own(tmp_path):
 
 
 def test_any_error_of_a_file_is_a_reason(tmp_path, monkeypatch):
-    from astroclip.evaluation import observed
+    from astroclip.evaluation import real_data as observed
 
     def breaks(path):
         raise RuntimeError("NULL pointer")

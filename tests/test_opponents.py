@@ -6,8 +6,8 @@ import pytest
 
 from astroclip.core.config import sample_path
 from astroclip.core.profiles import settings as profile_settings
-from astroclip.data.pairs import Survey
-from astroclip.training.opponents import Job, build, collect, feeds, job_list, read_opponents, recipe, released_split, run_job, run_jobs
+from astroclip.surveys.pairs import Survey
+from astroclip.training.baseline_runs import Job, build, collect, feeds, job_list, read_opponents, recipe, released_split, run_job, run_jobs
 
 SETTINGS = profile_settings("smoke", "train_baselines") | dict(size=24, width=4, image_epochs=3, few_steps=2)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from astroclip.data.pairs import TEST, TRAIN, VALIDATION, Survey, batches, prefetched, split_of, splitmix64, tensors
+from astroclip.surveys.pairs import TEST, TRAIN, VALIDATION, Survey, batches, prefetched, split_of, splitmix64, tensors
 
 
 def test_split_by_hand():

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from astroclip.evaluation.metrics import r2
-from astroclip.evaluation.photometry import aperture_fluxes, aperture_weights, colours, magnitudes, photometry
-from astroclip.evaluation.probes import HEADS, MLP, Linear, few_threads, fit_head
+from astroclip.metrics.regression import r2
+from astroclip.data.photometry import aperture_fluxes, aperture_weights, colours, magnitudes, photometry
+from astroclip.probes.heads import HEADS, MLP, Linear, few_threads, fit_head
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(1500, 5))

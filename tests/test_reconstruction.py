@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from astroclip.core.config import sample_path
-from astroclip.data.pairs import Survey
+from astroclip.surveys.pairs import Survey
 from astroclip.data.spectra import WAVELENGTH
-from astroclip.evaluation.gaps import (
+from astroclip.evaluation.inpainting import (
     LINES,
     Components,
     blind,
@@ -25,7 +25,7 @@ from astroclip.evaluation.gaps import (
 )
 from astroclip.losses.masked import chunk_mask
 from astroclip.models.specformer import SpecFormer
-from astroclip.training.spectrum import fill_in
+from astroclip.training.masked_modelling import fill_in
 
 
 def tower(**changes):

@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 import torch
 
-from astroclip.models.loggrid import LOG_STEP, N_LOG, line_channels
+from astroclip.data.log_grid import LOG_STEP, N_LOG, line_channels
 from astroclip.models.redshift import RIGHT, RedshiftClassifier, correlate, estimate
-from astroclip.training.classifier import (
+from astroclip.training.redshift_classifier import (
     Classification, calibrate, classification_loss, fit_calibration, hard_copies, reliability, soft_target, train_classifier)
 from astroclip.training.loop import NonFiniteLoss
-from astroclip.training.views import LogSpectra
+from astroclip.data.spectrum_augment import LogSpectra
 
 LINES = [(3728.5, 1.5), (3934.8, -1.0), (3969.6, -1.0), (4862.7, 1.0), (5008.2, 2.0), (6564.6, 3.0)]
 

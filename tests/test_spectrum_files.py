@@ -11,9 +11,9 @@ from astropy.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from astroclip.data.desi_files import coadd_exposures
+from astroclip.files.desi_files import coadd_exposures
 from astroclip.data.spectra import WAVELENGTH, NotAnObservedSpectrum, read_spectrum
-from astroclip.data.spectrum_columns import unit_of
+from astroclip.files.spectrum_columns import unit_of
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 W = np.linspace(3700, 9700, 400)

@@ -85,7 +85,7 @@ def test_what_is_ready_is_not_made_again(clone):
 
 def test_other_code_comments_and_drawing_change_nothing(clone):
     clone.append("losses.contrastive", '\n\n# said in passing\n"""and at length"""\n')
-    clone.append("evaluation.gaps", "\nANOTHER = 1\n")
+    clone.append("evaluation.inpainting", "\nANOTHER = 1\n")
     clone.append("core.plots", "\nANOTHER = 1\n")
     path = clone.folder / "nbs" / "mock_survey.ipynb"
     path.write_text(path.read_text().replace("print('drawn')", "print('drawn better')"))

@@ -141,7 +141,7 @@ assert astroclip.__file__.startswith(sys.argv[1]), astroclip.__file__
 from astroclip import AstroCLIP
 vectors = AstroCLIP.from_pretrained(sys.argv[2], device="cpu").embed_images(np.load(sys.argv[2] + "/images.npy"))
 print(vectors.shape)
-import matplotlib.pyplot, astroclip.evaluation.maps, astroclip.training.image, astroclip.mock.survey, astroclip.search.cli
+import matplotlib.pyplot, astroclip.evaluation.projections, astroclip.training.self_distillation, astroclip.mock.survey, astroclip.cli.main
 from astroclip.core.artifacts import create, resolve
 try:
     with create(resolve("mock_survey")): pass
@@ -164,7 +164,7 @@ def test_a_read_only_installation_without_a_home(forge, tmp_path):
     import torch
 
     from astroclip import AstroCLIP, SpecFormer, VisionTransformer
-    from astroclip.data.pairs import Survey
+    from astroclip.surveys.pairs import Survey
 
     towers = VisionTransformer(image_size=96, embed_dim=24, depth=1, num_heads=2), SpecFormer(window=80, stride=40, embed_dim=24, depth=1)
     torch.manual_seed(0)
@@ -241,7 +241,7 @@ def test_the_readme_can_be_pasted():
         for line in block.splitlines():
             if line.startswith("from "):
                 exec(line, {})
-    from astroclip.search.cli import COMMANDS
+    from astroclip.cli.main import COMMANDS
 
     for command in re.findall(r"^astroclip ([a-z-]+) ", text, re.M):
         assert command in COMMANDS

@@ -9,7 +9,7 @@ from smoke_runs import OTHERS, papermill
 SHORT = {
     "ablations": ["-p", "steps", "4", "-p", "n_seeds", "2", "-p", "n_seeds_trained", "1", "-y", "{only: [batch of 64 in 4 groups, 50 pairs, as released, image tower trained]}"],
     "ablation_pretraining": ["-p", "pretrain_steps", "4", "-p", "align_steps", "6"],
-    "spectrum_remedies": ["-p", "steps", "4", "-p", "place_steps", "4", "-p", "align_steps", "6", "-p", "n_train", "100"],
+    "ablation_spectrum": ["-p", "steps", "4", "-p", "place_steps", "4", "-p", "align_steps", "6", "-p", "n_train", "100"],
 }
 
 pytestmark = pytest.mark.smoke

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from astroclip.core.config import shared_root
-from astroclip.training.image import ImageConfig, SelfDistillation, image_stream, make_views, pretrain_image, schedules
+from astroclip.training.self_distillation import ImageConfig, SelfDistillation, image_stream, make_views, pretrain_image, schedules
 from astroclip.training.loop import NonFiniteLoss, read_curves
 from astroclip.training.masks import batch_masks, block_mask
 
@@ -113,7 +113,7 @@ def test_resume_equals_uninterrupted(survey, tmp_path):
 
 RUN = """
 import sys, torch
-from astroclip.training.image import ImageConfig, pretrain_image
+from astroclip.training.self_distillation import ImageConfig, pretrain_image
 torch.set_num_threads(1)
 for record in pretrain_image(sys.argv[1], ImageConfig(**eval(sys.argv[2])), sys.argv[3], "cpu", every=1e9): print(record["step"], flush=True)
 """

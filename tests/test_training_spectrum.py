@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from astroclip.core.config import sample_path
-from astroclip.models.loggrid import LOG_STEP, LOG_WAVELENGTH, N_LOG, rebin, to_log_grid
+from astroclip.data.log_grid import LOG_STEP, LOG_WAVELENGTH, N_LOG, rebin, to_log_grid
 from astroclip.models.redshift import RedshiftNetwork
 from astroclip.models.specformer import SpecFormer, unfilled
-from astroclip.training.place import Placing, consistency_loss, learn_place, two_views
-from astroclip.training.spectrum import SpectrumPretraining, fill_in, hidden_tokens, load_flux, pretrain_spectrum
-from astroclip.training.views import LogSpectra, degrade, move, move_to_redshift
+from astroclip.training.shift_consistency import Placing, consistency_loss, learn_place, two_views
+from astroclip.training.masked_modelling import SpectrumPretraining, fill_in, hidden_tokens, load_flux, pretrain_spectrum
+from astroclip.data.spectrum_augment import LogSpectra, degrade, move, move_to_redshift
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,7 +23,7 @@ RUN = """
 import sys, torch
 sys.path.insert(0, "tests")
 from test_training_spectrum import CONFIG, new_model, toy_flux
-from astroclip.training.spectrum import pretrain_spectrum
+from astroclip.training.masked_modelling import pretrain_spectrum
 torch.set_num_threads(1)
 for record in pretrain_spectrum(new_model(), toy_flux(), toy_flux()[:2], CONFIG, sys.argv[1]): print(record["step"], flush=True)
 """

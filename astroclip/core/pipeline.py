@@ -32,7 +32,7 @@ PAGES = ["reconstruction", "morphology", "posterior", "domain", "properties", "e
          "real_galaxies"]     # the longest first: nobody waits for it at the end
 EARLY = dict(reconstruction="pretrain_spectrum")     # a page that needs less than the embeddings
 COMPARED = ["redshift", "properties", "retrieval"]
-STUDIES = ["ablations", "spectrum_remedies", "ablation_pretraining", "released_model"]
+STUDIES = ["ablations", "ablation_spectrum", "ablation_pretraining", "released_model"]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import fft
 from scipy.special import expit, i0e, kv
 
-from .light import (GRID, OVERSAMPLE, SIZE, SUBPIXEL, along_axes, axis, convolve, fibre_fraction, half_width, moffat_transform, paste, point_source_fraction, sersic)
+from .light_profiles import (GRID, OVERSAMPLE, SIZE, SUBPIXEL, along_axes, axis, convolve, fibre_fraction, half_width, moffat_transform, paste, point_source_fraction, sersic)
 from .population import ELLIPTICAL, IRREGULAR, S0, SPIRAL, arcsec_per_kpc
 
 # %% ../../nbs/mock/30_galaxy_images.ipynb #4dd2ee0a

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from ..data.images import center_crop
-from .inputs import image_batches, in_batches, through_spectra
+from .inference import image_batches, in_batches, through_spectra
 from .layers import CrossAttentionPool, MLP, Pretrained
 from .specformer import SpecFormer
 from .vit import VisionTransformer

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from ..core.artifacts import file_hash, write_atomic
 from .astroclip import AstroCLIP
 from .layers import resolve_device
-from .sources import is_ours, locate, weights_hash
+from ..files.weight_files import is_ours, locate, weights_hash
 from .specformer import SpecFormer
 from .unpickle import CheckpointError, Record, TensorRef, TorchArchive, short
 from .vit import VisionTransformer

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .layers import Pretrained, arguments
-from .loggrid import LOG_EDGES, LOG_STEP, N_LOG, line_channels, to_log_grid
+from ..data.log_grid import LOG_EDGES, LOG_STEP, N_LOG, line_channels, to_log_grid
 
 # %% ../../nbs/models/60_redshift.ipynb #5e61082d
 def correlate(features,    # (B, C, M)
@@ -121,7 +121,7 @@ class RedshiftClassifier(Pretrained, RedshiftNetwork):
         return np.expm1(self.centres.cpu().numpy()), p.cpu().numpy()
 
     def stated(self, raw):
-        "Claimed probabilities, array -> calibrated ones: a straight line in log odds, fitted by `training.classifier.calibrate`."
+        "Claimed probabilities, array -> calibrated ones: a straight line in log odds, fitted by `training.redshift_classifier.calibrate`."
         slope, offset = self.calibration.cpu().numpy()
         raw = np.clip(raw, 1e-6, 1 - 1e-6)
         odds = np.clip(slope * np.log(raw / (1 - raw)) + offset, -80, 80)     # beyond, float32 knows only 0 and 1

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from .inputs import through_spectra
+from .inference import through_spectra
 from .layers import Block, Pretrained, arguments, init_weights
-from .loggrid import to_log_grid
+from ..data.log_grid import to_log_grid
 from .redshift import RedshiftNetwork
 
 # %% ../../nbs/models/30_specformer.ipynb #94a4ad72

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..data.images import M, Q, SCALES
-from .inputs import image_batches, in_batches
+from .inference import image_batches, in_batches
 from .layers import Block, Pretrained, arguments, init_weights
 
 # %% ../../nbs/models/20_vit.ipynb #61397254
