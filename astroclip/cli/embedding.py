@@ -18,12 +18,14 @@ from .objects import read_rows, some, summary
 from ..core.outputs import check_output, write_table
 
 # %% ../../nbs/cli/20_embedding.ipynb #4c08eb34
-def say(line): print(line, file=sys.stderr, flush=True)
+def say(line):
+    print(line, file=sys.stderr, flush=True)
 
 
 def say_loading():
     "One line before the import that takes seconds; none where torch is loaded already."
-    if "torch" not in sys.modules: say("loading torch ...")
+    if "torch" not in sys.modules:
+        say("loading torch ...")
 
 
 def model_files(source) -> list:
@@ -35,9 +37,11 @@ def model_files(source) -> list:
 def load_model(source, device):
     "An AstroCLIP from a path or the hub; a path that is none is found out before torch is loaded."
     from astroclip.files.weight_files import locate
+
     path = locate(source)
     say_loading()
     from astroclip.models.astroclip import AstroCLIP
+
     return AstroCLIP.from_pretrained(path, device=device)
 
 # %% ../../nbs/cli/20_embedding.ipynb #471df58e
@@ -45,29 +49,40 @@ def embed_items(model, rows, batch_size):
     "Embed the cutouts and spectra that rows hold (in place): each gets a vector, or the reason why not."
     held = [r for r in rows if r.item is not None]
     images, spectra = ([r for r in held if r.modality == kind] for kind in ("image", "spectrum"))
-    for r in images: r.missing = float(np.max(r.item.missing)) if r.item.missing is not None else np.nan
+    for r in images:
+        r.missing = float(np.max(r.item.missing)) if r.item.missing is not None else np.nan
     cutouts = [r.item for r in images]
-    def see(ix): return model.embed_cutouts([cutouts[i] for i in ix], batch_size=batch_size)
+
+    def see(ix):
+        return model.embed_cutouts([cutouts[i] for i in ix], batch_size=batch_size)
+
     grids = []
     for r in spectra:
-        try: grids.append(r.item.on_grid())
+        try:
+            grids.append(r.item.on_grid())
         except ValueError as error:
             grids.append(None)
             r.reason = str(error)
     spectra = [r for r, g in zip(spectra, grids) if g is not None]
     grids = [g for g in grids if g is not None]
-    for r, (_, ivar) in zip(spectra, grids): r.missing = float((ivar == 0).mean())
+    for r, (_, ivar) in zip(spectra, grids):
+        r.missing = float((ivar == 0).mean())
+
     def read(ix):
         flux, ivar = (np.stack([grids[i][j] for i in ix]) for j in (0, 1))
-        return model.embed_spectra(flux, ivar=ivar, batch_size=batch_size, unit=FLUX_UNIT)   # readers know it
+        return model.embed_spectra(flux, ivar=ivar, batch_size=batch_size, unit=FLUX_UNIT)  # readers know it
+
     for group, call in ((images, see), (spectra, read)):
-        for r, told in zip(group, embed_each(call, len(group))): r.vector, r.reason = told
-    for r in rows: r.item = None
+        for r, told in zip(group, embed_each(call, len(group))):
+            r.vector, r.reason = told
+    for r in rows:
+        r.item = None
 
 
 def embed_files(model, paths, modalities, batch_size=256, **images) -> list[Row]:
     "A row for every object of every file: embedded, or with the reason why not. images: unit, pixel_scale."
     from tqdm import tqdm
+
     rows, waiting = [], []
     for path in tqdm(paths, unit="file", leave=False):
         found = read_rows(path, **images)
@@ -85,13 +100,17 @@ def embed_files(model, paths, modalities, batch_size=256, **images) -> list[Row]
 # %% ../../nbs/cli/20_embedding.ipynb #04cff79f
 def held_by(survey, modalities, fields):
     "Those of both modalities that a survey file holds, said where it is one."
-    if len(modalities) < 2: return modalities
+    if len(modalities) < 2:
+        return modalities
     held = []
     for kind in modalities:
-        try: survey.read(fields[kind][0], slice(0, 0))
-        except KeyError: continue
+        try:
+            survey.read(fields[kind][0], slice(0, 0))
+        except KeyError:
+            continue
         held.append(kind)
-    if len(held) == 1: say(f"{survey.path} holds one kind only: embedding its side {held[0]!r}")
+    if len(held) == 1:
+        say(f"{survey.path} holds one kind only: embedding its side {held[0]!r}")
     return held or modalities
 
 
@@ -99,34 +118,52 @@ def embed_survey_file(model, path, modalities, batch_size=256):
     "(rows, columns) of a survey file: a row for each galaxy and modality, images first."
     from tqdm import tqdm
     from astroclip.surveys.pairs import Survey, batches
+
     survey, fields = Survey(path), {"image": ["image"], "spectrum": ["flux", "ivar"]}
     modalities = held_by(survey, modalities, fields)
     rows = {kind: [] for kind in modalities}
+
     def calls(b):
-        def see(ix): return model.embed_images(b["image"][ix], batch_size=batch_size)
-        def read(ix): return model.embed_spectra(b["flux"][ix], ivar=b["ivar"][ix], batch_size=batch_size, unit=FLUX_UNIT)
+        def see(ix):
+            return model.embed_images(b["image"][ix], batch_size=batch_size)
+
+        def read(ix):
+            return model.embed_spectra(
+                b["flux"][ix], ivar=b["ivar"][ix], batch_size=batch_size, unit=FLUX_UNIT
+            )
+
         return {"image": see, "spectrum": read}
+
     with tqdm(total=len(survey), unit="galaxy", leave=False) as bar:
         for b in batches(path, [f for kind in modalities for f in fields[kind]], batch_size, shuffle=False):
             for kind in modalities:
                 told = embed_each(calls(b)[kind], len(b["row"]))
-                rows[kind] += [Row(path, int(i), survey.targetid[i], kind, vector=v, reason=why)
-                               for i, (v, why) in zip(b["row"], told)]
+                rows[kind] += [
+                    Row(path, int(i), survey.targetid[i], kind, vector=v, reason=why)
+                    for i, (v, why) in zip(b["row"], told)
+                ]
             bar.update(len(b["row"]))
     columns = {name: getattr(survey, name) for name in ("redshift", "split") if hasattr(survey, name)}
-    if hasattr(survey, "magnitude"): columns["magnitude_r"] = survey.magnitude[:, 1]
+    if hasattr(survey, "magnitude"):
+        columns["magnitude_r"] = survey.magnitude[:, 1]
     return [r for kind in modalities for r in rows[kind]], columns
 
 # %% ../../nbs/cli/20_embedding.ipynb #9ff91091
 def tell(rows, passed, modalities, report, most=20):
     "Say on stderr what was left out, flagged or passed over: the first lines, the number of the rest."
-    def where(r): return f"{r.file}, {r.id}" if r.modality else str(r.file)
+
+    def where(r):
+        return f"{r.file}, {r.id}" if r.modality else str(r.file)
+
     lines = [f"left out {where(r)}: {r.reason}" for r in rows if r.vector is None]
     lines += [f"flagged {where(r)}: {r.flag}" for r in rows if r.vector is not None and r.flag]
-    for line in lines[:most]: say(line)
-    if len(lines) > most: say(f"... and {len(lines) - most} more; all of them are in {report}")
+    for line in lines[:most]:
+        say(line)
+    if len(lines) > most:
+        say(f"... and {len(lines) - most} more; all of them are in {report}")
     names = some([p.name for p in passed])
-    if passed: say(f"passed over {len(passed)} that are not read in folders: {names}")
+    if passed:
+        say(f"passed over {len(passed)} that are not read in folders: {names}")
 
 
 def images_as(args) -> dict:
@@ -138,15 +175,20 @@ def images_as(args) -> dict:
 def index_of(model, rows, columns=None):
     "The index of the rows that have a vector; `ValueError` if none has."
     from astroclip.search.similarity import SimilarityIndex
+
     kept = [r for r in rows if r.vector is not None]
     if not kept:
         why = f" (the first: {rows[0].reason})" if rows else ""
         raise ValueError(f"nothing to embed: no readable image or spectrum among the files given{why}")
-    def all_of(name): return [getattr(r, name) for r in kept]
+
+    def all_of(name):
+        return [getattr(r, name) for r in kept]
+
     if columns is None:
         table = {name: all_of(name) for name in ("redshift", "missing")}
         table["file"] = list(map(str, all_of("file")))
-    else: table = {name: np.asarray(column)[all_of("row")] for name, column in columns.items()}
+    else:
+        table = {name: np.asarray(column)[all_of("row")] for name, column in columns.items()}
     table["flag"] = all_of("flag")
     return SimilarityIndex.build(np.stack(all_of("vector")), all_of("id"), all_of("modality"), table, model)
 
@@ -155,10 +197,12 @@ def embed(args):
     "Embed a survey file, or files and folders of them: writes an index, and beside it the account."
     overwrite = getattr(args, "overwrite", False)
     modalities = ["image", "spectrum"] if args.modality == "both" else [args.modality]
-    if args.batch_size < 1: raise ValueError(f"--batch-size {args.batch_size}: expected at least 1")
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size {args.batch_size}: expected at least 1")
     paths, passed = gather(args.sources)
     surveys = [p for p in paths if p.suffix.lower() in SURVEYS]
-    if surveys and len(paths) > 1: raise ValueError("one survey file at a time, and not with FITS files")
+    if surveys and len(paths) > 1:
+        raise ValueError("one survey file at a time, and not with FITS files")
     if not paths:
         over = some(passed) or "nothing"
         raise ValueError(f"nothing to embed: no galaxy in {some(args.sources)}; passed over {over}")
@@ -166,10 +210,12 @@ def embed(args):
     output = check_output(args.output, inputs, overwrite, READABLE)
     report = check_output(output.with_name(output.stem + REPORT), inputs, overwrite)
     model = load_model(args.model, args.device)
-    if surveys: rows, columns = embed_survey_file(model, surveys[0], modalities, args.batch_size)
+    if surveys:
+        rows, columns = embed_survey_file(model, surveys[0], modalities, args.batch_size)
     else:
         rows, columns = embed_files(model, paths, modalities, args.batch_size, **images_as(args)), None
-        for line in name_rows(rows): say(line)
+        for line in name_rows(rows):
+            say(line)
     tell(rows, passed, modalities, report)
     index = index_of(model, rows, columns)
     index.save(output)

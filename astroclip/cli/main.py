@@ -13,7 +13,9 @@ import os
 import sys
 
 # %% ../../nbs/cli/50_main.ipynb #203a23b0
-def arg(*names, **options): return names, options
+def arg(*names, **options):
+    return names, options
+
 
 DEVICE = arg("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
 OVERWRITE = arg("--overwrite", action="store_true", help="replace what stands at the output already")
@@ -22,84 +24,137 @@ PROFILES = ["smoke", "mini", "standard", "paper"]
 TRAINING = [
     arg("--profile", default="mini", choices=PROFILES, help="whose settings (default: mini)"),
     arg("--steps", type=int, default=None, help="training steps (default: the profile's)"),
-    SEED, OVERWRITE, DEVICE]
+    SEED,
+    OVERWRITE,
+    DEVICE,
+]
 SURVEY = arg("survey", help="survey.h5")
 RUN = "of the run; the same command resumes it where it was interrupted"
-HEADS = [arg(f"--{k}", type=int, dest=k.replace("-", "_"), help="where the file cannot say")
-         for k in ("num-heads", "image-num-heads", "spectrum-num-heads", "cross-num-heads")]
+HEADS = [
+    arg(f"--{k}", type=int, dest=k.replace("-", "_"), help="where the file cannot say")
+    for k in ("num-heads", "image-num-heads", "spectrum-num-heads", "cross-num-heads")
+]
 MODALITY = arg("--modality", choices=["both", "image", "spectrum"], default="both", help="(default: both)")
-IMAGES = [arg("--unit", help="of images whose header does not say it, e.g. nanomaggy or Jy"),
-          arg("--pixel-scale", type=float, help="of images that do not say it, in arcsec (default: 0.262)")]
+IMAGES = [
+    arg("--unit", help="of images whose header does not say it, e.g. nanomaggy or Jy"),
+    arg("--pixel-scale", type=float, help="of images that do not say it, in arcsec (default: 0.262)"),
+]
 CONDITION = "column=value, column=low:high or column=a,b; may be repeated"
 
 # %% ../../nbs/cli/50_main.ipynb #55f53d28
-COMMANDS = {   # name: (what it does, an example, its arguments)
+COMMANDS = {  # name: (what it does, an example, its arguments)
     "convert": (
         "turn an official checkpoint into safetensors, executing nothing in it",
         "astroclip convert astroclip.ckpt models/astroclip",
-        [arg("source", help="official .ckpt, or a hub repository id"), arg("target", help="new folder"),
-         arg("--revision", help="of the hub repository"), *HEADS, OVERWRITE]),
+        [
+            arg("source", help="official .ckpt, or a hub repository id"),
+            arg("target", help="new folder"),
+            arg("--revision", help="of the hub repository"),
+            *HEADS,
+            OVERWRITE,
+        ],
+    ),
     "info": (
         "print what a checkpoint is: kind, sizes, parameters, configuration, hash",
         "astroclip info models/astroclip",
-        [arg("source", help="folder, .safetensors, official .ckpt or hub repository id")]),
+        [arg("source", help="folder, .safetensors, official .ckpt or hub repository id")],
+    ),
     "embed": (
         "embed a survey file, or images and spectra, into an index; beside it .report.csv lists every input",
         "astroclip embed models/astroclip my_galaxies/ -o index.h5",
-        [arg("model", help="AstroCLIP checkpoint"),
-         arg("sources", nargs="+", help="one survey.h5, or files and folders of images and spectra"),
-         arg("-o", "--output", required=True, help="index file to write"), MODALITY,
-         *IMAGES, arg("--batch-size", type=int, default=256, help="galaxies at a time (default: 256)"),
-         OVERWRITE, DEVICE]),
+        [
+            arg("model", help="AstroCLIP checkpoint"),
+            arg("sources", nargs="+", help="one survey.h5, or files and folders of images and spectra"),
+            arg("-o", "--output", required=True, help="index file to write"),
+            MODALITY,
+            *IMAGES,
+            arg("--batch-size", type=int, default=256, help="galaxies at a time (default: 256)"),
+            OVERWRITE,
+            DEVICE,
+        ],
+    ),
     "search": (
         "find the galaxies of an index that are most similar to one of them, or to those of a file",
         "astroclip search index.h5 4611686018427387905 -k 5 --where redshift=0.1:0.2 --where modality=image",
-        [arg("index", help="file written by `astroclip embed`"),
-         arg("query", help="id in the index, or a file of images or spectra (with --model)"),
-         arg("-k", type=int, default=10, help="how many (default: 10)"),
-         arg("--where", action="append", metavar="CONDITION", help=CONDITION),
-         arg("--modality", choices=["image", "spectrum"], help="which side of the query to use"),
-         arg("--row", type=int, help="which object of a query file, from 0 (default: all of them)"),
-         arg("--model", help="checkpoint that made the index, for a file"), *IMAGES,
-         arg("-o", "--output", help="write the table too (.csv, .ecsv, .fits)"), OVERWRITE, DEVICE]),
+        [
+            arg("index", help="file written by `astroclip embed`"),
+            arg("query", help="id in the index, or a file of images or spectra (with --model)"),
+            arg("-k", type=int, default=10, help="how many (default: 10)"),
+            arg("--where", action="append", metavar="CONDITION", help=CONDITION),
+            arg("--modality", choices=["image", "spectrum"], help="which side of the query to use"),
+            arg("--row", type=int, help="which object of a query file, from 0 (default: all of them)"),
+            arg("--model", help="checkpoint that made the index, for a file"),
+            *IMAGES,
+            arg("-o", "--output", help="write the table too (.csv, .ecsv, .fits)"),
+            OVERWRITE,
+            DEVICE,
+        ],
+    ),
     "mock": (
         "make a simulated survey",
         "astroclip mock data/my_survey --pairs 2000 --spectra 4000",
-        [arg("folder", help="where survey.h5 and spectra.h5 go; the same command resumes"),
-         arg("--pairs", type=int, default=8000, help="galaxies with image and spectrum (default: 8000)"),
-         arg("--spectra", type=int, default=12000, help="extra spectra (default: 12000)"), SEED,
-         arg("--processes", type=int, help="(default: all cores)"), OVERWRITE]),
+        [
+            arg("folder", help="where survey.h5 and spectra.h5 go; the same command resumes"),
+            arg("--pairs", type=int, default=8000, help="galaxies with image and spectrum (default: 8000)"),
+            arg("--spectra", type=int, default=12000, help="extra spectra (default: 12000)"),
+            SEED,
+            arg("--processes", type=int, help="(default: all cores)"),
+            OVERWRITE,
+        ],
+    ),
     "train-image": (
         "pre-train an image transformer by self-distillation",
         "astroclip train-image data/my_survey/survey.h5 runs/image --profile mini",
-        [SURVEY, arg("folder", help=RUN), *TRAINING]),
+        [SURVEY, arg("folder", help=RUN), *TRAINING],
+    ),
     "train-spectrum": (
         "pre-train a spectrum transformer by masked modelling",
         "astroclip train-spectrum data/my_survey/survey.h5 data/my_survey/spectra.h5 -o runs/spectrum",
-        [arg("surveys", nargs="+", help="files with spectra"),
-         arg("-o", "--folder", required=True, help=RUN), *TRAINING]),
+        [
+            arg("surveys", nargs="+", help="files with spectra"),
+            arg("-o", "--folder", required=True, help=RUN),
+            *TRAINING,
+        ],
+    ),
     "align": (
         "align two pre-trained towers on image-spectrum pairs",
         "astroclip align data/my_survey/survey.h5 runs/aligned --image runs/image/vit "
         "--spectrum runs/spectrum/specformer",
-        [SURVEY, arg("folder", help=RUN), arg("--image", required=True, help="image transformer"),
-         arg("--spectrum", required=True, help="spectrum transformer"),
-         arg("--train-image-tower", action="store_true",
-             help="train the image tower along (default: both frozen, as in the paper)"), *TRAINING]),
+        [
+            SURVEY,
+            arg("folder", help=RUN),
+            arg("--image", required=True, help="image transformer"),
+            arg("--spectrum", required=True, help="spectrum transformer"),
+            arg(
+                "--train-image-tower",
+                action="store_true",
+                help="train the image tower along (default: both frozen, as in the paper)",
+            ),
+            *TRAINING,
+        ],
+    ),
 }
 
 # %% ../../nbs/cli/50_main.ipynb #8fcad1f7
 def parser() -> argparse.ArgumentParser:
     "The whole grammar; imports nothing heavy."
-    main = argparse.ArgumentParser(prog="astroclip", description="Galaxies from images and spectra together.",
-                                   epilog="astroclip COMMAND --help shows an example of each.")
+    main = argparse.ArgumentParser(
+        prog="astroclip",
+        description="Galaxies from images and spectra together.",
+        epilog="astroclip COMMAND --help shows an example of each.",
+    )
     main.add_argument("--version", action="store_true", help="print the version")
     sub = main.add_subparsers(dest="command", metavar="COMMAND")
     for name, (what, example, arguments) in COMMANDS.items():
-        one = sub.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".",
-                             epilog=f"example:\n  {example}",
-                             formatter_class=argparse.RawDescriptionHelpFormatter)
-        for names, options in arguments: one.add_argument(*names, **options)
+        one = sub.add_parser(
+            name,
+            help=what,
+            description=what[0].upper() + what[1:] + ".",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for names, options in arguments:
+            one.add_argument(*names, **options)
     return main
 
 # %% ../../nbs/cli/50_main.ipynb #5e140bb1
@@ -109,23 +164,29 @@ RESUMES = {"mock", "train-image", "train-spectrum", "align"}
 def one_line(error) -> str:
     "The message of an error on one line: KeyError's quotes removed, faults of the machine in plain words."
     from astroclip.core.outputs import is_full
+
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     said, number = " ".join(text.split()), getattr(error, "errno", None)
-    if number is not None and said.startswith("[Errno"): said = said.split("] ", 1)[-1]
+    if number is not None and said.startswith("[Errno"):
+        said = said.split("] ", 1)[-1]
     if is_full(error):
-        if "the disk is full" in said: return said
+        if "the disk is full" in said:
+            return said
         return f"the disk is full ({said}): free some space and run the same command again"
     if number in (errno.EACCES, errno.EROFS, errno.EPERM) and getattr(error, "filename", None):
         where = f"{error.filename} cannot be read or written ({error.strerror})"
         return f"{where}: check its rights, or give another place"
-    if isinstance(error, MemoryError): return f"not enough memory ({said}): try with fewer galaxies at a time"
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({said}): try with fewer galaxies at a time"
     return said or type(error).__name__
 
 
 def interrupted(command) -> str:
     "What Ctrl-C leaves behind."
-    if command in RESUMES: return "interrupted: the same command resumes it"
-    if command == "embed": return "interrupted: nothing was written, the same command starts again"
+    if command in RESUMES:
+        return "interrupted: the same command resumes it"
+    if command == "embed":
+        return "interrupted: nothing was written, the same command starts again"
     return "interrupted"
 
 
@@ -135,10 +196,12 @@ def main(argv=None) -> int:
     args = grammar.parse_args(argv)
     if args.version or not args.command:
         from astroclip import __version__
+
         print(f"astroclip {__version__}") if args.version else grammar.print_help()
         return 0
     try:
         from astroclip.cli import searching as commands
+
         return getattr(commands, args.command.replace("-", "_"))(args) or 0
     except KeyboardInterrupt:
         print(f"\nastroclip {args.command}: {interrupted(args.command)}", file=sys.stderr)
@@ -147,6 +210,7 @@ def main(argv=None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if os.environ.get("ASTROCLIP_DEBUG"): raise
+        if os.environ.get("ASTROCLIP_DEBUG"):
+            raise
         print(f"astroclip {args.command}: {one_line(error)}", file=sys.stderr)
         return 1

@@ -18,9 +18,9 @@ from ..files.spectrum_columns import SPECTRUM_SUFFIXES
 
 # %% ../../nbs/cli/10_objects.ipynb #88cc68b2
 SURVEYS = (".h5", ".hdf5")
-SPECTRA = tuple(s for s in SPECTRUM_SUFFIXES if s not in IMAGE_SUFFIXES)   # tables and arrays: never an image
+SPECTRA = tuple(s for s in SPECTRUM_SUFFIXES if s not in IMAGE_SUFFIXES)  # tables and arrays: never an image
 READABLE = IMAGE_SUFFIXES + SPECTRA
-REPORT = ".report.csv"   # what this program writes beside an index is never its input
+REPORT = ".report.csv"  # what this program writes beside an index is never its input
 
 
 def is_input(path: Path) -> bool:
@@ -33,12 +33,15 @@ def gather(sources) -> tuple[list[Path], list[Path]]:
     "(files to read, files passed over) of files and folders, in a fixed order, each file once."
     found, passed, seen = [], [], set()
     for source in map(Path, sources):
-        if not source.exists(): raise FileNotFoundError(f"{source}: no such file or folder")
+        if not source.exists():
+            raise FileNotFoundError(f"{source}: no such file or folder")
         inside = None
-        if source.is_dir(): inside = sorted(p for p in source.rglob("*") if p.is_file() or p.is_symlink())
+        if source.is_dir():
+            inside = sorted(p for p in source.rglob("*") if p.is_file() or p.is_symlink())
         for path in [source] if inside is None else inside:
             place = path.resolve()
-            if place in seen: continue
+            if place in seen:
+                continue
             seen.add(place)
             (found if inside is None or is_input(path) else passed).append(path)
     return found, passed
@@ -59,10 +62,14 @@ def read_objects(path, **images):
     "('image', [Cutout]) or ('spectrum', [Spectrum, ...]) of a file; an error says why it is neither."
     from astroclip.data.images import NotAnImage, read_cutout
     from astroclip.data.spectra import read_spectrum
-    if is_readable(path, SPECTRA): return "spectrum", read_spectrum(path)
-    try: return "image", [read_cutout(path, **images)]
+
+    if is_readable(path, SPECTRA):
+        return "spectrum", read_spectrum(path)
+    try:
+        return "image", [read_cutout(path, **images)]
     except NotAnImage as image_reason:
-        try: return "spectrum", read_spectrum(path)
+        try:
+            return "spectrum", read_spectrum(path)
         except ValueError as reason:
             raise ValueError(f"not an image ({image_reason.reason}), and no spectrum: {reason}") from None
 
@@ -70,19 +77,21 @@ def read_objects(path, **images):
 @dataclass
 class Row:
     "One galaxy, or one file that gave none: where it comes from, what became of it."
+
     file: Path
     row: int = 0
     id: str = ""
     modality: str = ""
-    item: object = None           # Cutout or Spectrum, until it is embedded
-    vector: object = None         # (D,), or None
+    item: object = None  # Cutout or Spectrum, until it is embedded
+    vector: object = None  # (D,), or None
     redshift: float = np.nan
-    missing: float = np.nan       # fraction of its pixels
-    flag: str = ""                # what is odd about it
-    reason: str = ""              # why it was left out
+    missing: float = np.nan  # fraction of its pixels
+    flag: str = ""  # what is odd about it
+    reason: str = ""  # why it was left out
 
     @property
-    def status(self): return "left out" if self.vector is None else "flagged" if self.flag else "embedded"
+    def status(self):
+        return "left out" if self.vector is None else "flagged" if self.flag else "embedded"
 
 
 def sentence(error) -> str:
@@ -93,28 +102,32 @@ def sentence(error) -> str:
 
 def read_rows(path, **images) -> list[Row]:
     "All galaxies of a file, or one row with the reason why there is none; no file stops the next one."
-    try: kind, items = read_objects(path, **images)
-    except Exception as error: return [Row(path, reason=sentence(error))]    # readers meet every damage
+    try:
+        kind, items = read_objects(path, **images)
+    except Exception as error:
+        return [Row(path, reason=sentence(error))]  # readers meet every damage
     rows = []
     for i, item in enumerate(items):
         name = bare_name(path, READABLE) if kind == "image" else str(item.id)
         rows.append(Row(path, i, name, kind, item, flag="; ".join(item.flags)))
-        if getattr(item, "redshift", None) is not None: rows[-1].redshift = item.redshift
+        if getattr(item, "redshift", None) is not None:
+            rows[-1].redshift = item.redshift
     return rows or [Row(path, reason="it holds no object")]
 
 # %% ../../nbs/cli/10_objects.ipynb #7eb4d795
 def distinct_names(paths) -> dict[Path, str]:
     "{path: the shortest name that no other of the paths has}: its bare name, then with folders before it."
     groups = defaultdict(list)
-    for path in paths: groups[bare_name(path, READABLE)].append(path)
+    for path in paths:
+        groups[bare_name(path, READABLE)].append(path)
     names = {}
     for bare, group in groups.items():
         tails = {p: p.absolute().parts[:-1] for p in group}
-        beside = len(set(tails.values())) < len(group)      # two in one folder: the suffix tells them apart
+        beside = len(set(tails.values())) < len(group)  # two in one folder: the suffix tells them apart
         depth, called = 0, {}
         while len(set(called.values())) < len(group):
             end = {p: p.name if beside else bare for p in group}
-            called = {p: "/".join([*tails[p][max(len(tails[p]) - depth, 0):], end[p]]) for p in group}
+            called = {p: "/".join([*tails[p][max(len(tails[p]) - depth, 0) :], end[p]]) for p in group}
             depth += 1
         names |= called
     return names
@@ -125,19 +138,23 @@ def name_rows(rows) -> list[str]:
     said = []
     names = distinct_names({r.file for r in rows if r.modality == "image"})
     for r in rows:
-        if r.modality == "image": r.id = names[r.file]
+        if r.modality == "image":
+            r.id = names[r.file]
     files = defaultdict(set)
     for r in rows:
-        if r.modality == "spectrum": files[r.id].add(r.file)
+        if r.modality == "spectrum":
+            files[r.id].add(r.file)
     shared = {name: group for name, group in files.items() if len(group) > 1}
+
     def of_file(name, p):
         bare = bare_name(p, READABLE)
         return name.split("[")[0] in (p.parent.name, bare, bare.removeprefix("spec-"))
+
     own = {name for name, group in shared.items() if all(of_file(name, p) for p in group)}
     renamed = distinct_names({p for name in own for p in shared[name]})
     for r in rows:
         if r.modality == "spectrum" and r.id in own:
-            r.id = renamed[r.file] + r.id[len(r.id.split("[")[0]):]
+            r.id = renamed[r.file] + r.id[len(r.id.split("[")[0]) :]
     for name in sorted(shared.keys() - own):
         where = f"{len(shared[name])} files ({some(sorted(shared[name]), 2)})"
         said.append(f"{name} is in {where}: kept as one galaxy that was seen several times")
@@ -146,27 +163,35 @@ def name_rows(rows) -> list[str]:
 # %% ../../nbs/cli/10_objects.ipynb #c2824288
 def embed_each(call, n):
     "[(vector or None, reason)] of n galaxies; call(indices) embeds some, `ValueError` if one is bad."
+
     def part(rows):
-        try: found = call(rows)
+        try:
+            found = call(rows)
         except ValueError as error:
-            if len(rows) == 1: return [(None, sentence(error))]
+            if len(rows) == 1:
+                return [(None, sentence(error))]
             middle = len(rows) // 2
             return part(rows[:middle]) + part(rows[middle:])
         return [checked(v) for v in found]
+
     return part(np.arange(n)) if n else []
 
 
 def checked(vector):
     "(vector, '') or (None, reason): an embedding that is not finite or has no length is none."
     length = np.sqrt(np.square(vector, dtype=np.float64).sum())
-    if not np.isfinite(length): return None, "its embedding is not finite"
+    if not np.isfinite(length):
+        return None, "its embedding is not finite"
     return (vector, "") if length >= 1e-3 else (None, "its embedding has no length")
 
 # %% ../../nbs/cli/10_objects.ipynb #6f596fb1
 def account(rows, passed=()):
     "Table of all that was given: file, row, id, modality, status, reason; a line for each galaxy or file."
     from astropy.table import Table
-    def name(text): return str(text).encode("utf-8", "backslashreplace").decode()   # any file name
+
+    def name(text):
+        return str(text).encode("utf-8", "backslashreplace").decode()  # any file name
+
     lines = [(name(r.file), r.row, name(r.id), r.modality, r.status, name(r.reason or r.flag)) for r in rows]
     lines += [(name(p), 0, "", "", "passed over", "its kind is not read in folders") for p in passed]
     return Table(rows=lines, names=("file", "row", "id", "modality", "status", "reason"))

@@ -22,19 +22,24 @@ def listed(found, indent="") -> list[str]:
     lines = []
     for key, value in found.items():
         number = isinstance(value, int) and not isinstance(value, bool)
-        if isinstance(value, dict) and value: lines += [f"{indent}{key}:", *listed(value, indent + "  ")]
-        else: lines.append(f"{indent}{key}: {value:,d}" if number else f"{indent}{key}: {value}")
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{key}:", *listed(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {value:,d}" if number else f"{indent}{key}: {value}")
     return lines
 
 
 def info(args):
     "Print kind, sizes, parameter counts, configuration and hash of a checkpoint."
     from astroclip.files.weight_files import describe_ours, is_ours, locate
+
     path = locate(args.source)
-    if is_ours(path): found = describe_ours(path)
+    if is_ours(path):
+        found = describe_ours(path)
     else:
         say_loading()
         from astroclip.models.checkpoints import describe
+
         found = describe(path)
     print("\n".join(listed(found)))
 
@@ -42,6 +47,7 @@ def info(args):
 def convert(args):
     "Official checkpoint or hub repository -> folder with safetensors, config.json and a model card."
     from astroclip.files.weight_files import locate
+
     target = check_folder(args.target, [args.source] if Path(args.source).exists() else [], "target")
     if target.exists() and any(target.iterdir()):
         if not getattr(args, "overwrite", False):
@@ -53,6 +59,7 @@ def convert(args):
         check_output(target / name, model_files(path), overwrite=True, option="target")
     say_loading()
     from astroclip.models.checkpoints import convert as run
+
     names = ("num_heads", "image_num_heads", "spectrum_num_heads", "cross_num_heads")
     heads = {k: getattr(args, k) for k in names if getattr(args, k) is not None}
     run(path, target, **heads)
@@ -62,8 +69,10 @@ def convert(args):
 def plain_value(text: str):
     "An int or a float where the text is one, else the text."
     for kind in (int, float):
-        try: return kind(text)
-        except ValueError: pass
+        try:
+            return kind(text)
+        except ValueError:
+            pass
     return text
 
 
@@ -76,19 +85,23 @@ def kind_of(index, name) -> str:
 
 def value_of(text, kind, name):
     "The text of a condition as a value for a column of that kind."
-    if kind == "U": return text
+    if kind == "U":
+        return text
     if kind == "b":
         known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        if text.lower() not in known: raise ValueError(f"condition {name}={text}: it holds true or false")
+        if text.lower() not in known:
+            raise ValueError(f"condition {name}={text}: it holds true or false")
         return known[text.lower()]
     value = plain_value(text)
-    if isinstance(value, str): raise ValueError(f"condition {name}={text}: the column holds numbers")
+    if isinstance(value, str):
+        raise ValueError(f"condition {name}={text}: the column holds numbers")
     return value
 
 
 def words_of(index, name) -> set:
     "The texts that stand in a column of an index."
-    if name in ("id", "modality"): return set(getattr(index, {"id": "ids"}.get(name, name)).tolist())
+    if name in ("id", "modality"):
+        return set(getattr(index, {"id": "ids"}.get(name, name)).tolist())
     return set(map(str, index.table[name])) if name in index.table.colnames else set()
 
 
@@ -99,26 +112,36 @@ def parse_where(conditions, index=None) -> dict:
         name, _, value = text.partition("=")
         if not name or not value:
             raise ValueError(f"condition {text!r}: expected column=value, column=low:high or column=a,b")
-        if name in where: raise ValueError(f"column {name} stands in two conditions: put them into one")
+        if name in where:
+            raise ValueError(f"column {name} stands in two conditions: put them into one")
         kind = kind_of(index, name) if index is not None else None
-        def one(v): return plain_value(v) if kind is None else value_of(v, kind, name)
-        bounds = value.split(":") if kind != "U" else [value]     # a name may hold a colon
-        if kind == "U" and value in words_of(index, name): where[name] = value
-        elif "," in value: where[name] = [one(v) for v in value.split(",")]
-        elif len(bounds) > 1: where[name] = tuple(one(v) if v else None for v in bounds)
-        else: where[name] = one(value)
+
+        def one(v):
+            return plain_value(v) if kind is None else value_of(v, kind, name)
+
+        bounds = value.split(":") if kind != "U" else [value]  # a name may hold a colon
+        if kind == "U" and value in words_of(index, name):
+            where[name] = value
+        elif "," in value:
+            where[name] = [one(v) for v in value.split(",")]
+        elif len(bounds) > 1:
+            where[name] = tuple(one(v) if v else None for v in bounds)
+        else:
+            where[name] = one(value)
     return where
 
 # %% ../../nbs/cli/30_searching.ipynb #92111cdc
 def id_of(index, text):
     "The identifier that a text names in this index; `KeyError` with what its ids look like."
     if index.ids.dtype.kind == "U":
-        if text in index.ids: return text
+        if text in index.ids:
+            return text
         near = difflib.get_close_matches(text, index.ids[:100_000].tolist(), 3, 0.7)
         like = f"; like it: {', '.join(near)}" if near else f"; its ids are names such as {index.ids[0]}"
         raise KeyError(f"no galaxy {text!r} in this index, and no file of that name{like}")
     value = plain_value(text)
-    if isinstance(value, int): return value
+    if isinstance(value, int):
+        return value
     like = f"its ids are integers such as {index.ids[0]}"
     raise KeyError(f"no galaxy {text!r} in this index, and no file of that name; {like}")
 
@@ -126,8 +149,10 @@ def id_of(index, text):
 def same_model(index, args):
     "Refuse a model that did not make the index: by its file where that says it, before torch is loaded."
     from astroclip.files.weight_files import hash_of_ours, is_ours, locate
+
     path = locate(args.model)
-    if is_ours(path): index.check_model(hash_of_ours(path), args.model)
+    if is_ours(path):
+        index.check_model(hash_of_ours(path), args.model)
     model = load_model(path, args.device)
     if not index.check_model(model, args.model):
         say(f"{args.index} does not say which model made it: {args.model} is taken on trust")
@@ -136,19 +161,24 @@ def same_model(index, args):
 
 def file_queries(index, args):
     "[(name, vector, None)] of the objects of a file, as the model of the index sees them."
-    if not args.model: raise ValueError(f"{args.query} is a file: say with --model which one made the index")
+    if not args.model:
+        raise ValueError(f"{args.query} is a file: say with --model which one made the index")
     model = same_model(index, args)
     modalities = [args.modality] if args.modality else ["image", "spectrum"]
     rows = embed_files(model, [Path(args.query)], modalities, 64, **images_as(args))
     asked = getattr(args, "row", None)
     if asked is not None:
         rows = [r for r in rows if r.row == asked] if 0 <= asked < len(rows) else []
-        if not rows: raise ValueError(f"--row {asked}: {args.query} has no such row")
+        if not rows:
+            raise ValueError(f"--row {asked}: {args.query} has no such row")
     for r in rows:
-        if r.vector is None: say(f"left out {r.file}{f', {r.id}' if r.id else ''}: {r.reason}")
-        elif r.flag: say(f"flagged {r.file}, {r.id}: {r.flag}")
+        if r.vector is None:
+            say(f"left out {r.file}{f', {r.id}' if r.id else ''}: {r.reason}")
+        elif r.flag:
+            say(f"flagged {r.file}, {r.id}: {r.flag}")
     seen = [r for r in rows if r.vector is not None]
-    if not seen: raise ValueError(f"{args.query} gives no query: {rows[0].reason}")
+    if not seen:
+        raise ValueError(f"{args.query} gives no query: {rows[0].reason}")
     if len(rows) > 1:
         say(f"{args.query} holds {len(rows)} objects, a table for each of {len(seen)} follows; see --row")
     return [(f"{Path(args.query).name}[{r.row}] {r.id}", r.vector, None) for r in seen]
@@ -157,7 +187,8 @@ def file_queries(index, args):
 def queries_of(index, args):
     "[(name, vector, ids to leave out)]: one galaxy of the index, or the objects of a file."
     known = index.ids.dtype.kind == "U" and args.query in index.ids
-    if not known and Path(args.query).is_file(): return file_queries(index, args)
+    if not known and Path(args.query).is_file():
+        return file_queries(index, args)
     id = id_of(index, args.query)
     return [(args.query, index.vector(id, args.modality), [id])]
 
@@ -166,30 +197,37 @@ def printed(hits) -> str:
     "A table of hits as text: all rows, all columns, six digits."
     for name in hits.colnames:
         kind = getattr(getattr(hits[name], "dtype", None), "kind", "")
-        if kind == "f": hits[name].info.format = ".4f" if name in ("similarity", "redshift") else ".6g"
+        if kind == "f":
+            hits[name].info.format = ".4f" if name in ("similarity", "redshift") else ".6g"
     return "\n".join(hits.pformat(max_lines=-1, max_width=-1))
 
 
 def search(args):
     "Print (and write) the galaxies of an index that are most similar to one of them or to a file."
     output = None
-    if args.k < 1: raise ValueError(f"-k {args.k}: at least 1")
+    if args.k < 1:
+        raise ValueError(f"-k {args.k}: at least 1")
     if args.output:
         table_format(args.output)
         inputs = [args.index, args.query, *(model_files(args.model) if args.model else [])]
         output = check_output(args.output, inputs, getattr(args, "overwrite", False))
     from astroclip.search.similarity import SimilarityIndex, allowed
+
     index = SimilarityIndex.load(args.index)
     where = parse_where(args.where, index) or None
-    allowed(index, where)                             # a slip in a condition is said before a model is loaded
+    allowed(index, where)  # a slip in a condition is said before a model is loaded
     queries, tables = queries_of(index, args), []
     for name, vector, exclude in queries:
         hits = index.search(vector, args.k, where=where, exclude=exclude)
-        if len(queries) > 1: print(f"{name}:")
+        if len(queries) > 1:
+            print(f"{name}:")
         print(printed(hits))
-        if len(queries) > 1: hits.add_column([name] * len(hits), name="query", index=0)
+        if len(queries) > 1:
+            hits.add_column([name] * len(hits), name="query", index=0)
         tables.append(hits)
-    if output is None: return
+    if output is None:
+        return
     from astropy.table import vstack
+
     write_table(vstack(tables, metadata_conflicts="silent") if len(tables) > 1 else tables[0], output)
     print(f"written: {args.output}")

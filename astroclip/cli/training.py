@@ -37,14 +37,17 @@ def new_folder(folder, model, inputs=(), overwrite=False, option="folder") -> Pa
 def mock(args):
     "Make a simulated survey: survey.h5 and spectra.h5 (resumes what was interrupted)."
     folder = check_folder(args.folder)
-    try: from astroclip.mock.survey import make_survey
+    try:
+        from astroclip.mock.survey import make_survey
     except ModuleNotFoundError as missing:
         raise ModuleNotFoundError(f"{missing.name} is missing: pip install 'astroclip[mock]'") from None
     if getattr(args, "overwrite", False):
         for name in ("survey.h5", "spectra.h5"):
-            for end in ("", ".partial", ".chunks"): (folder / (name + end)).unlink(missing_ok=True)
+            for end in ("", ".partial", ".chunks"):
+                (folder / (name + end)).unlink(missing_ok=True)
     made = make_survey(folder, args.pairs, args.spectra, seed=args.seed, processes=args.processes)
-    for path in made: print(f"written: {path}")
+    for path in made:
+        print(f"written: {path}")
 
 
 def train_image(args):
@@ -55,8 +58,10 @@ def train_image(args):
     from astroclip.core.profiles import settings
     from astroclip.models.layers import resolve_device
     from astroclip.training.self_distillation import ImageConfig, pretrain_image
+
     config = ImageConfig(**settings(args.profile, "pretrain_image", steps=args.steps), seed=args.seed)
-    for _ in pretrain_image(args.survey, config, folder, resolve_device(args.device)): pass
+    for _ in pretrain_image(args.survey, config, folder, resolve_device(args.device)):
+        pass
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     print(f"written: {folder / 'vit'}")
 
@@ -75,6 +80,7 @@ def train_spectrum(args):
     from astroclip.training.records import divide, follow
     from astroclip.training.masked_modelling import SpectrumPretraining, load_flux, pretrain_spectrum
     from astroclip.data.spectrum_augment import load_log_spectra
+
     device, asked = resolve_device(args.device), settings(args.profile, "pretrain_spectrum", steps=args.steps)
     network, config = divide(asked, SpectrumPretraining, seed=args.seed)
     placing = Placing(network.pop("place_steps"), network.pop("place_batch_size"), seed=args.seed)
@@ -88,13 +94,15 @@ def train_spectrum(args):
     records = pretrain_spectrum(model, train, validation, config, folder / "checkpoint.pt", device)
     follow(records, folder / "curves.csv", config.steps, "train-spectrum", config.batch_size)
     model.save_pretrained(folder / "specformer")
-    for name in ("place.pt", "checkpoint.pt"): (folder / name).unlink(missing_ok=True)
+    for name in ("place.pt", "checkpoint.pt"):
+        (folder / name).unlink(missing_ok=True)
     print(f"written: {folder / 'specformer'}")
 
 # %% ../../nbs/cli/40_training.ipynb #ff1135a1
 def alignment_of(args, s):
     "The `Alignment` settings of a profile: those of the frozen or of the tuned run, without its prefix."
     from astroclip.training.alignment import Alignment
+
     prefix = "tuned_" if args.train_image_tower else "frozen_"
     own = {k.removeprefix(prefix): v for k, v in s.items() if k.startswith(prefix)}
     own |= {k: v for k, v in s.items() if k in Alignment.__dataclass_fields__}
@@ -105,6 +113,7 @@ def alignment_of(args, s):
 def align(args):
     "Align two pre-trained towers on the pairs of a survey; writes <folder>/astroclip and curves.csv."
     from astroclip.files.weight_files import locate
+
     need(args.survey)
     image, spectrum = locate(args.image), locate(args.spectrum)
     inputs = [args.survey, image, spectrum]
@@ -118,11 +127,14 @@ def align(args):
     from astroclip.models.vit import VisionTransformer
     from astroclip.training.alignment import align as run, load_pairs
     from astroclip.training.records import follow
+
     device, s = resolve_device(args.device), settings(args.profile, "align")
     config = alignment_of(args, s)
     seed_everything(args.seed)
-    vit, specformer = (kind.from_pretrained(path, device="cpu")
-                       for kind, path in ((VisionTransformer, image), (SpecFormer, spectrum)))
+    vit, specformer = (
+        kind.from_pretrained(path, device="cpu")
+        for kind, path in ((VisionTransformer, image), (SpecFormer, spectrum))
+    )
     model = AstroCLIP(vit, specformer, s["embed_dim"], s["num_heads"], dropout=s["dropout"]).to(device)
     pairs = load_pairs(args.survey, model, config, device)
     records = run(model, pairs, config, folder / "checkpoint.pt", device)

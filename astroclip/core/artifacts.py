@@ -152,7 +152,10 @@ def resolve(stage, params=None, survey="mock", profile="mini", seed=0, **overrid
         survey, profile, seed = params.survey, params.profile, params.seed
     Params(survey=survey, profile=profile, seed=seed)  # raises on unknown names
     made_with = {name: _passed_on(name, profile, overrides) for name in STAGES[stage]}
-    inputs = {name: resolve(name, survey=survey, profile=profile, seed=seed, **made_with[name]) for name in made_with}
+    inputs = {
+        name: resolve(name, survey=survey, profile=profile, seed=seed, **made_with[name])
+        for name in made_with
+    }
     return Artifact(stage, survey, profile, seed, profile_settings(profile, stage, **overrides), inputs)
 
 # %% ../../nbs/core/20_artifacts.ipynb #954c3d69
@@ -194,7 +197,9 @@ def library_versions(names=("astroclip", "torch", "numpy", "h5py", "astropy", "s
 
 def _sweep(folder):
     "Remove what killed runs were writing, once the work is done: files that nobody will rename any more."
-    for file in [f for pattern in (".*.tmp", ".tmp*", "*.partial", "*.chunks") for f in folder.rglob(pattern)]:
+    for file in [
+        f for pattern in (".*.tmp", ".tmp*", "*.partial", "*.chunks") for f in folder.rglob(pattern)
+    ]:
         if file.is_file():
             file.unlink()
 
@@ -308,7 +313,9 @@ def adopt(artifact, names=("survey.h5", "spectra.h5")):
 
     wanted = f"survey.h5 and spectra.h5 (schema astroclip-survey-1) in {artifact.path}"
     if not all((artifact.path / name).is_file() for name in names):
-        raise FileNotFoundError(f"the real pairs are not at {artifact.path}: put {wanted}, or run with survey=mock.")
+        raise FileNotFoundError(
+            f"the real pairs are not at {artifact.path}: put {wanted}, or run with survey=mock."
+        )
     for name in names:
         try:
             with h5py.File(artifact.path / name) as f:

@@ -23,16 +23,20 @@ from .workers import cores
 
 # %% ../../nbs/core/45_checks.ipynb #54ed1eeb
 def library_notebooks(
-    root,      # the repository
+    root,  # the repository
     names=(),  # parts of paths, e.g. "models/" or "20_vit"; none: all
 ):
     "Paths of the library notebooks that contain one of the names; `ValueError` for a name that fits none."
     every = sorted(p for p in (Path(root) / "nbs").glob("*/[!.]*.ipynb"))
     if not every:
-        raise ValueError(f"no library notebook in {Path(root) / 'nbs'}: run this inside a clone of the repository")
+        raise ValueError(
+            f"no library notebook in {Path(root) / 'nbs'}: run this inside a clone of the repository"
+        )
     for name in names:
         if not any(name in str(p) for p in every):
-            raise ValueError(f"no library notebook is called {name!r}: give a part of a path, such as core/ or 20_vit")
+            raise ValueError(
+                f"no library notebook is called {name!r}: give a part of a path, such as core/ or 20_vit"
+            )
     return [p for p in every if not names or any(name in str(p) for name in names)]
 
 # %% ../../nbs/core/45_checks.ipynb #b57003af
@@ -86,10 +90,10 @@ def _context():
 
 
 def run_each(
-    paths,            # notebooks
-    processes=2,      # at a time
-    limit=300.0,      # seconds for each
-    base=None,        # folder from which the package is imported
+    paths,  # notebooks
+    processes=2,  # at a time
+    limit=300.0,  # seconds for each
+    base=None,  # folder from which the package is imported
 ):
     "Yields the `Outcome` of each notebook as it ends, whatever becomes of the others."
     context, waiting, running = _context(), list(reversed(paths)), {}
@@ -116,9 +120,9 @@ def run_each(
 
 # %% ../../nbs/core/45_checks.ipynb #677fdebe
 def report(
-    outcomes,    # iterable of Outcome
+    outcomes,  # iterable of Outcome
     root,
-    tail=25,     # lines of a failed notebook's output
+    tail=25,  # lines of a failed notebook's output
     slowest=8,
 ):
     "Prints a line for each notebook as it ends and a summary; True when there was one and all passed."

@@ -35,9 +35,15 @@ def find_root(
     if start is None and os.environ.get("ASTROCLIP_ROOT"):
         root = Path(os.environ["ASTROCLIP_ROOT"]).expanduser().resolve()
         if not _is_root(root):
-            raise ValueError(f"ASTROCLIP_ROOT={root} is no clone of the repository: no settings.ini of astroclip.")
+            raise ValueError(
+                f"ASTROCLIP_ROOT={root} is no clone of the repository: no settings.ini of astroclip."
+            )
         return root
-    starts = [Path(start)] if start else [Path.cwd(), Path(__file__).parent if "__file__" in globals() else Path.cwd()]
+    starts = (
+        [Path(start)]
+        if start
+        else [Path.cwd(), Path(__file__).parent if "__file__" in globals() else Path.cwd()]
+    )
     places = [c for folder in starts for c in (folder.resolve(), *folder.resolve().parents)]
     if start is None:
         places += [Path.cwd() / name for name in CLONES]
@@ -55,7 +61,9 @@ def data_root():
 
     folder = Path(platformdirs.user_data_dir("astroclip", appauthor=False))
     if not folder.is_absolute():  # no HOME, and no entry for this user
-        raise RuntimeError("there is no home folder to keep data in: set ASTROCLIP_HOME to a folder of yours.")
+        raise RuntimeError(
+            "there is no home folder to keep data in: set ASTROCLIP_HOME to a folder of yours."
+        )
     return folder
 
 
@@ -138,7 +146,9 @@ class Params:
         if self.survey not in SURVEYS:
             raise ValueError(f"survey={self.survey!r} is unknown, expected one of {', '.join(SURVEYS)}.")
         if self.profile not in PROFILE_NAMES:
-            raise ValueError(f"profile={self.profile!r} is unknown, expected one of {', '.join(PROFILE_NAMES)}.")
+            raise ValueError(
+                f"profile={self.profile!r} is unknown, expected one of {', '.join(PROFILE_NAMES)}."
+            )
 
     @classmethod
     def from_cell(cls, names):
@@ -151,7 +161,9 @@ class Params:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(given) - known)
         if unknown:
-            raise ValueError(f"unknown parameter {', '.join(unknown)}: this notebook takes {', '.join(sorted(known))}.")
+            raise ValueError(
+                f"unknown parameter {', '.join(unknown)}: this notebook takes {', '.join(sorted(known))}."
+            )
         return cls(**given)
 
     def as_dict(self):

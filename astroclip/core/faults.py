@@ -54,7 +54,9 @@ def explain(
     elif _elsewhere(error, path):
         return error
     elif number in CLOSED or (number is None and CLOSED_WORDS.search(words)):
-        fix = "set ASTROCLIP_HOME to a folder that you may write, e.g. `export ASTROCLIP_HOME=~/astroclip-data`"
+        fix = (
+            "set ASTROCLIP_HOME to a folder that you may write, e.g. `export ASTROCLIP_HOME=~/astroclip-data`"
+        )
         fix = fix if _ours(path) else "choose a place that you may write"
         kind = PermissionError(number or errno.EACCES, f"cannot write {path}: {fix}")
     else:

@@ -18,15 +18,20 @@ from .artifacts import write_atomic
 def existing_folder(path: Path) -> Path:
     "The deepest folder above `path` that exists; `ValueError` if a file stands in the way."
     for above in path.parents:
-        if above.is_dir(): return above
+        if above.is_dir():
+            return above
         if above.exists() or above.is_symlink():
             raise ValueError(f"cannot write {path}: {above} is a file, not a folder")
     return Path(".")
 
 
-WHY = {errno.EACCES: "is not yours to write in", errno.EPERM: "is not yours to write in",
-       errno.EROFS: "is read-only", errno.ENOSPC: "is full",
-       errno.ENAMETOOLONG: "does not take a name as long as this"}
+WHY = {
+    errno.EACCES: "is not yours to write in",
+    errno.EPERM: "is not yours to write in",
+    errno.EROFS: "is read-only",
+    errno.ENOSPC: "is full",
+    errno.ENAMETOOLONG: "does not take a name as long as this",
+}
 
 
 def try_to_write(path: Path, option="-o"):
@@ -34,7 +39,8 @@ def try_to_write(path: Path, option="-o"):
     folder = existing_folder(path)
     name = f".{path.name}.{os.getpid()}.tmp" if folder == path.parent else f".{os.getpid()}.tmp"
     try:
-        with open(folder / name, "x"): pass
+        with open(folder / name, "x"):
+            pass
         os.unlink(folder / name)
     except OSError as error:
         said = WHY.get(error.errno, f"does not take it ({error.strerror or error})")
@@ -44,23 +50,27 @@ def try_to_write(path: Path, option="-o"):
 # %% ../../nbs/core/22_outputs.ipynb #ae229bf1
 def same_place(a: Path, b: Path) -> bool:
     "Two names of one file or folder: equal once links are followed, or hard links of each other."
-    try: return a.samefile(b)
-    except OSError: return a.resolve() == b.resolve()
+    try:
+        return a.samefile(b)
+    except OSError:
+        return a.resolve() == b.resolve()
 
 
 def resolved(path: Path) -> Path:
     "The path with its links followed; `ValueError` where they run in a circle."
-    try: return path.resolve(strict=path.exists())
-    except (OSError, RuntimeError) as error: raise ValueError(f"cannot write {path}: {error}") from None
+    try:
+        return path.resolve(strict=path.exists())
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"cannot write {path}: {error}") from None
 
 
 def check_output(
-    path,              # file to be written
-    inputs=(),         # files and folders that are read
-    overwrite=False,   # may an existing file be replaced?
-    reads=(),          # suffixes that are read in a folder of `inputs`
-    option="-o",       # what the user writes before `path`
-) -> Path:             # where it really lies, links followed
+    path,  # file to be written
+    inputs=(),  # files and folders that are read
+    overwrite=False,  # may an existing file be replaced?
+    reads=(),  # suffixes that are read in a folder of `inputs`
+    option="-o",  # what the user writes before `path`
+) -> Path:  # where it really lies, links followed
     "The place of an output, or an error before any work: it is an input, it is taken, it takes no file."
     given, path = path, resolved(Path(path))
     for source in map(Path, inputs):
@@ -68,9 +78,12 @@ def check_output(
             raise ValueError(f"the output {given} is also an input, {source}: give another with {option}")
         inside = source.is_dir() and path.is_relative_to(source.resolve())
         if inside and path.name.lower().endswith(tuple(reads)):
-            raise ValueError(f"the output {given} lies in the input folder {source}, where it would be read "
-                             f"as an input: give another place with {option}")
-    if path.is_dir(): raise ValueError(f"the output {given} is a folder: name a file in it with {option}")
+            raise ValueError(
+                f"the output {given} lies in the input folder {source}, where it would be read "
+                f"as an input: give another place with {option}"
+            )
+    if path.is_dir():
+        raise ValueError(f"the output {given} is a folder: name a file in it with {option}")
     if path.exists() and not path.is_file():
         raise ValueError(f"the output {given} is no plain file: give another name with {option}")
     if path.exists() and not overwrite:
@@ -99,8 +112,10 @@ CODES = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 def is_full(error) -> bool:
     "Does an error, or one that it came from, say that no more could be written?"
     while error is not None:
-        if isinstance(error, OSError) and error.errno in CODES: return True
-        if any(words in str(error).lower() for words in FULL): return True
+        if isinstance(error, OSError) and error.errno in CODES:
+            return True
+        if any(words in str(error).lower() for words in FULL):
+            return True
         error = error.__cause__ or error.__context__
     return False
 
@@ -108,9 +123,11 @@ def is_full(error) -> bool:
 @contextmanager
 def disk_errors(path):
     "Inside, a full disk is one `OSError` with one sentence, whatever the library makes of it."
-    try: yield
+    try:
+        yield
     except Exception as error:
-        if not is_full(error): raise
+        if not is_full(error):
+            raise
         text = f"the disk is full while writing {path}: free some space and run the same command again"
         raise OSError(errno.ENOSPC, text) from None
 
@@ -131,15 +148,19 @@ def flattened(table):
     "A table with one plain value a row and column, for CSV."
     from astropy.table import Table
     from astropy.table.serialize import represent_mixins_as_columns
+
     timeless = Table(table, copy=False)
     for name in table.colnames:
-        if hasattr(table[name], "isot"): timeless[name] = table[name].isot
+        if hasattr(table[name], "isot"):
+            timeless[name] = table[name].isot
     plain, out = represent_mixins_as_columns(timeless), Table()
     for name in plain.colnames:
         column = plain[name]
-        if column.ndim == 1: out[name] = column
+        if column.ndim == 1:
+            out[name] = column
         else:
-            for i, part in enumerate(column.reshape(len(column), -1).T): out[f"{name}_{i}"] = part
+            for i, part in enumerate(column.reshape(len(column), -1).T):
+                out[f"{name}_{i}"] = part
     return out
 
 
@@ -149,10 +170,13 @@ def write_table(table, path) -> Path:
     table = flattened(table) if how == "ascii.csv" else table.copy()
     for name in table.colnames:
         kind = getattr(table[name], "dtype", None)
-        if kind is not None and kind.kind in "Mm": table[name] = table[name].astype(str)
+        if kind is not None and kind.kind in "Mm":
+            table[name] = table[name].astype(str)
     with disk_errors(path), write_atomic(path) as temporary:
-        try: table.write(temporary, format=how, overwrite=True)
-        except OSError: raise
+        try:
+            table.write(temporary, format=how, overwrite=True)
+        except OSError:
+            raise
         except Exception as error:
             text = f"these columns cannot be written as {how} ({error}); .ecsv keeps all of them"
             raise ValueError(f"{path}: {text}") from None

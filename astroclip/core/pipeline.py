@@ -28,9 +28,18 @@ from .plots import figures_dir
 from .workers import cores
 
 # %% ../../nbs/core/27_pipeline.ipynb #11e5bb9a
-PAGES = ["reconstruction", "morphology", "posterior", "domain", "properties", "embedding_map", "redshift", "retrieval",
-         "real_galaxies"]     # the longest first: nobody waits for it at the end
-EARLY = dict(reconstruction="pretrain_spectrum")     # a page that needs less than the embeddings
+PAGES = [
+    "reconstruction",
+    "morphology",
+    "posterior",
+    "domain",
+    "properties",
+    "embedding_map",
+    "redshift",
+    "retrieval",
+    "real_galaxies",
+]  # the longest first: nobody waits for it at the end
+EARLY = dict(reconstruction="pretrain_spectrum")  # a page that needs less than the embeddings
 COMPARED = ["redshift", "properties", "retrieval"]
 STUDIES = ["ablations", "ablation_spectrum", "ablation_pretraining", "released_model"]
 
@@ -43,7 +52,7 @@ class Task:
     notebook: str
     needs: tuple = ()
     threads: int = 1
-    parameters: tuple = ()     # (name, value) pairs
+    parameters: tuple = ()  # (name, value) pairs
     shown: bool = False
 
 # %% ../../nbs/core/27_pipeline.ipynb #7b32093e
@@ -51,8 +60,8 @@ FRACTION = dict(mock_survey=1, embed=1, pretrain_spectrum=1 / 2, align=1 / 2, tr
 
 
 def stage_tasks(
-    profile,       # of the run
-    n,             # cores
+    profile,  # of the run
+    n,  # cores
     stages=("mock_survey", "pretrain_spectrum", "pretrain_image", "train_redshift", "align", "embed"),
 ):
     "The tasks of the stages, in an order that keeps `n` cores busy."
@@ -76,7 +85,9 @@ def study_tasks(profile, n):
     tasks = stage_tasks(profile, n)
     tasks.append(Task("train_baselines", "train_baselines", ("mock_survey",), n, shown=True))
     tasks.append(Task("align finetuned", "align", ("align",), n, tuned, shown=True))
-    tasks.append(Task("embed finetuned", "embed", ("align finetuned", "train_redshift"), n, tuned, shown=True))
+    tasks.append(
+        Task("embed finetuned", "embed", ("align finetuned", "train_redshift"), n, tuned, shown=True)
+    )
     before = ("embed finetuned", "train_baselines")
     tasks += [Task(f"{page} compared", page, before, 1, (("compare", "True"),)) for page in COMPARED]
     return tasks + [Task(study, study, ("embed finetuned",), n, shown=True) for study in STUDIES]
@@ -94,16 +105,18 @@ def check_tasks(tasks, n):
         task = next_task(waiting, done, n)
         if task is None:
             names = ", ".join(t.name for t in waiting)
-            raise ValueError(f"{names} can never begin: unknown or circular needs, or more threads than the {n} cores")
+            raise ValueError(
+                f"{names} can never begin: unknown or circular needs, or more threads than the {n} cores"
+            )
         waiting.remove(task)
         done.append(task.name)
     return done
 
 # %% ../../nbs/core/27_pipeline.ipynb #b7511dc6
 ENVIRONMENT = dict(
-    OMP_WAIT_POLICY="PASSIVE",     # threads of a compiled kernel would otherwise spin on, and take the cores from torch
-    MALLOC_MMAP_MAX_="0",          # glibc would map and return every large activation at each step:
-    MALLOC_TRIM_THRESHOLD_="10000000000",     # keeping them makes training on a CPU up to 40 % faster
+    OMP_WAIT_POLICY="PASSIVE",  # threads of a compiled kernel would otherwise spin on, and take the cores from torch
+    MALLOC_MMAP_MAX_="0",  # glibc would map and return every large activation at each step:
+    MALLOC_TRIM_THRESHOLD_="10000000000",  # keeping them makes training on a CPU up to 40 % faster
     PYTHONUNBUFFERED="1",
 )
 
@@ -112,7 +125,13 @@ def papermill_command(task, folder, parameters):
     "The command that runs a task's notebook; the executed copy goes to `folder`."
     command = [sys.executable, "-m", "papermill", str(find_root() / "nbs" / f"{task.notebook}.ipynb")]
     command += [str(folder / f"{task.name.replace(' ', '_')}.ipynb"), "-k", "python3", "--no-progress-bar"]
-    command += ["--no-request-save-on-cell-execute", "--autosave-cell-every", "0", "--execution-timeout", "14400"]
+    command += [
+        "--no-request-save-on-cell-execute",
+        "--autosave-cell-every",
+        "0",
+        "--execution-timeout",
+        "14400",
+    ]
     command += ["--stdout-file", "/dev/stdout"]
     for name, value in parameters.items():
         command += ["-r" if isinstance(value, str) else "-p", name, str(value)]
@@ -124,8 +143,15 @@ def papermill_command(task, folder, parameters):
 def _start(task, command, lines):
     "The process of a task; its output lines go to the queue as (task, text), its end as (task, None)."
     threads = dict(OMP_NUM_THREADS=str(task.threads), NUMBA_NUM_THREADS=str(task.threads))
-    process = subprocess.Popen(command, env=os.environ | ENVIRONMENT | threads, stdout=subprocess.PIPE, text=True,
-                               stderr=subprocess.STDOUT, errors="replace", start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        env=os.environ | ENVIRONMENT | threads,
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.STDOUT,
+        errors="replace",
+        start_new_session=True,
+    )
 
     def read():
         for line in process.stdout:
@@ -154,9 +180,9 @@ class TaskFailed(RuntimeError):
 
 
 def run_tasks(
-    tasks,       # list of Task
+    tasks,  # list of Task
     command_of,  # function: Task -> list of words
-    n=None,      # cores; None: all that this process may use
+    n=None,  # cores; None: all that this process may use
 ):
     "Runs the tasks, at most `n` threads at a time; returns {name: seconds}. `TaskFailed` at the first failure."
     n = n or cores()
@@ -173,12 +199,16 @@ def run_tasks(
             task, text = lines.get()
             if text is not None:
                 tails[task] = [*tails[task], text][-25:]
-                if task.shown and not text.startswith(("Input Notebook:", "Output Notebook:", "Executing notebook")):
+                if task.shown and not text.startswith(
+                    ("Input Notebook:", "Output Notebook:", "Executing notebook")
+                ):
                     print(f"{task.name} | {text}", flush=True)
                 continue
             process, begin = running.pop(task)
             if process.returncode:
-                raise TaskFailed("\n".join([f"{task.name} failed (exit code {process.returncode}):", *tails[task]]))
+                raise TaskFailed(
+                    "\n".join([f"{task.name} failed (exit code {process.returncode}):", *tails[task]])
+                )
             seconds[task.name] = time.perf_counter() - begin
             print(f"== {task.name}: done in {seconds[task.name]:.0f} s ==", flush=True)
     finally:
@@ -196,7 +226,7 @@ def processor():
                 name = value.strip()
             if key.strip() == "flags":
                 flags = value
-    except OSError:     # no Linux
+    except OSError:  # no Linux
         pass
     words = [word for word in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if word in flags.split()]
     return f"{name} ({', '.join(words)})" if words else name
@@ -209,7 +239,9 @@ def write_seconds(path, tasks, seconds, total):
         table = csv.DictWriter(file, ["task", "threads", "seconds", "processor", "cores"])
         table.writeheader()
         for task in tasks:
-            table.writerow(dict(task=task.name, threads=task.threads, seconds=f"{seconds[task.name]:.0f}") | about)
+            table.writerow(
+                dict(task=task.name, threads=task.threads, seconds=f"{seconds[task.name]:.0f}") | about
+            )
         table.writerow(dict(task="all together", threads=cores(), seconds=f"{total:.0f}") | about)
 
 
@@ -223,14 +255,19 @@ def main(words=None):
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(words)
     if find_root() is None:
-        parser.error("there are no notebooks to run here: work in a clone of the repository, or set ASTROCLIP_ROOT to one")
+        parser.error(
+            "there are no notebooks to run here: work in a clone of the repository, or set ASTROCLIP_ROOT to one"
+        )
     params, n = Params(args.survey, args.profile, args.seed, args.device), cores()
     folder = data_root() / params.survey / params.profile / "executed"
     make_folder(folder)
-    tasks = dict(reproduce=[*stage_tasks(params.profile, n), *page_tasks()], pages=page_tasks(after=()),
-                 studies=study_tasks(params.profile, n))[args.what]
+    tasks = dict(
+        reproduce=[*stage_tasks(params.profile, n), *page_tasks()],
+        pages=page_tasks(after=()),
+        studies=study_tasks(params.profile, n),
+    )[args.what]
     begin = time.perf_counter()
-    signal.signal(signal.SIGINT, signal.default_int_handler)     # a shell's background job would ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     try:
         seconds = run_tasks(tasks, lambda task: papermill_command(task, folder, params.as_dict()), n)
     except KeyboardInterrupt:
@@ -241,7 +278,9 @@ def main(words=None):
         return 1
     total = time.perf_counter() - begin
     write_seconds(folder / f"seconds_{args.what}.csv", tasks, seconds, total)
-    print(f"done in {total / 60:.1f} min on {n} cores ({processor()}): figures and tables are in {figures_dir(params)}")
+    print(
+        f"done in {total / 60:.1f} min on {n} cores ({processor()}): figures and tables are in {figures_dir(params)}"
+    )
     return 0
 
 

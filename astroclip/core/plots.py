@@ -86,7 +86,9 @@ def plot_spectrum(ax, wavelength, flux, redshift=None, lines=SPECTRAL_LINES, smo
 
     wavelength, flux = np.asarray(wavelength, float), np.asarray(flux, float)
     if wavelength.shape != flux.shape:
-        raise ValueError(f"wavelength has shape {wavelength.shape} and flux {flux.shape}; expected the same length.")
+        raise ValueError(
+            f"wavelength has shape {wavelength.shape} and flux {flux.shape}; expected the same length."
+        )
     if smooth > 1:
         good = np.isfinite(flux)
         kernel = np.ones(smooth)
@@ -95,11 +97,23 @@ def plot_spectrum(ax, wavelength, flux, redshift=None, lines=SPECTRAL_LINES, smo
         flux = np.where(weight > 0, flux, np.nan)
     ax.plot(wavelength, flux, **(dict(lw=0.6, color=COLORS["spectrum"], rasterized=True) | style))
     if redshift is not None:
-        inside = [(n, w * (1 + redshift)) for n, w in lines.items() if wavelength[0] < w * (1 + redshift) < wavelength[-1]]
+        inside = [
+            (n, w * (1 + redshift))
+            for n, w in lines.items()
+            if wavelength[0] < w * (1 + redshift) < wavelength[-1]
+        ]
         for i, (name, position) in enumerate(inside):
             ax.axvline(position, color="0.6", lw=0.6, ls=":", zorder=0)
             if labels:  # two heights, so that close lines do not overprint
-                ax.text(position, 1.0 + 0.07 * (i % 2), name, transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=6)
+                ax.text(
+                    position,
+                    1.0 + 0.07 * (i % 2),
+                    name,
+                    transform=ax.get_xaxis_transform(),
+                    ha="center",
+                    va="bottom",
+                    fontsize=6,
+                )
     ax.set_xlim(wavelength[0], wavelength[-1])
     return ax
 
@@ -166,7 +180,10 @@ def save_figure(fig, label, params, numbers=None, caption="", inputs=(), paper="
     folder = figures_dir(params)
     if params.survey == "mock" and not any(text.get_text() == "SIMULATED" for text in fig.texts):
         fig.text(0.995, 0.995, "SIMULATED", ha="right", va="top", fontsize=7, color="0.45", weight="bold")
-    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Creator": None, "Producer": None})):
+    for suffix, metadata in (
+        ("png", {"Software": None}),
+        ("pdf", {"CreationDate": None, "Creator": None, "Producer": None}),
+    ):
         with write_atomic(folder / f"{label}.{suffix}") as temporary:
             fig.savefig(temporary, format=suffix, metadata=metadata, dpi=150)
     record = _sidecar(label, params, numbers or {}, caption, inputs, paper)

@@ -46,7 +46,9 @@ def notebook_to_markdown(notebook, root):
     def include(match):
         path = root / match[1]
         if not path.is_file():
-            raise FileNotFoundError(f"{match[1]} is included by the notebook but missing: run `make reproduce`.")
+            raise FileNotFoundError(
+                f"{match[1]} is included by the notebook but missing: run `make reproduce`."
+            )
         return f"{match[0]}\n{path.read_text().strip()}"
 
     blocks = []
@@ -86,8 +88,10 @@ def _run_times(params):
     return times
 
 
-MADE_BY = ("Made by `make reproduce`; what compares with supervised networks and fine-tuned towers, the ablations and "
-           "the published weights by `make studies`. Do not edit.")
+MADE_BY = (
+    "Made by `make reproduce`; what compares with supervised networks and fine-tuned towers, the ablations and "
+    "the published weights by `make studies`. Do not edit."
+)
 
 
 def figures_index(params):
@@ -106,9 +110,17 @@ def figures_index(params):
         words = [f"-p {k} True" for k in ("compare", "finetuned") if asked.get(k)]
         words += ["-p protocol released"] * (asked.get("protocol") == "released")
         command = f"`{' '.join(['papermill', f'nbs/{name}.ipynb', 'out.ipynb', *words])}`"
-        lines.append(f"| [{record['label']}]({target}) | {record['caption']} | [{name}](../nbs/{name}.ipynb) | {command} |")
+        lines.append(
+            f"| [{record['label']}]({target}) | {record['caption']} | [{name}](../nbs/{name}.ipynb) | {command} |"
+        )
     if times:
-        lines += ["", f"Run times of the last run ({os.cpu_count()} cores, {cpu_name()}):", "", "| notebook | seconds |", "| --- | --- |"]
+        lines += [
+            "",
+            f"Run times of the last run ({os.cpu_count()} cores, {cpu_name()}):",
+            "",
+            "| notebook | seconds |",
+            "| --- | --- |",
+        ]
         lines += [f"| {name} | {seconds:.0f} |" for name, seconds in times.items()]
         lines += [f"| all | {sum(times.values()):.0f} |"]
     return "\n".join(lines) + "\n"
@@ -126,8 +138,17 @@ def write_readme(root):
 
 def _differences(a, b, pattern):
     "Files below `a` and `b` that match `pattern` and differ, or exist on one side only."
-    names = {f.relative_to(side) for side in (a, b) for f in side.rglob(pattern) if ".ipynb_checkpoints" not in f.parts}
-    return sorted(str(n) for n in names if not ((a / n).is_file() and (b / n).is_file() and filecmp.cmp(a / n, b / n, False)))
+    names = {
+        f.relative_to(side)
+        for side in (a, b)
+        for f in side.rglob(pattern)
+        if ".ipynb_checkpoints" not in f.parts
+    }
+    return sorted(
+        str(n)
+        for n in names
+        if not ((a / n).is_file() and (b / n).is_file() and filecmp.cmp(a / n, b / n, False))
+    )
 
 
 def check_repository(root):
@@ -138,13 +159,18 @@ def check_repository(root):
         for name in ("settings.ini", "pyproject.toml"):
             shutil.copy(root / name, copy)
         for name in ("nbs", "astroclip"):
-            shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+            shutil.copytree(
+                root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+            )
         for command in ("nbdev_clean", "nbdev_export"):
             program = Path(sys.executable).with_name(command)
             done = subprocess.run([str(program)], cwd=copy, capture_output=True, text=True)
             if done.returncode:
                 return [f"{command} failed: {done.stderr.strip().splitlines()[-1:]}"]
-        for kind, pattern, command in (("nbs", "*.ipynb", "nbdev_clean"), ("astroclip", "*.py", "nbdev_export")):
+        for kind, pattern, command in (
+            ("nbs", "*.ipynb", "nbdev_clean"),
+            ("astroclip", "*.py", "nbdev_export"),
+        ):
             for name in _differences(root / kind, copy / kind, pattern):
                 problems.append(f"{kind}/{name} is not what {command} writes: run `make prepare`.")
     if (root / "README.md").read_text() != make_readme(root):

@@ -48,7 +48,9 @@ def _start(parent, lines):
     "Runs first in a new worker: one thread for every library; output to the parent; and a watch that ends the worker when its parent is gone."
     sys.stdout = _Sender(lines)
     os.environ |= dict(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
-    for name in {"numba", "torch"} & set(sys.modules):  # what the user's script imports, its workers import first of all
+    for name in {"numba", "torch"} & set(
+        sys.modules
+    ):  # what the user's script imports, its workers import first of all
         sys.modules[name].set_num_threads(1)
 
     def watch():
@@ -91,7 +93,9 @@ def workers(processes):
     printer = threading.Thread(target=_print, args=(lines,), daemon=True)
     printer.start()
     try:
-        with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(os.getpid(), lines)) as pool:
+        with ProcessPoolExecutor(
+            processes, context, initializer=_start, initargs=(os.getpid(), lines)
+        ) as pool:
             try:
                 yield lambda tasks: _pooled(pool, tasks, 2 * processes)
             except BaseException:

@@ -9,9 +9,18 @@ __all__ = ['REFUSED', 'SMALL', 'NUMBERS', 'unit_of', 'as_floats', 'as_mask']
 import numpy as np
 
 # %% ../../nbs/data/10_arrays.ipynb #53250558
-REFUSED = {"b": "booleans (a mask?)", "c": "complex numbers", "O": "Python objects", "U": "text",
-           "S": "bytes", "T": "text", "M": "dates", "m": "time spans", "V": "records"}
-SMALL = ("bfloat16", "float8", "float6", "float4")      # floats that numpy knows through ml_dtypes only
+REFUSED = {
+    "b": "booleans (a mask?)",
+    "c": "complex numbers",
+    "O": "Python objects",
+    "U": "text",
+    "S": "bytes",
+    "T": "text",
+    "M": "dates",
+    "m": "time spans",
+    "V": "records",
+}
+SMALL = ("bfloat16", "float8", "float6", "float4")  # floats that numpy knows through ml_dtypes only
 
 
 def _refuse(name, what, fix="convert it to float32 or float64 yourself, where that makes sense"):
@@ -21,8 +30,10 @@ def _refuse(name, what, fix="convert it to float32 or float64 yourself, where th
 def _real(array, name, booleans=False):
     "A numpy array as float32 (if it was) or float64, native and contiguous; or `ValueError`."
     kind = array.dtype.kind
-    if kind == "V" and array.dtype.name.startswith(SMALL): return np.asarray(array, np.float64, order="C")
-    if kind not in ("biuf" if booleans else "iuf"): _refuse(name, REFUSED.get(kind, str(array.dtype)))
+    if kind == "V" and array.dtype.name.startswith(SMALL):
+        return np.asarray(array, np.float64, order="C")
+    if kind not in ("biuf" if booleans else "iuf"):
+        _refuse(name, REFUSED.get(kind, str(array.dtype)))
     single = kind == "f" and array.dtype.itemsize == 4
     return np.asarray(array, np.float32 if single else np.float64, order="C")
 
@@ -34,48 +45,65 @@ def _libraries(x):
 
 def _from_torch(x, name):
     import torch
-    if x.device.type == "meta": _refuse(name, "a tensor without data (device meta)")
-    if x.is_nested: _refuse(name, "a nested tensor", "pad its rows to one length and mask the rest")
+
+    if x.device.type == "meta":
+        _refuse(name, "a tensor without data (device meta)")
+    if x.is_nested:
+        _refuse(name, "a nested tensor", "pad its rows to one length and mask the rest")
     x = x.detach()
     x = (x.to_dense() if x.layout != torch.strided else x).cpu()
     x = x.dequantize() if x.is_quantized else x.resolve_conj().resolve_neg()
-    if x.is_floating_point() and x.dtype != torch.float32: x = x.double()
+    if x.is_floating_point() and x.dtype != torch.float32:
+        x = x.double()
     return x.numpy(), None, None
 
 
 def _from_pandas(x, name):
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
-    if not hasattr(x, "dtype"): return np.asarray(np.nan), None, None               # the scalar NA
-    if isinstance(x.dtype, np.dtype): return np.asarray(x), None, None
+
+    if not hasattr(x, "dtype"):
+        return np.asarray(np.nan), None, None  # the scalar NA
+    if isinstance(x.dtype, np.dtype):
+        return np.asarray(x), None, None
     missing = np.asarray(x.isna())
     if is_bool_dtype(x.dtype):
         return np.asarray(x.to_numpy(bool, na_value=True) if missing.any() else x, bool), missing, None
-    if not is_numeric_dtype(x.dtype): _refuse(name, f"pandas values of dtype {x.dtype}")
-    if "Sparse" in str(x.dtype): return np.asarray(x), missing, None
-    single = str(x.dtype).lower().startswith(("float32", "float["))                  # pandas', pyarrow's name
+    if not is_numeric_dtype(x.dtype):
+        _refuse(name, f"pandas values of dtype {x.dtype}")
+    if "Sparse" in str(x.dtype):
+        return np.asarray(x), missing, None
+    single = str(x.dtype).lower().startswith(("float32", "float["))  # pandas', pyarrow's name
     return x.to_numpy(np.float32 if single else np.float64, na_value=np.nan), missing, None
 
 
 def _from_pyarrow(x, name):
     import pyarrow as pa
+
     kind = x.type
-    if pa.types.is_null(kind): return np.full(len(x), np.nan), None, None
-    if pa.types.is_decimal(kind): x, kind = x.cast(pa.float64()), pa.float64()
+    if pa.types.is_null(kind):
+        return np.full(len(x), np.nan), None, None
+    if pa.types.is_decimal(kind):
+        x, kind = x.cast(pa.float64()), pa.float64()
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         _refuse(name, f"pyarrow values of type {kind}")
-    if not x.null_count: return x.to_numpy(zero_copy_only=False), None, None
+    if not x.null_count:
+        return x.to_numpy(zero_copy_only=False), None, None
     missing = x.is_null().to_numpy(zero_copy_only=False)
-    if pa.types.is_boolean(kind): return x.fill_null(True).to_numpy(zero_copy_only=False), missing, None
-    return x.to_numpy(zero_copy_only=False), missing, None          # missing ones arrive as NaN
+    if pa.types.is_boolean(kind):
+        return x.fill_null(True).to_numpy(zero_copy_only=False), missing, None
+    return x.to_numpy(zero_copy_only=False), missing, None  # missing ones arrive as NaN
 
 # %% ../../nbs/data/10_arrays.ipynb #9f813018
 def _from_astropy(x, name):
-    if hasattr(x, "colnames"): _refuse(name, "a whole table", "give one of its columns")
+    if hasattr(x, "colnames"):
+        _refuse(name, "a whole table", "give one of its columns")
     missing = None
-    if isinstance(x, np.ma.MaskedArray):                                             # MaskedColumn
+    if isinstance(x, np.ma.MaskedArray):  # MaskedColumn
         return np.ma.getdata(x).view(np.ndarray), np.ma.getmaskarray(x), x.unit
-    if hasattr(x, "unmasked"): x, missing = x.unmasked, np.asarray(x.mask)   # Masked array, column, quantity
-    if hasattr(x, "to_value") and hasattr(x, "unit"): return x, missing, x.unit      # Quantity
+    if hasattr(x, "unmasked"):
+        x, missing = x.unmasked, np.asarray(x.mask)  # Masked array, column, quantity
+    if hasattr(x, "to_value") and hasattr(x, "unit"):
+        return x, missing, x.unit  # Quantity
     if not isinstance(x, np.ndarray):
         _refuse(name, f"an astropy {type(x).__name__}", "give the array or Quantity inside it")
     return x.view(np.ndarray), missing, getattr(x, "unit", None)
@@ -84,14 +112,17 @@ def _from_astropy(x, name):
 def _converted(x, own, name, unit, equivalencies):
     "Values of `x` in `unit` as float64, from its own unit."
     import astropy.units as u
+
     try:
         wanted = u.dimensionless_unscaled if unit is None else u.Unit(unit)
         quantity = x if hasattr(x, "to_value") else u.Quantity(_real(x, name), own, dtype=np.float64)
         return np.asarray(quantity.astype(np.float64).to_value(wanted, equivalencies=list(equivalencies)))
     except (u.UnitsError, TypeError, ValueError) as error:
-        if str(error).startswith(f"{name} holds"): raise
+        if str(error).startswith(f"{name} holds"):
+            raise
         fix = "expected plain numbers: give them without it, .to_value(...)"
-        if unit is None: raise ValueError(f"{name} has the unit {own}, {fix}") from None
+        if unit is None:
+            raise ValueError(f"{name} has the unit {own}, {fix}") from None
         raise ValueError(f"{name} has the unit {own}, which cannot be converted to {wanted}") from None
 
 # %% ../../nbs/data/10_arrays.ipynb #ea6eb51a
@@ -101,17 +132,21 @@ NUMBERS = (float, int, np.floating, np.integer, type(None))
 def _parts(x, name):
     "[(part, name)], axis: the rows of a list, the columns of a table; or (None, 0) where `x` is one array."
     libraries = _libraries(x)
-    if "pandas" in libraries and str(getattr(x, "dtype", "")) == "object": return _parts(np.asarray(x), name)
-    if isinstance(x, np.ndarray) and x.dtype == object and x.ndim == 1 and len(x):   # a column of arrays
-        if all(isinstance(v, (list, tuple, np.ndarray)) for v in x): x = list(x)
+    if "pandas" in libraries and str(getattr(x, "dtype", "")) == "object":
+        return _parts(np.asarray(x), name)
+    if isinstance(x, np.ndarray) and x.dtype == object and x.ndim == 1 and len(x):  # a column of arrays
+        if all(isinstance(v, (list, tuple, np.ndarray)) for v in x):
+            x = list(x)
     if "pandas" in libraries and getattr(x, "ndim", 0) == 2 and hasattr(x, "iloc"):
         return [(x.iloc[:, i], f"column {c!r} of {name}") for i, c in enumerate(x.columns)], 1
     if "pyarrow" in libraries and hasattr(x, "column_names"):
         return [(x.column(i), f"column {c!r} of {name}") for i, c in enumerate(x.column_names)], 1
     if "pyarrow" in libraries and hasattr(x, "null_count") and hasattr(x.type, "value_type"):
         return [(getattr(row, "values", None), f"{name}[{i}]") for i, row in enumerate(x)], 0
-    if not isinstance(x, (list, tuple)): return None, 0
-    if all(isinstance(v, NUMBERS) and not isinstance(v, bool) for v in x): return None, 0
+    if not isinstance(x, (list, tuple)):
+        return None, 0
+    if all(isinstance(v, NUMBERS) and not isinstance(v, bool) for v in x):
+        return None, 0
     return [(np.nan if v is None else v, f"{name}[{i}]") for i, v in enumerate(x)], 0
 
 
@@ -127,53 +162,61 @@ def _opened(x, name):
     libraries = _libraries(x)
     openers = dict(torch=_from_torch, pandas=_from_pandas, pyarrow=_from_pyarrow, astropy=_from_astropy)
     for library, opener in openers.items():
-        if library in libraries: return opener(x, name)
+        if library in libraries:
+            return opener(x, name)
     if isinstance(x, np.ma.MaskedArray):
         return np.ma.getdata(x).view(np.ndarray), np.ma.getmaskarray(x), None
     if isinstance(x, (list, tuple)):
         return np.asarray([np.nan if v is None else float(v) for v in x]), None, None
-    try: values = np.asarray(x)
+    try:
+        values = np.asarray(x)
     except Exception as error:
         _refuse(name, f"a {type(x).__name__} that numpy cannot read ({error})", "give a numpy array")
-    if values.dtype == object: _refuse(name, f"Python objects ({type(x).__name__})")
+    if values.dtype == object:
+        _refuse(name, f"Python objects ({type(x).__name__})")
     return values, None, None
 
 # %% ../../nbs/data/10_arrays.ipynb #ae3260e9
 def unit_of(x):
     "The astropy unit that `x` brings along (Quantity, column, list of quantities), or None if it has none."
-    while isinstance(x, (list, tuple)) and len(x): x = x[0]
+    while isinstance(x, (list, tuple)) and len(x):
+        x = x[0]
     unit = getattr(x, "unit", None) if "astropy" in _libraries(x) else None
     return None if unit is None or str(unit) == "" else unit
 
 
 def as_floats(
-    x,                   # list, numpy of any real dtype, masked array, astropy, pandas, pyarrow, torch
-    name="x",            # what to call it in an error
-    unit=None,           # astropy unit or its name: a Quantity is converted to it; None: refused
-    equivalencies=(),    # as for astropy's `Quantity.to`
-    booleans=False,      # True: booleans are taken as 0 and 1
-):                       # numpy float32 (if it was) or float64, native byte order, C order; missing = NaN
+    x,  # list, numpy of any real dtype, masked array, astropy, pandas, pyarrow, torch
+    name="x",  # what to call it in an error
+    unit=None,  # astropy unit or its name: a Quantity is converted to it; None: refused
+    equivalencies=(),  # as for astropy's `Quantity.to`
+    booleans=False,  # True: booleans are taken as 0 and 1
+):  # numpy float32 (if it was) or float64, native byte order, C order; missing = NaN
     "The numbers in any container, or one `ValueError` that names what is in it."
     parts, axis = _parts(x, name)
-    if parts is not None: return _stacked(as_floats, parts, axis, name, unit, equivalencies, booleans)
+    if parts is not None:
+        return _stacked(as_floats, parts, axis, name, unit, equivalencies, booleans)
     values, missing, own = _opened(x, name)
     same = own is None or own == unit
     values = np.asarray(values) if same else _converted(values, own, name, unit, equivalencies)
     values = _real(values, name, booleans)
-    if missing is None or not missing.any(): return values
+    if missing is None or not missing.any():
+        return values
     return np.where(missing, values.dtype.type(np.nan), values)
 
 
 def as_mask(
-    x,             # booleans or numbers in any container; non-zero, NaN and missing ones are bad
-    name="mask",   # what to call it in an error
-):                 # numpy bool
+    x,  # booleans or numbers in any container; non-zero, NaN and missing ones are bad
+    name="mask",  # what to call it in an error
+):  # numpy bool
     "True where a mask says bad, whatever its container and its bits."
     parts, axis = _parts(x, name)
     flags = isinstance(x, (list, tuple)) and all(isinstance(v, (bool, np.bool_)) for v in x)
-    if parts is not None and not flags: return _stacked(as_mask, parts, axis, name)
+    if parts is not None and not flags:
+        return _stacked(as_mask, parts, axis, name)
     values, missing, own = _opened(x, name)
     values = np.asarray(values)
     kind = values.dtype.kind
-    if kind not in "biuf": _refuse(name, REFUSED.get(kind, kind), "give booleans or integers, non-zero = bad")
+    if kind not in "biuf":
+        _refuse(name, REFUSED.get(kind, kind), "give booleans or integers, non-zero = bad")
     return values != 0 if missing is None else (values != 0) | missing

@@ -9,53 +9,84 @@ __all__ = ['RUN', 'LARGEST', 'SENTINELS', 'zero_runs', 'sentinel_in', 'contents'
 import numpy as np
 
 # %% ../../nbs/data/34_empty_spectra.ipynb #06c30884
-RUN = 8     # pixels of exactly zero in a row that are no data
+RUN = 8  # pixels of exactly zero in a row that are no data
 
 
 def zero_runs(flux, run=RUN):
     "(N, L) bool: pixels in a row of at least `run` exact zeros."
     zero = flux == 0
     out = np.zeros_like(zero)
-    if zero.shape[1] < run or (zero.sum(1) < run).all(): return out
+    if zero.shape[1] < run or (zero.sum(1) < run).all():
+        return out
     starts = np.lib.stride_tricks.sliding_window_view(zero, run, axis=1).all(-1)
-    for i in range(run): out[:, i:i + starts.shape[1]] |= starts
+    for i in range(run):
+        out[:, i : i + starts.shape[1]] |= starts
     return out
 
 # %% ../../nbs/data/34_empty_spectra.ipynb #ef9c52dc
 LARGEST = np.finfo(np.float32).max
-SENTINELS = np.array([-9999, -999, -99, -99999, 9999, 99999, -32768, 32767, 65535, 9.96921e36, LARGEST,
-                      -LARGEST, 1e20, -1e20, 1e30, -1e30, 1e36, -1e36, 1e37, -1e37], np.float32)
+SENTINELS = np.array(
+    [
+        -9999,
+        -999,
+        -99,
+        -99999,
+        9999,
+        99999,
+        -32768,
+        32767,
+        65535,
+        9.96921e36,
+        LARGEST,
+        -LARGEST,
+        1e20,
+        -1e20,
+        1e30,
+        -1e30,
+        1e36,
+        -1e36,
+        1e37,
+        -1e37,
+    ],
+    np.float32,
+)
 
 
 def sentinel_in(
-    values,   # (n,) good pixels of one spectrum
-    raw,      # the same as they were given, before any unit
-):            # (value as given, how often) or None
+    values,  # (n,) good pixels of one spectrum
+    raw,  # the same as they were given, before any unit
+):  # (value as given, how often) or None
     "A number that stands for missing among the good pixels of a spectrum."
     middle = np.median(np.abs(values))
-    with np.errstate(over="ignore"): listed = np.isin(raw.astype(np.float32), SENTINELS)
+    with np.errstate(over="ignore"):
+        listed = np.isin(raw.astype(np.float32), SENTINELS)
     candidates = {values.argmin(), values.argmax(), *np.flatnonzero(listed)[:4]}
     for i in candidates:
         same = values == values[i]
         n = same.sum()
-        if np.abs(values[i]) > 1e9 * middle > 0: return raw[i], n
-        if n < 3 and not listed[i] or n == len(values): continue
+        if np.abs(values[i]) > 1e9 * middle > 0:
+            return raw[i], n
+        if n < 3 and not listed[i] or n == len(values):
+            continue
         low, high = np.percentile(values[~same], [2, 98])
         far, width = max(low - values[i], values[i] - high), high - low
-        if far > (3 * width if listed[i] else 10 * width if n < 50 else width): return raw[i], n
+        if far > (3 * width if listed[i] else 10 * width if n < 50 else width):
+            return raw[i], n
     return None
 
 # %% ../../nbs/data/34_empty_spectra.ipynb #2f53cf7a
 def contents(
-    flux,   # (N, L) float64, any scale
-    good,   # (N, L) bool: pixels that are not masked; rows of zeros excluded
-    raw,    # (N, L) as given, for the words
-):          # N sentences, "" where there is something to read
+    flux,  # (N, L) float64, any scale
+    good,  # (N, L) bool: pixels that are not masked; rows of zeros excluded
+    raw,  # (N, L) as given, for the words
+):  # N sentences, "" where there is something to read
     "Why a spectrum says nothing: all zero, constant, a few values only, a sentinel."
     reasons = []
     for f, g, r in zip(flux, good, raw):
         values, given = f[g], r[g]
-        if not len(values):     # nothing left: zeros, or everything masked, which the count of usable pixels says
+        if not len(
+            values
+        ):  # nothing left: zeros, or everything masked, which the count of usable pixels says
             seen = r[np.isfinite(r)]
             reasons.append("all zero: a dead fibre or padding" if len(seen) and not seen.any() else "")
         elif np.ptp(values) <= 1e-6 * np.abs(values).max():
@@ -64,6 +95,10 @@ def contents(
             reasons.append(f"only {len(np.unique(values))} different values: a mask?")
         else:
             found = sentinel_in(values, given)
-            reasons.append("" if found is None else f"{found[1]} pixels are {found[0]:g}, far from the rest: "
-                           "if that means missing, set them to NaN, or ivar to 0, or give mask=")
+            reasons.append(
+                ""
+                if found is None
+                else f"{found[1]} pixels are {found[0]:g}, far from the rest: "
+                "if that means missing, set them to NaN, or ivar to 0, or give mask="
+            )
     return reasons

@@ -17,8 +17,16 @@ from .spectra import WAVELENGTH
 
 # %% ../../nbs/data/20_image_augment.ipynb #b354579b
 # shape a, offset l, scale s of the log-normals of g, r, z
-SEEING = ((0.2109966, 1.0807153, 1.3153171), (0.3008485, 1.2394326, 0.9164757), (0.3471172, 1.1928363, 0.8233702))       # pixels
-SKY_NOISE = ((0.2264926, -0.0006735, 0.0037602), (0.2431146, -0.0023663, 0.0067417), (0.1334844, -0.0143416, 0.0260779))  # nanomaggies
+SEEING = (
+    (0.2109966, 1.0807153, 1.3153171),
+    (0.3008485, 1.2394326, 0.9164757),
+    (0.3471172, 1.1928363, 0.8233702),
+)  # pixels
+SKY_NOISE = (
+    (0.2264926, -0.0006735, 0.0037602),
+    (0.2431146, -0.0023663, 0.0067417),
+    (0.1334844, -0.0143416, 0.0260779),
+)  # nanomaggies
 
 
 def lognormal(rng, shape, parameters):
@@ -36,13 +44,14 @@ def extra_sigma(rng, shape, parameters):
 @dataclass(frozen=True)
 class Multicrop:
     "Settings of the self-distillation crops (section 4.1 of the paper)."
+
     global_size: int = 144
     local_size: int = 60
     n_local: int = 8
-    p_blur: tuple = (1.0, 0.1, 0.5)    # first global crop, second global crop, local crops
+    p_blur: tuple = (1.0, 0.1, 0.5)  # first global crop, second global crop, local crops
     p_noise: tuple = (1.0, 0.1, 0.5)
-    transpose: bool = False            # True: also exchange rows and columns, half of the time (the paper only flips)
-    released: bool = False             # True: apply with 1 - p, as the published weights were trained
+    transpose: bool = False  # True: also exchange rows and columns, half of the time (the paper only flips)
+    released: bool = False  # True: apply with 1 - p, as the published weights were trained
 
     def probabilities(self, kind):
         "Probability (2 + n_local,) of `kind` = 'blur' or 'noise' for every crop, globals first."
@@ -54,24 +63,33 @@ class Multicrop:
 @dataclass
 class Plan:
     "What is done to crops (N images, C crops) of one size."
+
     size: int
-    top: np.ndarray      # (N, C) first row
-    left: np.ndarray     # (N, C) first column
-    flip_y: np.ndarray   # (N, C) bool
+    top: np.ndarray  # (N, C) first row
+    left: np.ndarray  # (N, C) first column
+    flip_y: np.ndarray  # (N, C) bool
     flip_x: np.ndarray
-    swap: np.ndarray     # (N, C) bool: exchange rows and columns after the flips
-    blur: np.ndarray     # (N, C, 3) Gaussian sigma in pixels, 0: none
-    noise: np.ndarray    # (N, C, 3) nanomaggies, 0: none
+    swap: np.ndarray  # (N, C) bool: exchange rows and columns after the flips
+    blur: np.ndarray  # (N, C, 3) Gaussian sigma in pixels, 0: none
+    noise: np.ndarray  # (N, C, 3) nanomaggies, 0: none
 
 # %% ../../nbs/data/20_image_augment.ipynb #0fbbc95a
 def draw_plan(rng, n, shape, size, p_blur, p_noise, transpose=False):
     "A `Plan` for `n` images of `shape` (H, W) with len(p_blur) crops of `size` each."
     crops = len(p_blur)
-    if size > min(shape): raise ValueError(f"crops of {size} pixels do not fit into images of {shape[0]} x {shape[1]}")
+    if size > min(shape):
+        raise ValueError(f"crops of {size} pixels do not fit into images of {shape[0]} x {shape[1]}")
     apply = lambda p: (rng.random((n, crops)) < p)[..., None]
-    return Plan(size, rng.integers(0, shape[0] - size + 1, (n, crops)), rng.integers(0, shape[1] - size + 1, (n, crops)),
-                rng.random((n, crops)) < 0.5, rng.random((n, crops)) < 0.5, rng.random((n, crops)) < 0.5 * transpose,
-                extra_sigma(rng, (n, crops), SEEING) * apply(p_blur), extra_sigma(rng, (n, crops), SKY_NOISE) * apply(p_noise))
+    return Plan(
+        size,
+        rng.integers(0, shape[0] - size + 1, (n, crops)),
+        rng.integers(0, shape[1] - size + 1, (n, crops)),
+        rng.random((n, crops)) < 0.5,
+        rng.random((n, crops)) < 0.5,
+        rng.random((n, crops)) < 0.5 * transpose,
+        extra_sigma(rng, (n, crops), SEEING) * apply(p_blur),
+        extra_sigma(rng, (n, crops), SKY_NOISE) * apply(p_noise),
+    )
 
 # %% ../../nbs/data/20_image_augment.ipynb #c79c19e1
 def blur_matrices(sigma, size):
@@ -90,9 +108,14 @@ def crops_torch(images, plan, generator=None):
     put = lambda x: torch.as_tensor(x, device=device)
     i = torch.arange(plan.size, device=device)
     walk = lambda first, flip: put(first)[..., None] + torch.where(put(flip)[..., None], plan.size - 1 - i, i)
-    rows, columns = walk(plan.top, plan.flip_y), walk(plan.left, plan.flip_x)                         # (N, C, S)
-    index = torch.arange(n, device=device)[:, None, None, None, None], torch.arange(3, device=device)[:, None, None]
-    x = images.float()[index[0], index[1], rows[:, :, None, :, None], columns[:, :, None, None, :]]   # (N, C, 3, S, S)
+    rows, columns = walk(plan.top, plan.flip_y), walk(plan.left, plan.flip_x)  # (N, C, S)
+    index = (
+        torch.arange(n, device=device)[:, None, None, None, None],
+        torch.arange(3, device=device)[:, None, None],
+    )
+    x = images.float()[
+        index[0], index[1], rows[:, :, None, :, None], columns[:, :, None, None, :]
+    ]  # (N, C, 3, S, S)
     x = torch.where(put(plan.swap)[..., None, None, None], x.transpose(-1, -2), x)
     b = blur_matrices(put(plan.blur), plan.size)
     x = b @ x @ b.transpose(-1, -2)
@@ -103,93 +126,122 @@ def crops_torch(images, plan, generator=None):
 def crops_numba(images, plan, seed=0):
     "Carry out a plan with the compiled kernel: images (N, 3, H, W) numpy to (C, N, 3, S, S) display-scaled."
     from astroclip.data.image_kernels import KERNEL_LOCK, multicrop_kernel
+
     n, crops = plan.top.shape
-    out = torch.empty((crops, n, 3, plan.size, plan.size)).numpy()   # torch's memory begins at multiples of 64 bytes: the same sums in every run
+    out = torch.empty(
+        (crops, n, 3, plan.size, plan.size)
+    ).numpy()  # torch's memory begins at multiples of 64 bytes: the same sums in every run
     with KERNEL_LOCK:
-        multicrop_kernel(np.ascontiguousarray(images, np.float32), plan.top, plan.left, plan.flip_y, plan.flip_x, plan.swap, plan.blur, plan.noise,
-                         np.uint32(seed), np.float32(SCALES), np.float32(M), np.float32(Q), out)
+        multicrop_kernel(
+            np.ascontiguousarray(images, np.float32),
+            plan.top,
+            plan.left,
+            plan.flip_y,
+            plan.flip_x,
+            plan.swap,
+            plan.blur,
+            plan.noise,
+            np.uint32(seed),
+            np.float32(SCALES),
+            np.float32(M),
+            np.float32(Q),
+            out,
+        )
     return out
 
 # %% ../../nbs/data/20_image_augment.ipynb #a9ea20df
 def multicrop(
-    images,                # (N, 3, H, W) g, r, z nanomaggies, torch (any device) or numpy
-    seed,                  # integer or sequence of integers (e.g. seed, step): the result is a function of it
+    images,  # (N, 3, H, W) g, r, z nanomaggies, torch (any device) or numpy
+    seed,  # integer or sequence of integers (e.g. seed, step): the result is a function of it
     config=Multicrop(),
-):                         # global (2, N, 3, G, G), local (n_local, N, 3, L, L): torch float32, display-scaled, z r g
+):  # global (2, N, 3, G, G), local (n_local, N, 3, L, L): torch float32, display-scaled, z r g
     "The crops of self-distillation; `.flatten(0, 1)` makes batches with all first crops before all second ones."
     rng = np.random.default_rng(seed)
     p_blur, p_noise = config.probabilities("blur"), config.probabilities("noise")
     images = torch.as_tensor(images)
     n, shape, noise_seed = len(images), tuple(images.shape[-2:]), rng.integers(0, 2**31, 2)
-    plans = (draw_plan(rng, n, shape, config.global_size, p_blur[:2], p_noise[:2], config.transpose),
-             draw_plan(rng, n, shape, config.local_size, p_blur[2:], p_noise[2:], config.transpose))
+    plans = (
+        draw_plan(rng, n, shape, config.global_size, p_blur[:2], p_noise[:2], config.transpose),
+        draw_plan(rng, n, shape, config.local_size, p_blur[2:], p_noise[2:], config.transpose),
+    )
     if images.device.type == "cpu":
-        return tuple(torch.from_numpy(crops_numba(images.numpy(), plan, s)) for plan, s in zip(plans, noise_seed))
+        return tuple(
+            torch.from_numpy(crops_numba(images.numpy(), plan, s)) for plan, s in zip(plans, noise_seed)
+        )
     generator = torch.Generator(images.device).manual_seed(int(noise_seed[0]))
     return tuple(crops_torch(images, plan, generator) for plan in plans)
 
 # %% ../../nbs/data/20_image_augment.ipynb #2cf0692f
 def augment_images(
-    images,           # (N, 3, H, W) torch, raw or display-scaled
-    size,             # side of the result
-    generator=None,   # torch.Generator on the CPU
-    shift=4,          # largest shift of the crop from the centre, pixels
+    images,  # (N, 3, H, W) torch, raw or display-scaled
+    size,  # side of the result
+    generator=None,  # torch.Generator on the CPU
+    shift=4,  # largest shift of the crop from the centre, pixels
     symmetries=True,  # flips and transposition, each with probability 1/2
-):                    # (N, 3, size, size)
+):  # (N, 3, size, size)
     "A random symmetry and a random shift of every image, in one gather on the device of `images`."
     n, (height, width), device = len(images), images.shape[-2:], images.device
     random = lambda high: torch.randint(high, (n, 1), generator=generator)
     i = torch.arange(size)
+
     def walk(length):
         middle, room = (length - size) // 2, (length - size) - (length - size) // 2
-        if middle < 0: raise ValueError(f"cannot crop {size} pixels out of an image of {height} x {width}")
+        if middle < 0:
+            raise ValueError(f"cannot crop {size} pixels out of an image of {height} x {width}")
         back, ahead = min(shift, middle), min(shift, room)
         first = middle - back + random(back + ahead + 1)
         flip = random(2) if symmetries else torch.zeros(n, 1, dtype=torch.long)
         return (first + torch.where(flip == 1, size - 1 - i, i)).to(device)
+
     rows, columns = walk(height), walk(width)
     index = torch.arange(n, device=device)[:, None, None, None], torch.arange(3, device=device)[:, None, None]
     out = images[index[0], index[1], rows[:, None, :, None], columns[:, None, None, :]]
-    if not symmetries: return out
+    if not symmetries:
+        return out
     swap = (random(2) == 1).to(device)[:, :, None, None]
     return torch.where(swap, out.transpose(-1, -2), out)
 
 # %% ../../nbs/data/20_image_augment.ipynb #a5edebab
 def shift_redshift(
-    flux,       # (N, L) torch on the DESI grid
-    ivar,       # (N, L), 0 = missing
-    redshift,   # (N,) redshift of each spectrum
-    new,        # (N,) redshift to move it to
-):              # (flux, ivar) at the new redshift; pixels that enter from outside have flux 0 and ivar 0
+    flux,  # (N, L) torch on the DESI grid
+    ivar,  # (N, L), 0 = missing
+    redshift,  # (N,) redshift of each spectrum
+    new,  # (N,) redshift to move it to
+):  # (flux, ivar) at the new redshift; pixels that enter from outside have flux 0 and ivar 0
     "Move spectra to another redshift on the grid they are on."
     length, first, step = flux.shape[-1], float(WAVELENGTH[0]), float(WAVELENGTH[1] - WAVELENGTH[0])
     a = ((1 + redshift.double()) / (1 + new.double()))[:, None]
-    place = (a * (first + step * torch.arange(length, device=flux.device, dtype=torch.float64)) - first) / step
+    place = (
+        a * (first + step * torch.arange(length, device=flux.device, dtype=torch.float64)) - first
+    ) / step
     k = place.floor().clamp(0, length - 2).long()
     t, a = (place - k).to(flux.dtype), a.to(flux.dtype)
     left, right = ivar.gather(1, k), ivar.gather(1, k + 1)
     good = (t >= -1e-3) & (t <= 1 + 1e-3) & ((left > 0) | (t > 1 - 1e-3)) & ((right > 0) | (t < 1e-3))
     value = a * ((1 - t) * flux.gather(1, k) + t * flux.gather(1, k + 1))
-    variance = a**2 * ((1 - t)**2 / left.clamp(min=1e-30) + t**2 / right.clamp(min=1e-30))
+    variance = a**2 * ((1 - t) ** 2 / left.clamp(min=1e-30) + t**2 / right.clamp(min=1e-30))
     return torch.where(good, value, 0), torch.where(good, 1 / variance.clamp(min=1e-30), 0)
 
 # %% ../../nbs/data/20_image_augment.ipynb #6218c5b3
 @dataclass(frozen=True)
 class SpectrumAugment:
     "Strengths of `augment_spectra`; 0 switches a change off."
-    shift: float = 1.0           # share of the spectra moved to a new redshift
-    max_log_z: float = 0.53      # new log(1 + z) is uniform between 0 and this
-    noise: float = 0.5           # largest extra noise, in units of the spectrum's standard deviation
-    tilt: float = 0.5            # largest relative change of the continuum between the ends
+
+    shift: float = 1.0  # share of the spectra moved to a new redshift
+    max_log_z: float = 0.53  # new log(1 + z) is uniform between 0 and this
+    noise: float = 0.5  # largest extra noise, in units of the spectrum's standard deviation
+    tilt: float = 0.5  # largest relative change of the continuum between the ends
     curvature: float = 0.3
-    edges: float = 0.12          # largest share masked at either end
-    smooth: float = 0.5          # probability of a running mean over three pixels
+    edges: float = 0.12  # largest share masked at either end
+    smooth: float = 0.5  # probability of a running mean over three pixels
 
 
 def _tilted(flux, config, uniform):
     "Multiply each continuum by a random parabola 1 + tilt x + curvature (x^2 - 1/3), x from -1 to 1."
     x = torch.linspace(-1, 1, flux.shape[1], device=flux.device)
-    return flux * (1 + config.tilt * (2 * uniform() - 1) * x + config.curvature * (2 * uniform() - 1) * (x**2 - 1 / 3)).clamp(min=0.1)
+    return flux * (
+        1 + config.tilt * (2 * uniform() - 1) * x + config.curvature * (2 * uniform() - 1) * (x**2 - 1 / 3)
+    ).clamp(min=0.1)
 
 
 def _smoothed(flux, ivar, chosen):
@@ -200,28 +252,46 @@ def _smoothed(flux, ivar, chosen):
 
 # %% ../../nbs/data/20_image_augment.ipynb #2094f80a
 def augment_spectra(
-    flux,                       # (N, L) torch, on the DESI grid
-    ivar,                       # (N, L), 0 = missing
-    redshift,                   # (N,)
-    generator=None,             # torch.Generator on the CPU: the small draws; noise uses the device's own
+    flux,  # (N, L) torch, on the DESI grid
+    ivar,  # (N, L), 0 = missing
+    redshift,  # (N,)
+    generator=None,  # torch.Generator on the CPU: the small draws; noise uses the device's own
     config=SpectrumAugment(),
-):                              # (flux, ivar, redshift): missing pixels have flux 0 and ivar 0
+):  # (flux, ivar, redshift): missing pixels have flux 0 and ivar 0
     "Simulated spectra made as varied as real ones: redshift, noise, continuum, coverage, resolution."
     n, length, device = *flux.shape, flux.device
     uniform = lambda: torch.rand(n, 1, generator=generator).to(device)
     old = redshift
-    redshift = torch.where(uniform()[:, 0] < config.shift, torch.expm1(uniform()[:, 0] * config.max_log_z), old)
-    if config.shift: flux, ivar = shift_redshift(flux, ivar, old, redshift)
-    if config.tilt or config.curvature: flux = _tilted(flux, config, uniform)
-    if config.smooth: flux = _smoothed(flux, ivar, uniform() < config.smooth)
+    redshift = torch.where(
+        uniform()[:, 0] < config.shift, torch.expm1(uniform()[:, 0] * config.max_log_z), old
+    )
+    if config.shift:
+        flux, ivar = shift_redshift(flux, ivar, old, redshift)
+    if config.tilt or config.curvature:
+        flux = _tilted(flux, config, uniform)
+    if config.smooth:
+        flux = _smoothed(flux, ivar, uniform() < config.smooth)
     if config.noise:
         good = ivar > 0
         mean = (flux * good).sum(1, keepdim=True) / good.sum(1, keepdim=True).clamp(min=1)
-        spread = (((flux - mean) ** 2 * good).sum(1, keepdim=True) / good.sum(1, keepdim=True).clamp(min=1)).sqrt()
+        spread = (
+            ((flux - mean) ** 2 * good).sum(1, keepdim=True) / good.sum(1, keepdim=True).clamp(min=1)
+        ).sqrt()
         sigma = config.noise * uniform() * spread
-        noise = torch.randn(flux.shape, generator=generator).to(device) if device.type == "cpu" else torch.randn_like(flux)
-        flux, ivar = flux + sigma * noise * good, torch.where(good, 1 / (1 / ivar.clamp(min=1e-30) + sigma**2), 0)
+        noise = (
+            torch.randn(flux.shape, generator=generator).to(device)
+            if device.type == "cpu"
+            else torch.randn_like(flux)
+        )
+        flux, ivar = (
+            flux + sigma * noise * good,
+            torch.where(good, 1 / (1 / ivar.clamp(min=1e-30) + sigma**2), 0),
+        )
     if config.edges:
-        i, left, right = torch.arange(length, device=device), uniform() * config.edges * length, uniform() * config.edges * length
+        i, left, right = (
+            torch.arange(length, device=device),
+            uniform() * config.edges * length,
+            uniform() * config.edges * length,
+        )
         ivar = torch.where((i >= left) & (i < length - right), ivar, 0)
     return torch.where(ivar > 0, flux, 0), ivar, redshift

@@ -15,8 +15,8 @@ from .images import PIXEL_SCALE, center_crop, resample_cutout
 
 # %% ../../nbs/data/16_image_gate.ipynb #ac3b7029
 def image_statistics(
-    images,   # (N, 3, H, W) float, finite
-):            # dict of (N, 3) arrays: noise, low, high, p5, p50, p99; shares of pixels: below 0, missing
+    images,  # (N, 3, H, W) float, finite
+):  # dict of (N, 3) arrays: noise, low, high, p5, p50, p99; shares of pixels: below 0, missing
     "Noise, sky and peak of each band, from the central 256 pixels at most."
     x = center_crop(images, min(256, *images.shape[-2:]))
     x = np.asarray(x, np.float32)
@@ -27,32 +27,43 @@ def image_statistics(
     some = rows[..., ::2].reshape(*x.shape[:2], -1)
     places = [int(q * (some.shape[-1] - 1)) for q in (0.05, 0.5, 0.99)]
     p5, p50, p99 = np.moveaxis(np.partition(some, places, -1)[..., places], -1, 0)
-    return dict(noise=noise, p5=p5, p50=p50, p99=p99, low=x.min((2, 3)), high=x.max((2, 3)),
-                below=(x < 0).mean((2, 3)), missing=(x == 0).mean((2, 3)))
+    return dict(
+        noise=noise,
+        p5=p5,
+        p50=p50,
+        p99=p99,
+        low=x.min((2, 3)),
+        high=x.max((2, 3)),
+        below=(x < 0).mean((2, 3)),
+        missing=(x == 0).mean((2, 3)),
+    )
 
 # %% ../../nbs/data/16_image_gate.ipynb #dad8b888
-NOISE_LIMIT = np.float32([0.15, 0.2, 0.5])      # nanomaggies per pixel in g, r, z: no survey's is higher
-FAINTEST, ABSURD = 3e-3, 1e5                    # peak of the brightest band; a single pixel
+NOISE_LIMIT = np.float32([0.15, 0.2, 0.5])  # nanomaggies per pixel in g, r, z: no survey's is higher
+FAINTEST, ABSURD = 3e-3, 1e5  # peak of the brightest band; a single pixel
 SENTENCES = {
     "broken": "hold NaN or infinity: set unobserved pixels to 0 (they are then flagged), or give mask=",
     "picture": "look display-scaled (nothing negative, all within [0, 1] or 0-255): give raw nanomaggies, or "
-               "say kind='rgb' if they are pictures with red, green, blue = z, r, g",
+    "say kind='rgb' if they are pictures with red, green, blue = z, r, g",
     "sky": "have their sky far below zero: scaled to [-1, 1] or normalised by mean and standard deviation? "
-           "undo that and give nanomaggies (unit='nanomaggy' if they are)",
+    "undo that and give nanomaggies (unit='nanomaggy' if they are)",
     "faint": "are too faint for nanomaggies: maggies or Jy? say unit='maggy', unit='Jy', ...",
     "loud": "are too bright or too noisy for nanomaggies: counts, nanojansky or 0-255? say zeropoint=, "
-            "unit='nJy', ..., or kind='rgb'",
-    "absurd": "are far from nanomaggies after conversion: is the unit right?"}
+    "unit='nJy', ..., or kind='rgb'",
+    "absurd": "are far from nanomaggies after conversion: is the unit right?",
+}
 
 
 def _empty(s):
     "[(rows, sentence)] about images that hold no information, whatever their unit."
     low, high = s["low"], s["high"]
     odd = (low < -20) & (low < -50 * s["noise"]) | (np.maximum(high, -low) > ABSURD) & (s["p99"] < ABSURD)
-    return [((s["missing"] == 1).any(1), "have a band without any data (all zeros)"),
-            ((low == high).any(1), "have a constant band: no image"),
-            (odd.any(1), "hold a filling value such as -99 or 1e30: set such pixels to 0 or give mask="),
-            ((s["missing"] > 0.95).any(1), "have a band of which more than 95 % is unobserved (exact zeros)")]
+    return [
+        ((s["missing"] == 1).any(1), "have a band without any data (all zeros)"),
+        ((low == high).any(1), "have a constant band: no image"),
+        (odd.any(1), "hold a filling value such as -99 or 1e30: set such pixels to 0 or give mask="),
+        ((s["missing"] > 0.95).any(1), "have a band of which more than 95 % is unobserved (exact zeros)"),
+    ]
 
 
 def _pictures(s):
@@ -73,20 +84,27 @@ def _foreign(s, mean, std):
     sky = (s["below"] > 0.7).any(1)
     standard = (np.abs(mean) < 1e-3) & (np.abs(std - 1) < 1e-2)
     loud = (noise > NOISE_LIMIT).any(1) | (np.abs(s["p50"]) > 20).any(1) | (s["p99"] > ABSURD).any(1)
-    return [(_pictures(s), SENTENCES["picture"]), (sky | standard, SENTENCES["sky"]),
-            (faint, SENTENCES["faint"]), (loud, SENTENCES["loud"])]
+    return [
+        (_pictures(s), SENTENCES["picture"]),
+        (sky | standard, SENTENCES["sky"]),
+        (faint, SENTENCES["faint"]),
+        (loud, SENTENCES["loud"]),
+    ]
 
 # %% ../../nbs/data/16_image_gate.ipynb #1b4a8a28
 def image_faults(
-    images,       # (N, 3, H, W) float, g, r, z; nanomaggies per 0.262" pixel as far as anybody knows
-    said=False,   # True: the unit was said (and converted), so that only the absurd is refused
-):                # list of N sentences, '' for an image that is fit to be embedded
+    images,  # (N, 3, H, W) float, g, r, z; nanomaggies per 0.262" pixel as far as anybody knows
+    said=False,  # True: the unit was said (and converted), so that only the absurd is refused
+):  # list of N sentences, '' for an image that is fit to be embedded
     "What is wrong with each image: the gate, row by row and without an exception."
-    with np.errstate(over="ignore"): x = np.asarray(images).astype(np.float32, copy=False)
-    if not len(x): return []
+    with np.errstate(over="ignore"):
+        x = np.asarray(images).astype(np.float32, copy=False)
+    if not len(x):
+        return []
     broken = ~np.isfinite(x).all((1, 2, 3))
     x = np.where(broken[:, None, None, None], 0, x) if broken.any() else x
-    with np.errstate(over="ignore", invalid="ignore"): s, std = image_statistics(x), x.std((1, 2, 3))
+    with np.errstate(over="ignore", invalid="ignore"):
+        s, std = image_statistics(x), x.std((1, 2, 3))
     found = [(broken, SENTENCES["broken"]), *_empty(s)]
     if said:
         peak, noise = s["high"].max(1), s["noise"].max(1)
@@ -98,13 +116,15 @@ def image_faults(
         found += [(whole, SENTENCES["picture"]), *_foreign(s, x.mean((1, 2, 3)), std)]
     faults = [""] * len(x)
     for rows, sentence in reversed(found):
-        for i in np.flatnonzero(rows): faults[i] = sentence
+        for i in np.flatnonzero(rows):
+            faults[i] = sentence
     return faults
 
 # %% ../../nbs/data/16_image_gate.ipynb #a1af77da
 def _first(x):
     "The first array in nested lists, or `x` itself."
-    while isinstance(x, (list, tuple)) and len(x): x = x[0]
+    while isinstance(x, (list, tuple)) and len(x):
+        x = x[0]
     return x
 
 
@@ -112,7 +132,8 @@ def _said_unit(images, unit):
     "The unit that the container and the argument agree on, or None."
     own = getattr(_first(images), "unit", None)
     own = None if own is None or str(own) == "" else own
-    if own is None or unit is None: return own if unit is None else unit
+    if own is None or unit is None:
+        return own if unit is None else unit
     if not np.isclose(nanomaggies_per(own), nanomaggies_per(unit), rtol=1e-6):
         raise ValueError(f"images are in {own} and unit={unit!r} was said: leave one of them out")
     return own
@@ -127,17 +148,21 @@ def _as_images(x, mask):
         raise ValueError(f"images have shape {values.shape}, expected (N, 3, H, W) or (3, H, W)")
     if mask is not None:
         bad = as_mask(mask, "mask")
-        bad = np.expand_dims(bad, -3) if bad.ndim == values.ndim - 1 else bad      # one mask for all bands
+        bad = np.expand_dims(bad, -3) if bad.ndim == values.ndim - 1 else bad  # one mask for all bands
         if bad.shape not in (values.shape, values.shape[:-3] + (1,) + values.shape[-2:]):
-            raise ValueError(f"mask has shape {np.shape(mask)}, images have {values.shape}: expected the "
-                             "same, or without the axis of bands")
+            raise ValueError(
+                f"mask has shape {np.shape(mask)}, images have {values.shape}: expected the "
+                "same, or without the axis of bands"
+            )
         values = np.where(bad, 0, values)
-    if hidden: values = np.where(np.isnan(values), 0, values)
+    if hidden:
+        values = np.where(np.isnan(values), 0, values)
     return values[None] if values.ndim == 3 else values
 
 
 def _bands_first(shape):
-    if shape[1] == 3: return
+    if shape[1] == 3:
+        return
     hint = "; bands come first: images.transpose(0, 3, 1, 2)" if shape[-1] == 3 else ""
     raise ValueError(f"images have {shape[1]} bands in axis 1, expected 3 (g, r, z){hint}")
 
@@ -153,7 +178,8 @@ def _refuse(faults, first=0):
     "One `ValueError` for the rows (counted from `first`) that have a fault, the most frequent first."
     sentences = sorted({f for f in faults if f}, key=lambda f: -faults.count(f))
     said = [f"images {[i + first for i, f in enumerate(faults) if f == s][:10]} {s}" for s in sentences]
-    if said: raise ValueError("; ".join(said))
+    if said:
+        raise ValueError("; ".join(said))
 
 # %% ../../nbs/data/16_image_gate.ipynb #6acae7a0
 def flux_images(images, size, unit=None, zeropoint=None, pixel_scale=None, mask=None, judge=True, first=0):
@@ -162,35 +188,45 @@ def flux_images(images, size, unit=None, zeropoint=None, pixel_scale=None, mask=
     said = unit is not None or zeropoint is not None
     dtype = str(getattr(_first(images), "dtype", "")).replace("torch.", "")
     if dtype.startswith(("int", "uint", "bool")) and not said:
-        raise ValueError(f"images are {dtype}: a picture? expected flux in nanomaggies as floats; say "
-                         "kind='rgb' for pictures, zeropoint= for counts")
+        raise ValueError(
+            f"images are {dtype}: a picture? expected flux in nanomaggies as floats; say "
+            "kind='rgb' for pictures, zeropoint= for counts"
+        )
     x = _as_images(images, mask)
     _bands_first(x.shape)
     _large_enough(x, size, pixel_scale)
     factor = nanomaggies_per(unit, zeropoint, PIXEL_SCALE if pixel_scale is None else float(pixel_scale))
-    if not np.all(np.equal(factor, 1)): x = x * np.reshape(np.broadcast_to(factor, 3), (3, 1, 1))
+    if not np.all(np.equal(factor, 1)):
+        x = x * np.reshape(np.broadcast_to(factor, 3), (3, 1, 1))
     with np.errstate(over="ignore"):
-        x = x.astype(np.float32, copy=False)               # too large: infinite, and refused
-    if pixel_scale is not None: x = resample_cutout(x, float(pixel_scale), size, per_pixel=True)
-    if judge: _refuse(image_faults(x, said), first)
+        x = x.astype(np.float32, copy=False)  # too large: infinite, and refused
+    if pixel_scale is not None:
+        x = resample_cutout(x, float(pixel_scale), size, per_pixel=True)
+    if judge:
+        _refuse(image_faults(x, said), first)
     return x
 
 
 def picture_images(images, size, pixel_scale=None, judge=True, first=0):
     "Pictures, uint8 or float in [0, 1], red, green, blue = z, r, g -> (N, 3, H, W) float32 in [0, 1]."
     dtype = str(getattr(_first(images), "dtype", "")).replace("torch.", "")
-    if dtype == "bool": raise ValueError("pictures are bool, expected uint8 or floats in [0, 1]")
+    if dtype == "bool":
+        raise ValueError("pictures are bool, expected uint8 or floats in [0, 1]")
     x = _as_images(images, None)
-    if x.shape[1] != 3 and x.shape[-1] in (3, 4): x = np.moveaxis(x, -1, 1)
+    if x.shape[1] != 3 and x.shape[-1] in (3, 4):
+        x = np.moveaxis(x, -1, 1)
     if x.shape[1] != 3:
-        raise ValueError(f"pictures have shape {x.shape}, expected three channels (red, green, blue) first "
-                         "or last; grey pictures have no colours to tell, an alpha channel must be left out")
+        raise ValueError(
+            f"pictures have shape {x.shape}, expected three channels (red, green, blue) first "
+            "or last; grey pictures have no colours to tell, an alpha channel must be left out"
+        )
     _large_enough(x, size, pixel_scale)
     if not np.isfinite(x).all() or x.min() < -0.1:
-        raise ValueError("pictures hold NaN or negative values, expected uint8 or floats in [0, 1]: "
-                         "undo a normalisation")
+        raise ValueError(
+            "pictures hold NaN or negative values, expected uint8 or floats in [0, 1]: undo a normalisation"
+        )
     peak = x.max((1, 2, 3), keepdims=True)
-    top = {"uint8": 255, "uint16": 65535}.get(dtype, np.where(peak <= 1.1, 1, 255))    # may overshoot
+    top = {"uint8": 255, "uint16": 65535}.get(dtype, np.where(peak <= 1.1, 1, 255))  # may overshoot
     if ((peak > 255) | (peak > 1.1) & (peak < 8)).any() and dtype not in ("uint8", "uint16"):
         raise ValueError(f"pictures reach {peak.max():.6g}, expected uint8 or floats in [0, 1]")
     x = (x / top).clip(0, 1).astype(np.float32)
@@ -202,11 +238,14 @@ def picture_images(images, size, pixel_scale=None, judge=True, first=0):
     return x if pixel_scale is None else resample_cutout(x, float(pixel_scale), size)
 
 # %% ../../nbs/data/16_image_gate.ipynb #c7e2d737
-def gate(images, size, unit=None, zeropoint=None, pixel_scale=None, kind="flux", mask=None,
-         judge=True, first=0):
+def gate(
+    images, size, unit=None, zeropoint=None, pixel_scale=None, kind="flux", mask=None, judge=True, first=0
+):
     "Images of either kind, fit for the network; `judge=False` converts what was judged before."
-    if kind == "flux": return flux_images(images, size, unit, zeropoint, pixel_scale, mask, judge, first)
-    if kind != "rgb": raise ValueError(f"kind {kind!r}: expected 'flux' or 'rgb'")
+    if kind == "flux":
+        return flux_images(images, size, unit, zeropoint, pixel_scale, mask, judge, first)
+    if kind != "rgb":
+        raise ValueError(f"kind {kind!r}: expected 'flux' or 'rgb'")
     if unit is not None or zeropoint is not None or mask is not None:
         raise ValueError("kind='rgb' are pictures: unit=, zeropoint= and mask= are for flux")
     return picture_images(images, size, pixel_scale, judge, first)

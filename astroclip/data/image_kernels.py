@@ -17,7 +17,11 @@ from numba.extending import intrinsic
 
 # %% ../../nbs/data/18_image_kernels.ipynb #26d5cc91
 KERNEL_LOCK = threading.Lock()
-ZERO, ONE, TINY = np.float32(0), np.float32(1), np.float32(1e-30)   # a bare 0 would lift every max() to float64
+ZERO, ONE, TINY = (
+    np.float32(0),
+    np.float32(1),
+    np.float32(1e-30),
+)  # a bare 0 would lift every max() to float64
 
 # %% ../../nbs/data/18_image_kernels.ipynb #db2abf2a
 def compiled(**options):
@@ -37,16 +41,20 @@ def compiled(**options):
 @intrinsic
 def float_bits(typing, x):
     "The bits of a float32 as int32."
-    return types.int32(types.float32), lambda context, builder, sig, args: builder.bitcast(args[0], ir.IntType(32))
+    return types.int32(types.float32), lambda context, builder, sig, args: builder.bitcast(
+        args[0], ir.IntType(32)
+    )
 
 
 @intrinsic
 def bits_float(typing, i):
     "The float32 with the bits of an int32."
-    return types.float32(types.int32), lambda context, builder, sig, args: builder.bitcast(args[0], ir.FloatType())
+    return types.float32(types.int32), lambda context, builder, sig, args: builder.bitcast(
+        args[0], ir.FloatType()
+    )
 
 # %% ../../nbs/data/18_image_kernels.ipynb #e0822f19
-SQRT_HALF_BITS = np.int32(0x3F3504F3)        # bits of 1 / sqrt 2
+SQRT_HALF_BITS = np.int32(0x3F3504F3)  # bits of 1 / sqrt 2
 LN2 = np.float32(np.log(2))
 C3, C5, C7, C9 = np.float32(1 / 3), np.float32(1 / 5), np.float32(1 / 7), np.float32(1 / 9)
 
@@ -68,7 +76,7 @@ def display(g, r, z, m, q, root):
     g, r, z = g + m, r + m, z + m
     i = (max(g, ZERO) + max(r, ZERO) + max(z, ZERO)) * C3
     x = q * i
-    gain = fast_log(x + np.sqrt(x * x + ONE)) / (root * max(i, TINY))       # arcsinh x = log(x + sqrt(x^2 + 1))
+    gain = fast_log(x + np.sqrt(x * x + ONE)) / (root * max(i, TINY))  # arcsinh x = log(x + sqrt(x^2 + 1))
     return min(max(z * gain, ZERO), ONE), min(max(r * gain, ZERO), ONE), min(max(g * gain, ZERO), ONE)
 
 # %% ../../nbs/data/18_image_kernels.ipynb #3cf609b4
@@ -100,10 +108,15 @@ def two_normals(i, key1, key2):
     t = np.float32(np.int32(h2 & np.uint32(0x7FFFFF))) * np.float32(np.pi / 4 * 2.0**-23)
     tt = t * t
     sine = t * (ONE - tt * (np.float32(1 / 6) - tt * (np.float32(1 / 120) - tt * np.float32(1 / 5040))))
-    cosine = ONE - tt * (np.float32(1 / 2) - tt * (np.float32(1 / 24) - tt * (np.float32(1 / 720) - tt * np.float32(1 / 40320))))
+    cosine = ONE - tt * (
+        np.float32(1 / 2)
+        - tt * (np.float32(1 / 24) - tt * (np.float32(1 / 720) - tt * np.float32(1 / 40320)))
+    )
     a = sine if h2 & np.uint32(1 << 29) else cosine
     b = cosine if h2 & np.uint32(1 << 29) else sine
-    return (rho * a if h2 & np.uint32(1 << 30) else -rho * a), (rho * b if h2 & np.uint32(1 << 31) else -rho * b)
+    return (rho * a if h2 & np.uint32(1 << 30) else -rho * a), (
+        rho * b if h2 & np.uint32(1 << 31) else -rho * b
+    )
 
 
 @njit(fastmath=True)
@@ -114,7 +127,8 @@ def add_noise(x, sigma, key1, key2):
         a, b = two_normals(np.uint32(i), key1, key2)
         x[i] += sigma * a
         x[half + i] += sigma * b
-    if len(x) % 2: x[half - 1] += sigma * two_normals(np.uint32(half - 1), key1, key2)[0]
+    if len(x) % 2:
+        x[half - 1] += sigma * two_normals(np.uint32(half - 1), key1, key2)[0]
 
 # %% ../../nbs/data/18_image_kernels.ipynb #0e372ed4
 @njit(inline="always")
@@ -133,22 +147,27 @@ def blur(image, sigma, work):
     for k in range(radius + 1):
         weights[k] = np.exp(np.float32(-0.5) * (np.float32(k) / sigma) ** 2)
         total += 2 * weights[k]
-    for k in range(radius + 1): weights[k] /= total
-    for y in range(size):                                   # along columns, into the middle of the work rows
-        row, middle = work[y, size:2 * size], image[y]
-        for x in range(size): row[x] = weights[0] * middle[x]
+    for k in range(radius + 1):
+        weights[k] /= total
+    for y in range(size):  # along columns, into the middle of the work rows
+        row, middle = work[y, size : 2 * size], image[y]
+        for x in range(size):
+            row[x] = weights[0] * middle[x]
         for k in range(1, radius + 1):
             up, down, w = image[mirrored(y - k, size)], image[mirrored(y + k, size)], weights[k]
-            for x in range(size): row[x] += w * (up[x] + down[x])
-    for y in range(size):                                   # along rows: continue each by its mirror image, then sum
+            for x in range(size):
+                row[x] += w * (up[x] + down[x])
+    for y in range(size):  # along rows: continue each by its mirror image, then sum
         row = work[y]
         for k in range(1, radius + 1):
             row[size - k], row[2 * size - 1 + k] = row[size + k - 1], row[2 * size - k]
-        out, middle = image[y], row[size:2 * size]
-        for x in range(size): out[x] = weights[0] * middle[x]
+        out, middle = image[y], row[size : 2 * size]
+        for x in range(size):
+            out[x] = weights[0] * middle[x]
         for k in range(1, radius + 1):
-            left, right, w = row[size - k:], row[size + k:], weights[k]
-            for x in range(size): out[x] += w * (left[x] + right[x])
+            left, right, w = row[size - k :], row[size + k :], weights[k]
+            for x in range(size):
+                out[x] += w * (left[x] + right[x])
 
 # %% ../../nbs/data/18_image_kernels.ipynb #8e969f6c
 @njit(fastmath=True)
@@ -158,16 +177,20 @@ def one_crop(image, top, left, flip_y, flip_x, swap, blurs, noises, seed, scales
     flux, work = np.empty((3, size, size), np.float32), np.empty((size, 3 * size), np.float32)
     for b in range(3):
         for y in range(size):
-            row = image[b, top + (size - 1 - y if flip_y else y), left:left + size]
+            row = image[b, top + (size - 1 - y if flip_y else y), left : left + size]
             line = flux[b, :, y] if swap else flux[b, y]
-            for x in range(size): line[x] = row[size - 1 - x if flip_x else x]
-        if blurs[b] > 0: blur(flux[b], blurs[b], work)
+            for x in range(size):
+                line[x] = row[size - 1 - x if flip_x else x]
+        if blurs[b] > 0:
+            blur(flux[b], blurs[b], work)
         if noises[b] > 0:
             key = mix(np.uint32(seed + np.uint32(b)))
             add_noise(flux[b].reshape(-1), noises[b], key, mix(np.uint32(key ^ seed)))
     for y in range(size):
         for x in range(size):
-            z, r, g = display(flux[0, y, x] * scales[0], flux[1, y, x] * scales[1], flux[2, y, x] * scales[2], m, q, root)
+            z, r, g = display(
+                flux[0, y, x] * scales[0], flux[1, y, x] * scales[1], flux[2, y, x] * scales[2], m, q, root
+            )
             out[0, y, x], out[1, y, x], out[2, y, x] = z, r, g
 
 
@@ -178,5 +201,18 @@ def multicrop_kernel(images, top, left, flip_y, flip_x, swap, blurs, noises, see
     for job in prange(images.shape[0] * crops):
         n, c = job // crops, job % crops
         key = mix(np.uint32(mix(np.uint32(seed + np.uint32(n))) + np.uint32(3 * c)))
-        one_crop(images[n], top[n, c], left[n, c], flip_y[n, c], flip_x[n, c], swap[n, c],
-                 blurs[n, c], noises[n, c], key, scales, m, q, out[c, n])
+        one_crop(
+            images[n],
+            top[n, c],
+            left[n, c],
+            flip_y[n, c],
+            flip_x[n, c],
+            swap[n, c],
+            blurs[n, c],
+            noises[n, c],
+            key,
+            scales,
+            m,
+            q,
+            out[c, n],
+        )

@@ -13,30 +13,35 @@ import warnings
 import numpy as np
 
 # %% ../../nbs/data/14_image_units.ipynb #9a060f0a
-NANOMAGGY = 3.631e-6                        # Jy: AB magnitude 22.5
+NANOMAGGY = 3.631e-6  # Jy: AB magnitude 22.5
 KNOWN = "expected nanomaggies, maggies, Jy and its prefixes, erg/s/cm2/Hz, or counts with zeropoint="
 SHORT = {"nano": "n", "micro": "u", "milli": "m", "mega": "M", "µ": "u"}
-MAGGY = {"maggyAB": 3631.0, "mmaggyAB": 3.631, "umaggyAB": 3.631e-3, "nmaggyAB": NANOMAGGY}   # in Jy
+MAGGY = {"maggyAB": 3631.0, "mmaggyAB": 3.631, "umaggyAB": 3.631e-3, "nmaggyAB": NANOMAGGY}  # in Jy
 MAGGIES = re.compile(r"\b(?:(nano|micro|milli|n|u|µ|m)[ _-]?)?(?:maggies|maggys|maggy|mgys|mgy)\b", re.I)
 JANSKYS = re.compile(r"\b(?:(nano|micro|milli|mega|[nuµm])[ _-]?)?(?:janskys|janskies|jansky|jy)\b", re.I)
 PIXEL = re.compile(r"\s*(?:/|\bper\b)\s*pix(?:els?)?\b|[\s.*]*\bpix(?:els?)?\s*(?:\^|\*\*)?\s*\(?-1\)?", re.I)
-COUNTS = re.compile(r"(?:adus?|dns?|counts?|cts?|electrons?|e-|e|photons?|photo-?electrons?|cps)"
-                    r"(?:\s*/\s*(?:s|sec|seconds?)|[\s.]+s(?:\^|\*\*)?-1)?", re.I)
+COUNTS = re.compile(
+    r"(?:adus?|dns?|counts?|cts?|electrons?|e-|e|photons?|photo-?electrons?|cps)"
+    r"(?:\s*/\s*(?:s|sec|seconds?)|[\s.]+s(?:\^|\*\*)?-1)?",
+    re.I,
+)
 
 
 def tidy_unit(said):
     "A unit as it was written -> words that astropy reads: maggies get one name, 'per pixel' goes."
     text = PIXEL.sub("", str(said).strip().strip("'\"")).strip()
 
-    def short(prefix): return SHORT.get((prefix or "").lower(), prefix or "")
+    def short(prefix):
+        return SHORT.get((prefix or "").lower(), prefix or "")
 
     def jansky(m):
         if m[0] == "MJY" and "sr" not in text.lower():
             raise ValueError(f"unit {text!r}: milli or mega? write mJy or MJy")
         return {"U": "u", "N": "n"}.get(m[1], short(m[1])) + "Jy"
+
     text = MAGGIES.sub(lambda m: short(m[1]).lower() + "maggyAB", text)
     text = re.sub(r"\bergs\b", "erg", JANSKYS.sub(jansky, text), flags=re.I)
-    if str(said) == str(said).upper():                # a header in capitals
+    if str(said) == str(said).upper():  # a header in capitals
         text = re.sub(r"\b(?:ERG|SEC|S|CM|M(?=\d)|SR|ARCSEC|HZ)(?=\d|\b)", lambda m: m[0].lower(), text)
     return re.sub(r"\bhz\b", "Hz", text)
 
@@ -55,9 +60,12 @@ def zeropoint_factor(zeropoint):
 def _jansky_factor(unit, said, pixel_scale):
     "Nanomaggies per pixel of one `unit` (an astropy unit); ValueError where a factor cannot do it."
     from astropy import units as u
+
     for area, size in ((u.dimensionless_unscaled, 1), (u.arcsec**2, pixel_scale**2)):
-        try: return float((unit * area).to(u.Jy)) / NANOMAGGY * size
-        except u.UnitConversionError: pass
+        try:
+            return float((unit * area).to(u.Jy)) / NANOMAGGY * size
+        except u.UnitConversionError:
+            pass
     why = KNOWN
     if unit.is_equivalent(u.W / u.m**3):
         why = "flux per wavelength depends on the band: convert it to flux per frequency (Jy) first"
@@ -65,24 +73,28 @@ def _jansky_factor(unit, said, pixel_scale):
 
 
 def nanomaggies_per(
-    unit,                # text or astropy unit; None or '': nanomaggies, or counts if a zero point is given
-    zeropoint=None,      # AB magnitude of one count, or three of them
-    pixel_scale=0.262,   # arcsec: for surface brightness only
-):                       # factor that makes nanomaggies per pixel: float or (3,)
+    unit,  # text or astropy unit; None or '': nanomaggies, or counts if a zero point is given
+    zeropoint=None,  # AB magnitude of one count, or three of them
+    pixel_scale=0.262,  # arcsec: for surface brightness only
+):  # factor that makes nanomaggies per pixel: float or (3,)
     "What to multiply an image in `unit` with; `ValueError` if the unit is unknown or lacks a zero point."
     from astropy import units as u
+
     said = str(unit.to_string() if hasattr(unit, "to_string") else unit or "").strip()
     text = tidy_unit(said)
     if not text or COUNTS.fullmatch(text):
-        if zeropoint is not None: return zeropoint_factor(zeropoint)
-        if not text: return 1.0
+        if zeropoint is not None:
+            return zeropoint_factor(zeropoint)
+        if not text:
+            return 1.0
         raise ValueError(f"images in {said!r} need zeropoint=, the AB magnitude of one count")
     if re.search(r"\bmag(?!gy)", text, re.I):
         raise ValueError(f"images in {said!r} are magnitudes: give 10 ** (0.4 * (22.5 - m)) nanomaggies")
     maggies = [u.def_unit(name, value * u.Jy) for name, value in MAGGY.items()]
     with u.add_enabled_units(maggies), warnings.catch_warnings():
-        warnings.simplefilter("ignore")                # two slashes in a unit are no news
-        try: parsed = u.Unit(text)
+        warnings.simplefilter("ignore")  # two slashes in a unit are no news
+        try:
+            parsed = u.Unit(text)
         except (ValueError, TypeError):
             raise ValueError(f"images in {said!r}: unknown unit; {KNOWN}") from None
     factor = _jansky_factor(parsed, said, pixel_scale)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 # %% ../../nbs/data/12_images.ipynb #75c8fd9c
-PIXEL_SCALE = 0.262                                  # arcsec per native pixel of the Legacy Survey
-BANDS = ("g", "r", "z")                              # order of the input bands everywhere
-SCALES, M, Q = (6.0, 3.4, 2.2), 0.03, 20.0           # stretch of g, r, z; offset; softening
+PIXEL_SCALE = 0.262  # arcsec per native pixel of the Legacy Survey
+BANDS = ("g", "r", "z")  # order of the input bands everywhere
+SCALES, M, Q = (6.0, 3.4, 2.2), 0.03, 20.0  # stretch of g, r, z; offset; softening
 
 # %% ../../nbs/data/12_images.ipynb #7f7d2815
 def stretch(images, scales=SCALES, m=M, q=Q):
@@ -27,82 +27,96 @@ def stretch(images, scales=SCALES, m=M, q=Q):
 
 # %% ../../nbs/data/12_images.ipynb #d3e6d078
 def to_rgb(
-    images,          # (N, 3, H, W) or (3, H, W) bands g, r, z in nanomaggies: numpy or torch, any float type
-    scales=SCALES,   # factor of each band g, r, z
-    m=M,             # offset added to every scaled flux
-    q=Q,             # softening: linear below 1/q, logarithmic above
-):                   # same shape, float32 in [0, 1], channels z, r, g; torch in, torch out
+    images,  # (N, 3, H, W) or (3, H, W) bands g, r, z in nanomaggies: numpy or torch, any float type
+    scales=SCALES,  # factor of each band g, r, z
+    m=M,  # offset added to every scaled flux
+    q=Q,  # softening: linear below 1/q, logarithmic above
+):  # same shape, float32 in [0, 1], channels z, r, g; torch in, torch out
     "Display-scale galaxy images (Lupton et al. 2004; section 3.2 of the paper)."
     if images.ndim not in (3, 4) or images.shape[-3] != 3:
-        raise ValueError(f"to_rgb wants (N, 3, H, W) or (3, H, W) with bands g, r, z, got {tuple(images.shape)}")
+        raise ValueError(
+            f"to_rgb wants (N, 3, H, W) or (3, H, W) with bands g, r, z, got {tuple(images.shape)}"
+        )
     if torch.is_tensor(images):
-        if images.device.type != "cpu" or images.requires_grad: return stretch(images.float(), scales, m, q)
+        if images.device.type != "cpu" or images.requires_grad:
+            return stretch(images.float(), scales, m, q)
         return torch.from_numpy(to_rgb(images.numpy(), scales, m, q))
-    from astroclip.data.image_kernels import KERNEL_LOCK, stretch_kernel   # compiled code only where a CPU needs it
+    from astroclip.data.image_kernels import (
+        KERNEL_LOCK,
+        stretch_kernel,
+    )  # compiled code only where a CPU needs it
+
     flat = np.ascontiguousarray(images, np.float32).reshape(-1, 3, images.shape[-2] * images.shape[-1])
     out = np.empty_like(flat)
-    with KERNEL_LOCK: stretch_kernel(flat, np.float32(scales), np.float32(m), np.float32(q), out)
+    with KERNEL_LOCK:
+        stretch_kernel(flat, np.float32(scales), np.float32(m), np.float32(q), out)
     return out.reshape(images.shape)
 
 # %% ../../nbs/data/12_images.ipynb #30f3ce64
 def center_crop(
-    images,   # (..., H, W), numpy or torch
-    size,     # side of the crop, pixels
-):            # (..., size, size), a view
+    images,  # (..., H, W), numpy or torch
+    size,  # side of the crop, pixels
+):  # (..., size, size), a view
     "The central `size` x `size` pixels; the extra pixel of an odd difference stays at the end."
     height, width = images.shape[-2:]
     if size > min(height, width):
         raise ValueError(f"cannot crop {size} pixels out of an image of {height} x {width}")
     top, left = (height - size) // 2, (width - size) // 2
-    return images[..., top:top + size, left:left + size]
+    return images[..., top : top + size, left : left + size]
 
 # %% ../../nbs/data/12_images.ipynb #799293db
 def check_images(
-    images,           # (N, 3, H, W) or (3, H, W): g, r, z nanomaggies per 0.262" pixel; any container of numbers
-    size,             # pixels the encoder needs in both directions
-    unit=None,        # what the numbers are: "Jy", "maggy", "erg/s/cm2/Hz", "adu", ...; a Quantity says it itself
-    zeropoint=None,   # AB magnitude of one count, or three for g, r, z
-    pixel_scale=None, # arcsec per pixel where it is not 0.262: resampled about the centre to `size`, flux conserved
-    kind="flux",      # "rgb": pictures, channels red, green, blue = z, r, g of the viewer's stretch
-    mask=None,        # like images, or without the axis of bands: True where a pixel was not observed
-):                    # (N, 3, H, W) float32; nanomaggies, or display values in [0, 1] for pictures
+    images,  # (N, 3, H, W) or (3, H, W): g, r, z nanomaggies per 0.262" pixel; any container of numbers
+    size,  # pixels the encoder needs in both directions
+    unit=None,  # what the numbers are: "Jy", "maggy", "erg/s/cm2/Hz", "adu", ...; a Quantity says it itself
+    zeropoint=None,  # AB magnitude of one count, or three for g, r, z
+    pixel_scale=None,  # arcsec per pixel where it is not 0.262: resampled about the centre to `size`, flux conserved
+    kind="flux",  # "rgb": pictures, channels red, green, blue = z, r, g of the viewer's stretch
+    mask=None,  # like images, or without the axis of bands: True where a pixel was not observed
+):  # (N, 3, H, W) float32; nanomaggies, or display values in [0, 1] for pictures
     "Images fit to be embedded, or one `ValueError` that says which rows are wrong, why, and how to mend it."
     from astroclip.data.image_gate import gate
+
     return gate(images, size, unit, zeropoint, pixel_scale, kind, mask)
 
 # %% ../../nbs/data/12_images.ipynb #c01b2637
 def missing_pixels(
-    image,   # (3, H, W) nanomaggies
-):           # (3,) share of pixels of each band that were not observed
+    image,  # (3, H, W) nanomaggies
+):  # (3,) share of pixels of each band that were not observed
     "Exact zeros and non-finite pixels: real sky is never exactly zero."
     return ((image == 0) | ~np.isfinite(image)).mean((-2, -1))
 
 
 def image_flags(missing, bands=BANDS, tolerance=1e-4):
     "Sentences about the bands of which more than `tolerance` is missing."
-    return [f"{b}: no data" if share > 0.999 else f"{b}: {share:.2%} of the pixels unobserved"
-            for b, share in zip(bands, missing) if share > tolerance]
+    return [
+        f"{b}: no data" if share > 0.999 else f"{b}: {share:.2%} of the pixels unobserved"
+        for b, share in zip(bands, missing)
+        if share > tolerance
+    ]
 
 # %% ../../nbs/data/12_images.ipynb #835fc68d
 def area_weights(n, scale, size, center, pixel=PIXEL_SCALE):
     "W (size, n): share of each of `size` native pixels around `center` (pixels from the edge) that a pixel covers."
-    if abs(scale / pixel - 1) < 1e-3:                 # native: shift by whole pixels only
+    if abs(scale / pixel - 1) < 1e-3:  # native: shift by whole pixels only
         scale, center = pixel, round(center - size / 2) + size / 2
     old = (np.arange(n + 1) - center) * scale / pixel
     new = np.arange(size + 1) - size / 2
     if new[0] < old[0] - 1e-6 or new[-1] > old[-1] + 1e-6:
-        raise ValueError(f"cutout of {n} pixels of {scale:.4g} arcsec does not cover {size} native pixels "
-                         f"({size * pixel:.1f} arcsec) about its centre")
+        raise ValueError(
+            f"cutout of {n} pixels of {scale:.4g} arcsec does not cover {size} native pixels "
+            f"({size * pixel:.1f} arcsec) about its centre"
+        )
     return np.clip(np.minimum(old[1:], new[1:, None]) - np.maximum(old[:-1], new[:-1, None]), 0, None)
 
 
 def resample_cutout(
-    image,                # (..., H, W) flux per native 0.262" pixel (as the cutout service gives it at any scale)
-    scale,                # arcsec per pixel of `image`, or (x, y) where pixels are not square
-    size=152,             # pixels of the result
-    center=None,          # (x, y) of the new centre in pixels from the lower left edge; None: the middle
-    per_pixel=False,      # True: values are flux per pixel of this image, not per native pixel
-):                        # (..., size, size) float32, nanomaggies per native pixel
+    image,  # (..., H, W) flux per native 0.262" pixel (as the cutout service gives it at any scale)
+    scale,  # arcsec per pixel of `image`, or (x, y) where pixels are not square
+    size=152,  # pixels of the result
+    center=None,  # (x, y) of the new centre in pixels from the lower left edge; None: the middle
+    per_pixel=False,  # True: values are flux per pixel of this image, not per native pixel
+):  # (..., size, size) float32, nanomaggies per native pixel
     "Area-average a cutout onto native pixels; flux is conserved."
     x, y = center or (image.shape[-1] / 2, image.shape[-2] / 2)
     wide, high = np.broadcast_to(scale, 2)
@@ -113,6 +127,7 @@ def resample_cutout(
 # %% ../../nbs/data/12_images.ipynb #6030873b
 class NotAnImage(ValueError):
     "A file in good health that holds no g, r, z image of the sky; `.reason` says what it is instead."
+
     def __init__(self, path, reason):
         super().__init__(f"{path}: {reason}")
         self.reason = reason
@@ -121,25 +136,29 @@ class NotAnImage(ValueError):
 @dataclass
 class Cutout:
     "A galaxy image on native pixels, and what is wrong with it."
-    image: np.ndarray      # (3, size, size) float32, rows = y up: g, r, z nanomaggies; z, r, g in [0, 1] if kind is "rgb"
-    ra: float              # degrees, centre of the image; NaN where the file does not say
+
+    image: (
+        np.ndarray
+    )  # (3, size, size) float32, rows = y up: g, r, z nanomaggies; z, r, g in [0, 1] if kind is "rgb"
+    ra: float  # degrees, centre of the image; NaN where the file does not say
     dec: float
     flags: list = field(default_factory=list)
-    source: str = ""       # survey, release and file
-    pixel_scale: float = PIXEL_SCALE   # arcsec, of the file
-    missing: np.ndarray = None         # (3,) share of unobserved pixels within the stamp
-    kind: str = "flux"     # or "rgb": a picture, embedded with `embed_images(..., kind=cutout.kind)`
-    unit: str | None = None            # "nanomaggy" where the file said its unit, None where nobody did
+    source: str = ""  # survey, release and file
+    pixel_scale: float = PIXEL_SCALE  # arcsec, of the file
+    missing: np.ndarray = None  # (3,) share of unobserved pixels within the stamp
+    kind: str = "flux"  # or "rgb": a picture, embedded with `embed_images(..., kind=cutout.kind)`
+    unit: str | None = None  # "nanomaggy" where the file said its unit, None where nobody did
 
 # %% ../../nbs/data/12_images.ipynb #56a86adf
 def read_cutout(
-    path,              # FITS (any suffix, packing and dialect) or a JPEG or PNG of the viewer
-    size=152,          # pixels of the stamp, or as many as the file has
+    path,  # FITS (any suffix, packing and dialect) or a JPEG or PNG of the viewer
+    size=152,  # pixels of the stamp, or as many as the file has
     pixel_scale=None,  # arcsec per pixel, where the file does not say or says it wrongly
-    unit=None,         # of a FITS image, where its header does not say (BUNIT)
-    zeropoint=None,    # AB magnitude of one count, likewise
-    per_pixel=None,    # True: flux per pixel of the file; False: per 0.262" pixel; None: see `files.cutout_files`
-):                     # Cutout
+    unit=None,  # of a FITS image, where its header does not say (BUNIT)
+    zeropoint=None,  # AB magnitude of one count, likewise
+    per_pixel=None,  # True: flux per pixel of the file; False: per 0.262" pixel; None: see `files.cutout_files`
+):  # Cutout
     "Read a cutout onto native pixels. `NotAnImage` for PSFs, tables, missing bands; `UnreadableFile` for damaged files."
     from astroclip.files.cutout_files import read_file
+
     return read_file(path, size, pixel_scale, unit, zeropoint, per_pixel)

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 
 # %% ../../nbs/data/40_log_grid.ipynb #9dc8fc62
-N_LOG = 4096                                                            # N, pixels
-LOG_EDGES = np.linspace(np.log(3599.6), np.log(9824.4), N_LOG + 1)      # ln(A), borders of the pixels
-LOG_STEP = float(LOG_EDGES[1] - LOG_EDGES[0])                           # Delta, one pixel in ln(1 + z)
-LOG_WAVELENGTH = np.exp((LOG_EDGES[1:] + LOG_EDGES[:-1]) / 2)           # (N,) A, centres
+N_LOG = 4096  # N, pixels
+LOG_EDGES = np.linspace(np.log(3599.6), np.log(9824.4), N_LOG + 1)  # ln(A), borders of the pixels
+LOG_STEP = float(LOG_EDGES[1] - LOG_EDGES[0])  # Delta, one pixel in ln(1 + z)
+LOG_WAVELENGTH = np.exp((LOG_EDGES[1:] + LOG_EDGES[:-1]) / 2)  # (N,) A, centres
 
 # %% ../../nbs/data/40_log_grid.ipynb #b19d67a8
 def pixel_edges(wavelength):  # (L,) A, rising
@@ -24,41 +24,47 @@ def pixel_edges(wavelength):  # (L,) A, rising
     middle = (w[1:] + w[:-1]) / 2
     return np.concatenate([[2 * w[0] - middle[0]], middle, [2 * w[-1] - middle[-1]]])
 
-def rebin(values,           # (..., L) tensor, per A (a density)
-          wavelength,       # (L,) A, rising centres of the old pixels
-          edges=LOG_EDGES): # (N + 1,) ln(A), borders of the new pixels
+
+def rebin(
+    values,  # (..., L) tensor, per A (a density)
+    wavelength,  # (L,) A, rising centres of the old pixels
+    edges=LOG_EDGES,
+):  # (N + 1,) ln(A), borders of the new pixels
     "(..., N) mean of `values` over each new pixel; 0 where the old pixels do not reach."
     old = pixel_edges(wavelength)
     new = np.exp(edges).clip(old[0], old[-1])
     pixel = (np.searchsorted(old, new, side="right") - 1).clip(0, len(old) - 2)
     f = values.double()
     put = lambda a: torch.as_tensor(a, device=f.device)
-    C = F.pad((f * put(np.diff(old))).cumsum(-1), (1, 0))               # (..., L + 1) cumulative flux at the old borders
+    C = F.pad((f * put(np.diff(old))).cumsum(-1), (1, 0))  # (..., L + 1) cumulative flux at the old borders
     C = C[..., put(pixel)] + f[..., put(pixel)] * put(new - old[pixel])
     return (C.diff(dim=-1) / put(np.diff(np.exp(edges)))).to(values.dtype)
 
 # %% ../../nbs/data/40_log_grid.ipynb #09766342
-def to_log_grid(flux,          # (B, L) tensor; NaN counts as missing
-                wavelength,    # (L,) A, rising
-                weight=None):  # (B, L) inverse variance or any weight; 0 = missing; None: 1 for finite flux
+def to_log_grid(
+    flux,  # (B, L) tensor; NaN counts as missing
+    wavelength,  # (L,) A, rising
+    weight=None,
+):  # (B, L) inverse variance or any weight; 0 = missing; None: 1 for finite flux
     "Flux (B, N) float32 on the log grid, 0 where missing, and the mask `good` (B, N) of pixels that are seen."
     flux = flux.float()
     weight = torch.ones_like(flux) if weight is None else weight.float()
     seen = torch.isfinite(flux) & torch.isfinite(weight) & (weight > 0)
-    weight = torch.where(seen, weight, 0.)
+    weight = torch.where(seen, weight, 0.0)
     weight = weight / weight.amax(-1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
     w = rebin(weight, wavelength)
     good = (rebin(seen.float(), wavelength) > 0.5) & (w > 1e-9)
-    mean = rebin(weight * torch.where(seen, flux, 0.), wavelength) / w.clamp_min(1e-9)
-    return torch.where(good, mean, 0.), good
+    mean = rebin(weight * torch.where(seen, flux, 0.0), wavelength) / w.clamp_min(1e-9)
+    return torch.where(good, mean, 0.0), good
 
 # %% ../../nbs/data/40_log_grid.ipynb #f0a511ba
 def running_mean(x, good, width):  # (B, N), (B, N) 0/1, odd number of pixels
     "(B, N) mean of the good pixels of `x` in a window around each pixel: a difference of cumulative sums, so its cost does not grow with `width`."
-    C = F.pad(torch.stack([x * good, good]).cumsum(-1), (1, 0))         # (2, B, N + 1)
+    C = F.pad(torch.stack([x * good, good]).cumsum(-1), (1, 0))  # (2, B, N + 1)
     C = F.pad(C, (width // 2, width // 2), mode="replicate")
     total, n = C[..., width:] - C[..., :-width]
     return total / n.clamp_min(1)
+
 
 def line_channels(flux, good):  # (B, N) on the log grid, (B, N) mask
     "(B, 3, N): line signal, continuum, mask; unchanged when the flux is scaled or a constant is added."

@@ -10,15 +10,19 @@ import numpy as np
 from .images import PIXEL_SCALE, center_crop
 
 # %% ../../nbs/data/22_photometry.ipynb #8f247880
-def aperture_weights(size: int, diameter: float, scale: float = PIXEL_SCALE, points: int = 20) -> np.ndarray:  # (size, size) float32
+def aperture_weights(
+    size: int, diameter: float, scale: float = PIXEL_SCALE, points: int = 20
+) -> np.ndarray:  # (size, size) float32
     "Fraction of each pixel inside a circle of `diameter` arcsec around the middle of a `size` x `size` image of `scale` arcsec per pixel."
-    if not 0 < diameter <= size * scale: raise ValueError(f'a circle of {diameter}" does not fit an image of {size * scale:.1f}"')
+    if not 0 < diameter <= size * scale:
+        raise ValueError(f'a circle of {diameter}" does not fit an image of {size * scale:.1f}"')
     axis = ((np.arange(size * points) + 0.5) / points - size / 2) * scale
     inside = axis[:, None] ** 2 + axis**2 <= (diameter / 2) ** 2
     return inside.reshape(size, points, size, points).mean((1, 3), dtype=np.float32)
 
 # %% ../../nbs/data/22_photometry.ipynb #f7000f83
 SOFTENING = 0.05  # nanomaggies: the scatter of a 3" circle on empty sky is of this order
+
 
 def magnitudes(flux, softening: float = SOFTENING):
     "asinh magnitudes (AB) of fluxes in nanomaggies, any shape; equal to 22.5 - 2.5 log10(flux) for flux >> softening."
@@ -28,16 +32,23 @@ def magnitudes(flux, softening: float = SOFTENING):
 def aperture_fluxes(images, diameter: float = 3.0) -> np.ndarray:  # (N, 3, H, H) nanomaggies -> (N, 3)
     "Flux of each galaxy in a circle of `diameter` arcsec, each band, nanomaggies."
     images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]: raise ValueError(f"expected images (N, 3, H, H), got {images.shape}")
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+        raise ValueError(f"expected images (N, 3, H, H), got {images.shape}")
     size = images.shape[-1]
     weights = aperture_weights(size, diameter)
-    used = 2 * (int(diameter / PIXEL_SCALE / 2) + 2) + size % 2  # pixels across that can be inside, and of the parity of the image
+    used = (
+        2 * (int(diameter / PIXEL_SCALE / 2) + 2) + size % 2
+    )  # pixels across that can be inside, and of the parity of the image
     crop = center_crop(images, min(used, size)).reshape(*images.shape[:2], -1)
     return crop @ center_crop(weights, min(used, size)).ravel()
 
+
 def photometry(diameters=(3, 5)):
     "A function of a batch, as `embed_survey` takes them: batch -> dict(aperture_3 (B, 3), ...), magnitudes g, r, z in each circle."
-    return lambda batch: {f"aperture_{d:g}": magnitudes(aperture_fluxes(batch["image"], d)).astype(np.float32) for d in diameters}
+    return lambda batch: {
+        f"aperture_{d:g}": magnitudes(aperture_fluxes(batch["image"], d)).astype(np.float32)
+        for d in diameters
+    }
 
 # %% ../../nbs/data/22_photometry.ipynb #b3f8769f
 def colours(m) -> np.ndarray:  # (N, 3) magnitudes g, r, z -> (N, 3)

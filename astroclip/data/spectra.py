@@ -18,28 +18,31 @@ from .empty_spectra import contents, zero_runs
 from .spectrum_units import check_wavelength, flux_factor, ivar_factor
 
 # %% ../../nbs/data/36_spectra.ipynb #55d25c80
-WAVELENGTH = 3600 + 0.8 * np.arange(7781)   # Angstrom, vacuum
+WAVELENGTH = 3600 + 0.8 * np.arange(7781)  # Angstrom, vacuum
 N_PIXELS = len(WAVELENGTH)
 
 # %% ../../nbs/data/36_spectra.ipynb #cfcf737c
 @dataclass
 class Spectrum:
     "One observed spectrum as a reader found it; `on_grid` puts it on the DESI grid."
-    id: str                    # TARGETID, plate-mjd-fibre, or file and row
-    wavelength: np.ndarray     # (L,) Angstrom, vacuum, increasing
-    flux: np.ndarray           # (L,) float32, 1e-17 erg/s/cm2/A unless a flag says otherwise
-    ivar: np.ndarray           # (L,) float32, 0 where unusable
-    mask: np.ndarray           # (L,) bool, True where the survey has any doubt
+
+    id: str  # TARGETID, plate-mjd-fibre, or file and row
+    wavelength: np.ndarray  # (L,) Angstrom, vacuum, increasing
+    flux: np.ndarray  # (L,) float32, 1e-17 erg/s/cm2/A unless a flag says otherwise
+    ivar: np.ndarray  # (L,) float32, 0 where unusable
+    mask: np.ndarray  # (L,) bool, True where the survey has any doubt
     redshift: float | None = None
-    redshift_warning: int | None = None   # 0: none
+    redshift_warning: int | None = None  # 0: none
     ra: float | None = None
     dec: float | None = None
-    source: str = ""           # survey and file
-    spectype: str = ""         # GALAXY, QSO, STAR or empty
-    flags: list = field(default_factory=list)   # what is wrong with it, in words
+    source: str = ""  # survey and file
+    spectype: str = ""  # GALAXY, QSO, STAR or empty
+    flags: list = field(default_factory=list)  # what is wrong with it, in words
 
     @property
-    def usable(self): return bool((self.ivar > 0).any())
+    def usable(self):
+        return bool((self.ivar > 0).any())
+
     def on_grid(self, grid=WAVELENGTH):
         "(flux, ivar), each (len(grid),) float32; ivar 0 where the spectrum says nothing."
         return resample(self.wavelength, self.flux, self.ivar, grid=grid)
@@ -53,20 +56,28 @@ def good_ivar(flux, ivar, mask=None):
 
 
 def join_cameras(
-    cameras,   # list of (wavelength (L,), flux (..., L), ivar (..., L), mask (..., L) or None); mask != 0 is bad
-):             # (flux, ivar), each (..., 7781) float32 on WAVELENGTH
+    cameras,  # list of (wavelength (L,), flux (..., L), ivar (..., L), mask (..., L) or None); mask != 0 is bad
+):  # (flux, ivar), each (..., 7781) float32 on WAVELENGTH
     "Join spectrograph cameras whose pixels lie on the DESI grid, weighting by inverse variance where they overlap."
     shape = (*np.shape(cameras[0][1])[:-1], N_PIXELS)
     total, weight = np.zeros(shape), np.zeros(shape)
     for wavelength, flux, ivar, mask in cameras:
         pixel = (np.asarray(wavelength) - WAVELENGTH[0]) / 0.8
         first = int(round(float(pixel[0])))
-        if np.abs(pixel - first - np.arange(len(pixel))).max() > 0.01 or first < 0 or first + len(pixel) > N_PIXELS:
-            raise ValueError(f"camera of {wavelength[0]:.1f}-{wavelength[-1]:.1f} A is not on the DESI grid; use resample")
-        w, here = good_ivar(flux, ivar, mask), np.s_[..., first:first + len(pixel)]
+        if (
+            np.abs(pixel - first - np.arange(len(pixel))).max() > 0.01
+            or first < 0
+            or first + len(pixel) > N_PIXELS
+        ):
+            raise ValueError(
+                f"camera of {wavelength[0]:.1f}-{wavelength[-1]:.1f} A is not on the DESI grid; use resample"
+            )
+        w, here = good_ivar(flux, ivar, mask), np.s_[..., first : first + len(pixel)]
         weight[here] += w
         total[here] += w * np.where(w > 0, flux, 0)
-    return np.where(weight > 0, total / np.maximum(weight, 1e-300), 0).astype(np.float32), weight.astype(np.float32)
+    return np.where(weight > 0, total / np.maximum(weight, 1e-300), 0).astype(np.float32), weight.astype(
+        np.float32
+    )
 
 # %% ../../nbs/data/36_spectra.ipynb #03a326f1
 def bin_edges(wavelength):
@@ -83,7 +94,7 @@ def pixel_bounds(wavelength, ratio=1.75, near=5):
     padded = np.pad(step, near, constant_values=np.inf)
     smallest = np.lib.stride_tricks.sliding_window_view(padded, 2 * near + 1).min(-1)
     for i in np.flatnonzero(step > ratio * smallest):
-        local = [np.median(s) for s in (step[max(0, i - near):i], step[i + 1:i + 1 + near]) if len(s)]
+        local = [np.median(s) for s in (step[max(0, i - near) : i], step[i + 1 : i + 1 + near]) if len(s)]
         if step[i] > ratio * max(local):
             right[i], left[i + 1] = wavelength[i] + local[0] / 2, wavelength[i + 1] - local[-1] / 2
     return left, right
@@ -92,6 +103,7 @@ def pixel_bounds(wavelength, ratio=1.75, near=5):
 def overlap_matrix(wavelength, grid):
     "Sparse W (len(grid), len(wavelength)): W[j, i] is the share of new bin j that old bin i covers."
     from scipy.sparse import csr_array
+
     (left, right), new = pixel_bounds(wavelength), bin_edges(grid)
     edges = np.unique(np.concatenate([left, right, new]))
     middle, length = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
@@ -111,7 +123,8 @@ def _cached_matrices(wavelength, grid):
 def _resampled(wavelength, flux, w, grid):
     "`resample` of checked arrays: flux (..., L) and w (..., L) float64, 0 = missing, to float64 on `grid`."
     same = len(grid) == len(wavelength) and np.allclose(grid, wavelength, rtol=0, atol=1e-4)
-    if same: return np.where(w > 0, flux, 0), w
+    if same:
+        return np.where(w > 0, flux, 0), w
     matrix, squared = _cached_matrices(wavelength.tobytes(), grid.tobytes())
     good = (w > 0).reshape(-1, len(wavelength)).T.astype(np.float64)
     f = np.where(w > 0, flux, 0).reshape(-1, len(wavelength)).T
@@ -126,12 +139,12 @@ def _resampled(wavelength, flux, w, grid):
 
 # %% ../../nbs/data/36_spectra.ipynb #7a46d1f2
 def resample(
-    wavelength,        # (L,) Angstrom, vacuum, increasing
-    flux,              # (..., L)
-    ivar=None,         # (..., L) inverse variance, 0 = bad; None: every finite pixel counts the same
-    mask=None,         # (..., L), nonzero = bad
-    grid=WAVELENGTH,   # (G,) new pixel centres
-):                     # (flux, ivar), each (..., G) float32; ivar 0 where under half of the new pixel was seen
+    wavelength,  # (L,) Angstrom, vacuum, increasing
+    flux,  # (..., L)
+    ivar=None,  # (..., L) inverse variance, 0 = bad; None: every finite pixel counts the same
+    mask=None,  # (..., L), nonzero = bad
+    grid=WAVELENGTH,  # (G,) new pixel centres
+):  # (flux, ivar), each (..., G) float32; ivar 0 where under half of the new pixel was seen
     "Flux-conserving resampling with exact propagation of the inverse variance."
     flux = as_floats(flux, "flux").astype(np.float64)
     wavelength, grid = check_wavelength(wavelength, flux.shape[-1]), np.ascontiguousarray(grid, np.float64)
@@ -142,12 +155,17 @@ def resample(
 
 # %% ../../nbs/data/36_spectra.ipynb #6f05777f
 def fill_missing(
-    flux,        # (N, L) or (L,)
-    ivar=None,   # same shape, inverse variance; 0 = missing. None: only non-finite flux is missing
-):               # (flux float32 without holes, missing fraction (N,) or a float)
+    flux,  # (N, L) or (L,)
+    ivar=None,  # same shape, inverse variance; 0 = missing. None: only non-finite flux is missing
+):  # (flux float32 without holes, missing fraction (N,) or a float)
     "Set missing pixels to the mean of the good ones; a spectrum without any good pixel becomes zeros, fraction 1."
-    with np.errstate(over="ignore"): flux = as_floats(flux, "flux").astype(np.float32)
-    good = np.isfinite(flux) if ivar is None else np.isfinite(flux) & (as_floats(ivar, "ivar", booleans=True) > 0)
+    with np.errstate(over="ignore"):
+        flux = as_floats(flux, "flux").astype(np.float32)
+    good = (
+        np.isfinite(flux)
+        if ivar is None
+        else np.isfinite(flux) & (as_floats(ivar, "ivar", booleans=True) > 0)
+    )
     total = np.where(good, flux, 0).sum(-1, dtype=np.float64)
     mean = total / np.maximum(good.sum(-1), 1)
     filled = np.where(good, flux, mean[..., None].astype(np.float32))
@@ -156,8 +174,10 @@ def fill_missing(
 # %% ../../nbs/data/36_spectra.ipynb #8818de6b
 def _as_rows(x, name, like=None):
     "x as (N, L); (L,) becomes (1, L), a trailing axis of one is dropped."
-    if x.ndim == 3 and x.shape[-1] == 1: x = x[..., 0]
-    if x.ndim == 1: x = x[None] if len(x) else np.zeros((0, N_PIXELS), np.float32)
+    if x.ndim == 3 and x.shape[-1] == 1:
+        x = x[..., 0]
+    if x.ndim == 1:
+        x = x[None] if len(x) else np.zeros((0, N_PIXELS), np.float32)
     if x.ndim != 2 or (like is not None and x.shape != like.shape):
         wanted = "(N, L) or (L,)" if like is None else str(like.shape)
         raise ValueError(f"{name} has shape {x.shape}, expected {wanted}")
@@ -166,30 +186,39 @@ def _as_rows(x, name, like=None):
 
 def _axis(wavelength, flux, unit, air, min_coverage=0.5, min_pixels=200):
     "Checked wavelengths (L,), or (N, L) if every row has its own, that cover enough of the grid."
-    if not len(flux): return WAVELENGTH
+    if not len(flux):
+        return WAVELENGTH
     if wavelength is None:
-        if unit is not None or air: raise ValueError("wavelength_unit= and air= without wavelength=: give it")
-        if flux.shape[1] == N_PIXELS: return WAVELENGTH
-        raise ValueError(f"spectra have {flux.shape[1]} pixels, the grid has {N_PIXELS} (3600-9824 A); "
-                         "give wavelength=")
+        if unit is not None or air:
+            raise ValueError("wavelength_unit= and air= without wavelength=: give it")
+        if flux.shape[1] == N_PIXELS:
+            return WAVELENGTH
+        raise ValueError(
+            f"spectra have {flux.shape[1]} pixels, the grid has {N_PIXELS} (3600-9824 A); give wavelength="
+        )
     own = unit_of(wavelength)
     rows = as_floats(wavelength, "wavelength", own)
     rows = rows[..., 0] if rows.ndim == 3 and rows.shape[-1] == 1 else rows
     if rows.ndim == 2 and rows.shape != flux.shape:
         raise ValueError(f"wavelength has shape {rows.shape}, expected ({flux.shape[1]},) or {flux.shape}")
-    if rows.ndim == 2 and (rows == rows[:1]).all(): rows = rows[0]
+    if rows.ndim == 2 and (rows == rows[:1]).all():
+        rows = rows[0]
     checked = []
     for w in rows if rows.ndim == 2 else [rows]:
         w = check_wavelength(w, flux.shape[1], unit if own is None else own, air, optical=True)
         span = min(w[-1], WAVELENGTH[-1]) - max(w[0], WAVELENGTH[0])
         share = max(span, 0) / (WAVELENGTH[-1] - WAVELENGTH[0])
         if share < min_coverage:
-            raise ValueError(f"spectra cover {w[0]:.0f}-{w[-1]:.0f} A: too little of 3600-9824 A "
-                             f"({share:.0%}, at least {min_coverage:.0%} is needed)")
+            raise ValueError(
+                f"spectra cover {w[0]:.0f}-{w[-1]:.0f} A: too little of 3600-9824 A "
+                f"({share:.0%}, at least {min_coverage:.0%} is needed)"
+            )
         inside = int(((w > WAVELENGTH[0]) & (w < WAVELENGTH[-1])).sum())
         if inside < min_pixels:
-            raise ValueError(f"spectra have {inside} pixels between 3600 and 9824 A: too coarse, "
-                             f"at least {min_pixels} are needed")
+            raise ValueError(
+                f"spectra have {inside} pixels between 3600 and 9824 A: too coarse, "
+                f"at least {min_pixels} are needed"
+            )
         checked.append(w)
     return np.stack(checked) if rows.ndim == 2 else checked[0]
 
@@ -197,37 +226,44 @@ def _axis(wavelength, flux, unit, air, min_coverage=0.5, min_pixels=200):
 @dataclass
 class Opened:
     "Spectra of any container and unit, as plain arrays that can be cut by rows."
-    flux: np.ndarray                     # (N, L) float32 or float64, as given
-    wavelength: np.ndarray               # (L,) or (N, L) vacuum Angstrom
-    ivar: np.ndarray | None = None       # (N, L)
-    mask: np.ndarray | None = None       # (N, L) bool, True = bad
-    factor: np.ndarray | None = None     # like wavelength: flux to 1e-17 erg/s/cm2/A; None: no unit was said
+
+    flux: np.ndarray  # (N, L) float32 or float64, as given
+    wavelength: np.ndarray  # (L,) or (N, L) vacuum Angstrom
+    ivar: np.ndarray | None = None  # (N, L)
+    mask: np.ndarray | None = None  # (N, L) bool, True = bad
+    factor: np.ndarray | None = None  # like wavelength: flux to 1e-17 erg/s/cm2/A; None: no unit was said
     ivar_factor: np.ndarray | None = None
 
-    def __len__(self): return len(self.flux)
+    def __len__(self):
+        return len(self.flux)
 
 
 def open_spectra(
-    flux,                  # (N, L), (L,) or (N, L, 1), any container; a Quantity is converted
-    wavelength=None,       # (L,) or (N, L) increasing; None: flux is on WAVELENGTH already
-    ivar=None,             # like flux; 0 or False = bad; in 1 / (unit of flux)^2
-    mask=None,             # like flux; non-zero = bad
-    unit=None,             # of plain numbers: 'erg/s/cm2/A', 'W/m2/um', 'mJy', 'nanomaggies', ...
+    flux,  # (N, L), (L,) or (N, L, 1), any container; a Quantity is converted
+    wavelength=None,  # (L,) or (N, L) increasing; None: flux is on WAVELENGTH already
+    ivar=None,  # like flux; 0 or False = bad; in 1 / (unit of flux)^2
+    mask=None,  # like flux; non-zero = bad
+    unit=None,  # of plain numbers: 'erg/s/cm2/A', 'W/m2/um', 'mJy', 'nanomaggies', ...
     wavelength_unit=None,  # of plain numbers: 'nm', 'um', 'log10(Angstrom)', ...; None: Angstrom
-    air=False,             # True: wavelengths are those in air
-    min_coverage=0.5,      # share of the grid that the wavelengths must span
-):                         # Opened
+    air=False,  # True: wavelengths are those in air
+    min_coverage=0.5,  # share of the grid that the wavelengths must span
+):  # Opened
     "Arrays and units of spectra, or one `ValueError` for what is wrong with all of them."
     own, own_ivar = unit_of(flux), unit_of(ivar)
     flux = _as_rows(as_floats(flux, "flux", own), "flux")
     own = unit if own is None else own
-    if ivar is not None: ivar = _as_rows(as_floats(ivar, "ivar", own_ivar, booleans=True), "ivar", flux)
-    if mask is not None: mask = _as_rows(as_mask(mask), "mask", flux)
+    if ivar is not None:
+        ivar = _as_rows(as_floats(ivar, "ivar", own_ivar, booleans=True), "ivar", flux)
+    if mask is not None:
+        mask = _as_rows(as_mask(mask), "mask", flux)
     w = _axis(wavelength, flux, wavelength_unit, air, min_coverage)
     factor = None if own is None else flux_factor(own, w)
-    if own_ivar is None: squared = None if own is None else factor**-2.0
-    elif own is None: raise ValueError(f"ivar has the unit {own_ivar} but flux has none: give unit=")
-    else: squared = ivar_factor(own_ivar, w)
+    if own_ivar is None:
+        squared = None if own is None else factor**-2.0
+    elif own is None:
+        raise ValueError(f"ivar has the unit {own_ivar} but flux has none: give unit=")
+    else:
+        squared = ivar_factor(own_ivar, w)
     return Opened(flux, w, ivar, mask, factor, squared)
 
 # %% ../../nbs/data/36_spectra.ipynb #2c38dd3b
@@ -239,26 +275,29 @@ def _by_scale(x, good):
 
 
 def gate_spectra(
-    spectra,           # Opened
+    spectra,  # Opened
     rows=slice(None),  # which of them
-    min_usable=0.25,   # share of the grid that must be left after masking
-):                     # flux and weight (n, 7781), s and t (n, 1), n sentences
+    min_usable=0.25,  # share of the grid that must be left after masking
+):  # flux and weight (n, 7781), s and t (n, 1), n sentences
     "Rows on the grid as flux = s x flux, ivar = t x weight, s and t powers of two; sentences empty if nothing is wrong."
     raw, w = spectra.flux[rows], spectra.wavelength
-    if not len(raw): return np.zeros((0, N_PIXELS)), np.zeros((0, N_PIXELS)), np.ones((0, 1)), np.ones((0, 1)), []
+    if not len(raw):
+        return np.zeros((0, N_PIXELS)), np.zeros((0, N_PIXELS)), np.ones((0, 1)), np.ones((0, 1)), []
     factors = spectra.factor, spectra.ivar_factor
     factors = [1.0 if x is None else x[rows] if x.ndim == 2 else x for x in factors]
     with np.errstate(over="ignore", invalid="ignore"):
         flux = raw.astype(np.float64) * factors[0]
         ivar = np.ones_like(flux)
-        if spectra.ivar is not None: ivar = spectra.ivar[rows].astype(np.float64) * factors[1]
+        if spectra.ivar is not None:
+            ivar = spectra.ivar[rows].astype(np.float64) * factors[1]
     ivar = good_ivar(flux, ivar, None if spectra.mask is None else spectra.mask[rows])
     flux = np.where(ivar > 0, flux, 0)
     ivar = np.where(zero_runs(np.where(ivar > 0, raw, 1)), 0, ivar)
     reasons = contents(flux, ivar > 0, raw)
     flux, s = _by_scale(flux, ivar > 0)
     ivar, t = _by_scale(ivar, ivar > 0)
-    if w.ndim == 1: flux, ivar = _resampled(w, flux, ivar, WAVELENGTH)
+    if w.ndim == 1:
+        flux, ivar = _resampled(w, flux, ivar, WAVELENGTH)
     else:
         each = [_resampled(*one, WAVELENGTH) for one in zip(w[rows], flux, ivar)]
         flux, ivar = (np.array(x).reshape(-1, N_PIXELS) for x in zip(*each))
@@ -284,8 +323,10 @@ def _scale_reasons(flux, ivar, s, reasons, said):
             spread = f[g].std() * np.sqrt(g.mean()) * scale
             median = np.median(np.abs(f[g])) * scale
             if not spread >= least or not median <= most:
-                reason = (f"a median of {median:.2g} with a spread of {spread:.2g} cannot be "
-                          f"1e-17 erg/s/cm2/A of a galaxy that the network can read; {fix}")
+                reason = (
+                    f"a median of {median:.2g} with a spread of {spread:.2g} cannot be "
+                    f"1e-17 erg/s/cm2/A of a galaxy that the network can read; {fix}"
+                )
         out.append(reason)
     return out
 
@@ -293,7 +334,8 @@ def _scale_reasons(flux, ivar, s, reasons, said):
 def refuse_rows(reasons, first=0, of=None):
     "`ValueError` that names the rows with a reason, if any."
     bad = [i for i, reason in enumerate(reasons) if reason]
-    if not bad: return
+    if not bad:
+        return
     rows = [first + i for i in bad[:10]]
     fix = "" if (len(reasons) if of is None else of) == 1 else "; on_bad='nan' goes on without them"
     names = f"{rows}{' and more' if len(bad) > 10 else ''}"
@@ -301,20 +343,21 @@ def refuse_rows(reasons, first=0, of=None):
 
 # %% ../../nbs/data/36_spectra.ipynb #d4898065
 def check_spectra(
-    flux,                  # (N, L), (L,) or (N, L, 1), any container; a Quantity is converted
-    wavelength=None,       # (L,) or (N, L) vacuum Angstrom; None: flux is on WAVELENGTH already
-    ivar=None,             # like flux; 0 = bad
-    min_coverage=0.5,      # share of the grid that the wavelengths must span
-    min_usable=0.25,       # share of the grid that must be left after masking
-    mask=None,             # like flux; non-zero = bad
-    unit=None,             # of plain numbers: 'erg/s/cm2/A', 'mJy', ...; None: 1e-17 erg/s/cm2/A
+    flux,  # (N, L), (L,) or (N, L, 1), any container; a Quantity is converted
+    wavelength=None,  # (L,) or (N, L) vacuum Angstrom; None: flux is on WAVELENGTH already
+    ivar=None,  # like flux; 0 = bad
+    min_coverage=0.5,  # share of the grid that the wavelengths must span
+    min_usable=0.25,  # share of the grid that must be left after masking
+    mask=None,  # like flux; non-zero = bad
+    unit=None,  # of plain numbers: 'erg/s/cm2/A', 'mJy', ...; None: 1e-17 erg/s/cm2/A
     wavelength_unit=None,  # of plain numbers: 'nm', 'um', 'log10(Angstrom)', ...; None: Angstrom
-    air=False,             # True: wavelengths are those in air
-    on_bad="raise",        # or "nan": rows that cannot be used come back as NaN with ivar 0
-    reasons=None,          # a list to fill: why, one sentence a row, "" = fine
-):                         # (flux, ivar), each (N, 7781) float32, 1e-17 erg/s/cm2/A; ivar 0 = missing
+    air=False,  # True: wavelengths are those in air
+    on_bad="raise",  # or "nan": rows that cannot be used come back as NaN with ivar 0
+    reasons=None,  # a list to fill: why, one sentence a row, "" = fine
+):  # (flux, ivar), each (N, 7781) float32, 1e-17 erg/s/cm2/A; ivar 0 = missing
     "Bring spectra onto the grid, or say in one `ValueError` what is wrong and with which rows."
-    if on_bad not in ("raise", "nan"): raise ValueError(f"on_bad {on_bad!r}: expected 'raise' or 'nan'")
+    if on_bad not in ("raise", "nan"):
+        raise ValueError(f"on_bad {on_bad!r}: expected 'raise' or 'nan'")
     spectra = open_spectra(flux, wavelength, ivar, mask, unit, wavelength_unit, air, min_coverage)
     return check_rows(spectra, slice(None), on_bad, reasons, min_usable)
 
@@ -323,8 +366,10 @@ def check_rows(spectra, rows, on_bad, reasons, min_usable=0.25):
     "`check_spectra` of rows that are open; `reasons` gets the sentences of these rows appended."
     flux, weight, s, t, why = gate_spectra(spectra, rows, min_usable)
     why = _scale_reasons(flux, weight, s, why, spectra.factor is not None)
-    if on_bad == "raise": refuse_rows(why, rows.start or 0, len(spectra))
-    if reasons is not None: reasons.extend(why)
+    if on_bad == "raise":
+        refuse_rows(why, rows.start or 0, len(spectra))
+    if reasons is not None:
+        reasons.extend(why)
     bad = np.array([bool(r) for r in why], bool)[:, None]
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         ivar = np.where((weight > 0) & ~bad, np.clip(weight * t, 1e-37, 1e37), 0)
@@ -340,14 +385,16 @@ def spectrum_flags(flux, wavelength=None, ivar=None, mask=None, unit=None, wavel
 # %% ../../nbs/data/36_spectra.ipynb #2804e1a6
 class NotAnObservedSpectrum(ValueError):
     "A file that holds no observed spectrum of one object (a template, a rest-frame stack, a catalogue); `.reason` says which."
+
     def __init__(self, path, reason):
         super().__init__(f"{path}: {reason}")
         self.reason = reason
 
 
 def read_spectrum(
-    path,   # DESI coadd (its redrock file is found beside it), SDSS/BOSS spec, MaNGA rows, or normalised DESI npz
-):          # list of Spectrum, one per row; dead fibres are rows with a flag and an empty mask
+    path,  # DESI coadd (its redrock file is found beside it), SDSS/BOSS spec, MaNGA rows, or normalised DESI npz
+):  # list of Spectrum, one per row; dead fibres are rows with a flag and an empty mask
     "Read every spectrum of a file. `NotAnObservedSpectrum` for templates and stacks, `OSError` for a truncated file."
     from astroclip.files.spectrum_files import read_file
+
     return read_file(path)

@@ -19,23 +19,36 @@ from .log_grid import LOG_STEP, running_mean, to_log_grid
 @dataclass
 class LogSpectra:
     "Spectra on the log grid: flux (n, N) float16, good (n, N) bool, y = ln(1 + z) (n,) float32."
+
     flux: torch.Tensor
     good: torch.Tensor
     y: torch.Tensor
-    def __len__(self): return len(self.y)
-    def __getitem__(self, rows): return LogSpectra(self.flux[rows], self.good[rows], self.y[rows])
-    def to(self, device): return LogSpectra(*(x.to(device) for x in (self.flux, self.good, self.y)))
 
-def load_log_spectra(paths,         # survey.h5, spectra.h5, ...
-                     split,         # TRAIN, VALIDATION or TEST of surveys.pairs
-                     chunk=512):    # rows read at once
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, rows):
+        return LogSpectra(self.flux[rows], self.good[rows], self.y[rows])
+
+    def to(self, device):
+        return LogSpectra(*(x.to(device) for x in (self.flux, self.good, self.y)))
+
+
+def load_log_spectra(
+    paths,  # survey.h5, spectra.h5, ...
+    split,  # TRAIN, VALIDATION or TEST of surveys.pairs
+    chunk=512,
+):  # rows read at once
     "The spectra of one split of several survey files, as `LogSpectra`."
     flux, good, y = [], [], []
     for survey in map(Survey, paths):
         rows = np.flatnonzero(survey.split == split)
         for some in np.array_split(rows, max(1, len(rows) // chunk)):
-            f, g = to_log_grid(torch.from_numpy(survey.flux(some)), WAVELENGTH, torch.from_numpy(survey.ivar(some)))
-            flux.append(f.half()); good.append(g)
+            f, g = to_log_grid(
+                torch.from_numpy(survey.flux(some)), WAVELENGTH, torch.from_numpy(survey.ivar(some))
+            )
+            flux.append(f.half())
+            good.append(g)
         y.append(torch.from_numpy(np.log1p(survey.redshift[rows]).astype(np.float32)))
     return LogSpectra(torch.cat(flux), torch.cat(good), torch.cat(y))
 
@@ -48,6 +61,7 @@ def move(flux, good, pixels):  # (B, N), (B, N) bool, (B,) whole pixels, positiv
     good = good.gather(1, source) & inside
     return flux.gather(1, source) * good, good
 
+
 def move_to_redshift(flux, good, y, generator, low=0.0, high=0.66, furthest=0.4):
     "Moves spectra of y = ln(1 + z) to random new ones in [low, high], by `furthest` at most. Returns flux, good, new y."
     least, most = (y - furthest).clamp(min=low), (y + furthest).clamp(max=high)
@@ -59,10 +73,12 @@ def move_to_redshift(flux, good, y, generator, low=0.0, high=0.66, furthest=0.4)
 @dataclass(frozen=True)
 class Degrade:
     "How much a view may differ from the observed spectrum."
-    noise: float = 0.5    # extra noise, largest, in units of the spread of the spectrum
-    tilt: float = 0.3     # spread of the slope and curvature of the continuum over the grid
-    cut: float = 0.12     # largest missing share at either end
-    smooth: float = 0.5   # share of views smoothed over three pixels
+
+    noise: float = 0.5  # extra noise, largest, in units of the spread of the spectrum
+    tilt: float = 0.3  # spread of the slope and curvature of the continuum over the grid
+    cut: float = 0.12  # largest missing share at either end
+    smooth: float = 0.5  # share of views smoothed over three pixels
+
 
 def degrade(flux, good, generator, how=Degrade()):  # (B, N), (B, N) bool
     "One random view of each spectrum: tilted, smoothed, noisier, cut. Returns flux, good."

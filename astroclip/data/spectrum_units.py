@@ -15,49 +15,67 @@ import numpy as np
 from .arrays import as_floats, unit_of
 
 # %% ../../nbs/data/30_spectrum_units.ipynb #0f68dc38
-FLUX_UNIT = "1e-17 erg / (Angstrom s cm2)"     # what the networks read
+FLUX_UNIT = "1e-17 erg / (Angstrom s cm2)"  # what the networks read
 SPELLINGS = [
-    ("[ÅÅ]", " Angstrom"), ("[µμ]", "u"),
+    ("[ÅÅ]", " Angstrom"),
+    ("[µμ]", "u"),
     (r"(?<![A-Za-z])([Aa]ng(strom)?s?|AA?)(?![A-Za-z])", " Angstrom"),
-    (r"\bergs\b", "erg"), (r"\b(sec|second)s?\b", "s"), (r"\bWatts?\b", "W"), (r"\bmicrons?\b", "um"),
-    (r"\b[Mm]icro ?(?=Jy|[Jj]ansky)", "u"), (r"\b[Mm]illi ?(?=Jy|[Jj]ansky)", "m"), (r"[Jj]anskys?\b", "Jy"),
+    (r"\bergs\b", "erg"),
+    (r"\b(sec|second)s?\b", "s"),
+    (r"\bWatts?\b", "W"),
+    (r"\bmicrons?\b", "um"),
+    (r"\b[Mm]icro ?(?=Jy|[Jj]ansky)", "u"),
+    (r"\b[Mm]illi ?(?=Jy|[Jj]ansky)", "m"),
+    (r"[Jj]anskys?\b", "Jy"),
     (r"(?i)\b(nano ?maggy|nano ?maggies|nmgy|nmaggy|nmaggies)\b", "abnanomaggy"),
     (r"(?i)\b(maggy|maggies|mgy|abflux)\b", "abmaggy"),
-    (r"(?i)\bflam\b", "erg / (Angstrom s cm2)"), (r"(?i)\bfnu\b", "erg / (Hz s cm2)"),
-    (r"10\s*(\*\*|\^)\s*\(?([+-]?\d+)\)?\s*[* ]?", r"1e\2 "), (r"(?i)\s*/\s*(spaxel|fib(er|re))\b", ""),
+    (r"(?i)\bflam\b", "erg / (Angstrom s cm2)"),
+    (r"(?i)\bfnu\b", "erg / (Hz s cm2)"),
+    (r"10\s*(\*\*|\^)\s*\(?([+-]?\d+)\)?\s*[* ]?", r"1e\2 "),
+    (r"(?i)\s*/\s*(spaxel|fib(er|re))\b", ""),
 ]
 
 
 def parse_unit(unit):
     "An astropy unit from a unit or its name in any usual spelling; `ValueError` if unknown."
     import astropy.units as u
+
     text = unit if isinstance(unit, str) else unit.to_string()
-    for pattern, meaning in SPELLINGS: text = re.sub(pattern, meaning, text)
+    for pattern, meaning in SPELLINGS:
+        text = re.sub(pattern, meaning, text)
     maggies = u.def_unit("abmaggy", 3631 * u.Jy), u.def_unit("abnanomaggy", 3.631e-6 * u.Jy)
     with warnings.catch_warnings(), u.add_enabled_units(maggies):
-        warnings.simplefilter("ignore")          # about several slashes
-        try: return u.Unit(text.strip())
+        warnings.simplefilter("ignore")  # about several slashes
+        try:
+            return u.Unit(text.strip())
         except (ValueError, TypeError):
-            raise ValueError(f"unit {str(unit)!r} is not known: give an astropy unit or a name such as "
-                             "'1e-17 erg/s/cm2/A', 'W/m2/um', 'mJy', 'nanomaggies', 'nm'") from None
+            raise ValueError(
+                f"unit {str(unit)!r} is not known: give an astropy unit or a name such as "
+                "'1e-17 erg/s/cm2/A', 'W/m2/um', 'mJy', 'nanomaggies', 'nm'"
+            ) from None
 
 # %% ../../nbs/data/30_spectrum_units.ipynb #dfdb421f
 def flux_factor(
-    unit,         # unit or name of a flux density, per wavelength or per frequency
-    wavelength,   # (..., L) vacuum Angstrom
-):                # (..., L) float64: multiply by it to get 1e-17 erg/s/cm2/A
+    unit,  # unit or name of a flux density, per wavelength or per frequency
+    wavelength,  # (..., L) vacuum Angstrom
+):  # (..., L) float64: multiply by it to get 1e-17 erg/s/cm2/A
     "What turns `unit` into 1e-17 erg/s/cm2/A, pixel by pixel; `ValueError` for what is no flux density."
-    if isinstance(unit, str) and unit == FLUX_UNIT: return np.ones(np.shape(wavelength))
+    if isinstance(unit, str) and unit == FLUX_UNIT:
+        return np.ones(np.shape(wavelength))
     import astropy.units as u
+
     parsed, wanted = parse_unit(unit), u.Unit(FLUX_UNIT)
     wavelength = np.asarray(wavelength, np.float64)
     problem = f"unit {str(unit)!r} is no flux density such as '1e-17 erg/s/cm2/A', 'W/m2/um' or 'Jy'"
     if isinstance(parsed, u.function.FunctionUnitBase) or "mag" in str(parsed).replace("maggy", ""):
         raise ValueError(f"{problem}: magnitudes are logarithms, convert them to flux first")
-    if parsed.is_equivalent("erg / (s cm2)"): raise ValueError(f"{problem}: is it per Angstrom or per Hz?")
+    if parsed.is_equivalent("erg / (s cm2)"):
+        raise ValueError(f"{problem}: is it per Angstrom or per Hz?")
     density = u.spectral_density(wavelength * u.AA)
-    try: factor = u.Quantity(np.ones_like(wavelength), parsed).to_value(wanted, density)
-    except u.UnitsError: raise ValueError(f"{problem}; counts need a flux calibration") from None
+    try:
+        factor = u.Quantity(np.ones_like(wavelength), parsed).to_value(wanted, density)
+    except u.UnitsError:
+        raise ValueError(f"{problem}; counts need a flux calibration") from None
     return np.where(np.abs(factor - 1) < 1e-12, 1.0, factor)
 
 
@@ -79,16 +97,20 @@ def air_to_vacuum(wavelength):
 def to_angstrom(values, unit):
     "Wavelengths (..., L) in any unit, or log10, ln of one, or frequencies, energies -> Angstrom."
     import astropy.units as u
+
     name = unit if isinstance(unit, str) else unit.to_string()
     found = re.fullmatch(r"(?i)\s*(log_?10|loglam|log|dex|ln)\s*[( ]?\s*(.*?)\s*\)?\s*", name)
     if found:
         base = np.e if found[1].lower() == "ln" else 10.0
-        with np.errstate(over="ignore"): values = base**values
+        with np.errstate(over="ignore"):
+            values = base**values
         inner = re.sub(r"(?i)lambda|wave(length)?|/", "", found[2])
         return values if not inner else to_angstrom(values, inner)
     parsed = parse_unit(unit)
-    if parsed == u.AA: return values
-    try: return u.Quantity(values, parsed).to_value(u.AA, u.spectral())
+    if parsed == u.AA:
+        return values
+    try:
+        return u.Quantity(values, parsed).to_value(u.AA, u.spectral())
     except u.UnitsError:
         raise ValueError(f"wavelength unit {name!r} is no length such as 'nm' or 'log10(Angstrom)'") from None
 
@@ -96,25 +118,32 @@ def to_angstrom(values, unit):
 def looks_like(w, optical=False):
     "(word, argument) for numbers that cannot be Angstrom, or None; `optical`: nor nanometres, pixel numbers."
     low, high = float(w.min()), float(w.max())
-    if high < 0: return "log10 of metres", "log10(m)"
-    if high < 1e-4: return ("metres", "m") if high < 1e-5 else ("centimetres", "cm")
+    if high < 0:
+        return "log10 of metres", "log10(m)"
+    if high < 1e-4:
+        return ("metres", "m") if high < 1e-5 else ("centimetres", "cm")
     if high < 100:
-        if 3.2 <= low and high <= 4.4: return "log10 of Angstrom", "log10(Angstrom)"
-        if 7.4 <= low and high <= 10.2: return "ln of Angstrom", "ln(Angstrom)"
-        if 2.2 <= low and high <= 3.3: return "log10 of nanometres", "log10(nm)"
+        if 3.2 <= low and high <= 4.4:
+            return "log10 of Angstrom", "log10(Angstrom)"
+        if 7.4 <= low and high <= 10.2:
+            return "ln of Angstrom", "ln(Angstrom)"
+        if 2.2 <= low and high <= 3.3:
+            return "log10 of nanometres", "log10(nm)"
         return "microns", "um"
-    if low > 1e12: return "frequencies", "Hz"
-    if optical and low < 100: return "pixel numbers", None
+    if low > 1e12:
+        return "frequencies", "Hz"
+    if optical and low < 100:
+        return "pixel numbers", None
     return ("nanometres", "nm") if optical and high < 3000 else None
 
 
 def check_wavelength(
-    wavelength,      # (L,) increasing, any container
-    n=None,          # pixels that it must have
-    unit=None,       # of plain numbers: 'nm', 'log10(Angstrom)', ...; None: Angstrom
-    air=False,       # True: wavelengths in air
-    optical=False,   # True: refuse what looks like nanometres or pixel numbers too
-):                   # float64 (L,) vacuum Angstrom
+    wavelength,  # (L,) increasing, any container
+    n=None,  # pixels that it must have
+    unit=None,  # of plain numbers: 'nm', 'log10(Angstrom)', ...; None: Angstrom
+    air=False,  # True: wavelengths in air
+    optical=False,  # True: refuse what looks like nanometres or pixel numbers too
+):  # float64 (L,) vacuum Angstrom
     "The axis in vacuum Angstrom, or `ValueError`: wrong length, not increasing, or not in Angstrom."
     own = unit_of(wavelength)
     w = as_floats(wavelength, "wavelength", own).astype(np.float64)
@@ -122,7 +151,8 @@ def check_wavelength(
         wanted = n if n is not None else "L"
         raise ValueError(f"wavelength has shape {w.shape}, expected ({wanted},), one value per flux pixel")
     own = unit if own is None else own
-    if own is not None: w = to_angstrom(w, own)
+    if own is not None:
+        w = to_angstrom(w, own)
     if not np.isfinite(w).all():
         raise ValueError("wavelength must be finite and increasing: it holds NaN, infinity or masked values")
     if (np.diff(w) <= 0).any():

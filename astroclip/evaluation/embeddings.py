@@ -25,80 +25,127 @@ def summarise_image(tokens) -> np.ndarray:  # (B, 1 + P, E) class token first ->
     "Class token and mean patch token."
     return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1).float().cpu().numpy()
 
+
 def summarise_spectrum(tokens) -> np.ndarray:  # (B, T, E) -> (B, E) float32
     "Mean token."
     return tokens.mean(1).float().cpu().numpy()
 
-def display(images, size): return to_rgb(np.ascontiguousarray(center_crop(images, size)))  # what an image tower sees
+
+def display(images, size):
+    return to_rgb(np.ascontiguousarray(center_crop(images, size)))  # what an image tower sees
+
 
 @torch.no_grad()
 def image_summary(vit, images) -> np.ndarray:  # (B, 3, H, W) g, r, z nanomaggies -> (B, 2 E) float32
     "Class token and mean patch token of an image transformer for images as the sky gives them."
-    return summarise_image(vit.eval().forward_tokens(torch.as_tensor(display(images, vit.image_size), device=vit.device)))
+    return summarise_image(
+        vit.eval().forward_tokens(torch.as_tensor(display(images, vit.image_size), device=vit.device))
+    )
+
 
 @torch.no_grad()
 def spectrum_summary(specformer, flux) -> np.ndarray:  # (B, L) without gaps -> (B, E) float32
     "Mean token of a spectrum transformer."
-    return summarise_spectrum(specformer.eval()(torch.as_tensor(np.asarray(flux, np.float32), device=specformer.device))["embedding"])
+    return summarise_spectrum(
+        specformer.eval()(torch.as_tensor(np.asarray(flux, np.float32), device=specformer.device))[
+            "embedding"
+        ]
+    )
 
 # %% ../../nbs/evaluation/10_embeddings.ipynb #bdb9e686
 def weights_key(module) -> str:
     "SHA-256 of a module's weights: the same for towers that were frozen together."
     digest = hashlib.sha256()
-    for name, x in module.state_dict().items(): digest.update(name.encode() + x.detach().cpu().contiguous().numpy().tobytes())
+    for name, x in module.state_dict().items():
+        digest.update(name.encode() + x.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
 
 def once(batch, key, compute):
     "compute(), or what it gave before for this key and this batch."
     done = batch.setdefault("computed", {})
-    if key not in done: done[key] = compute()
+    if key not in done:
+        done[key] = compute()
     return done[key]
 
 # %% ../../nbs/evaluation/10_embeddings.ipynb #81bd654a
 def image_tokens(vit, positions=True):
     "batch -> tokens (B, N, E) of an image transformer, computed once for all towers with these weights."
     key = ("image", weights_key(vit), positions)
+
     def tokens(batch):
         x = once(batch, ("display", vit.image_size), lambda: display(batch["image"], vit.image_size))
-        return once(batch, key, lambda: vit.eval().forward_tokens(torch.as_tensor(x, device=vit.device), positions=positions, cls=positions))
+        return once(
+            batch,
+            key,
+            lambda: vit.eval().forward_tokens(
+                torch.as_tensor(x, device=vit.device), positions=positions, cls=positions
+            ),
+        )
+
     return tokens
+
 
 def spectrum_tokens(specformer):
     "batch -> tokens (B, T, E) of a spectrum transformer, computed once for all towers with these weights."
     key = ("spectrum", weights_key(specformer))
-    return lambda batch: once(batch, key, lambda: specformer.eval()(torch.as_tensor(batch["flux"], device=specformer.device))["embedding"])
+    return lambda batch: once(
+        batch,
+        key,
+        lambda: specformer.eval()(torch.as_tensor(batch["flux"], device=specformer.device))["embedding"],
+    )
+
 
 def towers(model, modalities=("image", "spectrum")):
     "Both aligned embeddings of an `AstroCLIP`: batch -> dict(image (B, D), spectrum (B, D))."
     image, spectrum = model.eval().image_encoder, model.spectrum_encoder
-    tokens = {"image": image_tokens(image.backbone, image.positions), "spectrum": spectrum_tokens(spectrum.backbone)}
+    tokens = {
+        "image": image_tokens(image.backbone, image.positions),
+        "spectrum": spectrum_tokens(spectrum.backbone),
+    }
     heads = {"image": image.head, "spectrum": spectrum.head}
     return lambda batch: {kind: heads[kind](tokens[kind](batch)).float().cpu().numpy() for kind in modalities}
+
 
 def image_tower(vit):
     tokens = image_tokens(vit)
     return lambda batch: {"image": summarise_image(tokens(batch))}
 
+
 def spectrum_tower(specformer):
     tokens = spectrum_tokens(specformer)
     return lambda batch: {"spectrum": summarise_spectrum(tokens(batch))}
 
+
 def classifier(model, rows):
     "z and probability of a `RedshiftClassifier` for the spectra in the boolean mask `rows` (N,), NaN for the others."
+
     def predict(batch):
         chosen = rows[batch["row"]]
         z, probability = np.full((2, len(chosen)), np.nan, np.float32)
-        if chosen.any(): z[chosen], probability[chosen] = model.predict(batch["flux"][chosen], ivar=batch["ivar"][chosen])
+        if chosen.any():
+            z[chosen], probability[chosen] = model.predict(batch["flux"][chosen], ivar=batch["ivar"][chosen])
         return {"z": z, "probability": probability}
+
     return predict
 
 # %% ../../nbs/evaluation/10_embeddings.ipynb #f8f3d78a
 def prepare(batch) -> dict:
     "A batch of the survey with missing spectrum pixels filled and its rows counted."
-    if "flux" in batch: batch["flux"], batch["missing"] = fill_missing(batch["flux"], batch["ivar"])
+    if "flux" in batch:
+        batch["flux"], batch["missing"] = fill_missing(batch["flux"], batch["ivar"])
     return batch
 
-def embed_survey(survey_path, path, models: dict, attributes: dict | None = None, batch_size: int = 256, report=print, fields=("image", "flux", "ivar")) -> Path:
+
+def embed_survey(
+    survey_path,
+    path,
+    models: dict,
+    attributes: dict | None = None,
+    batch_size: int = 256,
+    report=print,
+    fields=("image", "flux", "ivar"),
+) -> Path:
     """Send every galaxy of a survey file through `models` (name -> function of a batch) and write `path` in the schema of embeddings.h5.
 
     attributes: name -> dict of plain values (checkpoint hash, configuration) kept with the group. report: called with one line about ten times."""
@@ -107,41 +154,60 @@ def embed_survey(survey_path, path, models: dict, attributes: dict | None = None
         f["targetid"], f["split"] = survey.targetid, survey.split.astype(np.int8)
         f.attrs.update(schema="astroclip-embeddings-1", simulated=survey.simulated)
         for name in models:
-            f.create_group(name).attrs.update({k: v if isinstance(v, (str, int, float)) else json.dumps(v) for k, v in (attributes or {}).get(name, {}).items()})
+            f.create_group(name).attrs.update(
+                {
+                    k: v if isinstance(v, (str, int, float)) else json.dumps(v)
+                    for k, v in (attributes or {}).get(name, {}).items()
+                }
+            )
         done = 0
         for batch in batches(survey_path, fields, batch_size, shuffle=False):
             batch, rows = prepare(batch), slice(batch["row"][0], batch["row"][-1] + 1)
             with torch.no_grad():
                 for name, model in models.items():
-                    for key, x in model(batch).items(): write_rows(f[name], key, x, rows, len(survey))
+                    for key, x in model(batch).items():
+                        write_rows(f[name], key, x, rows, len(survey))
             before, done = done, rows.stop
             if report and done * 10 // len(survey) > before * 10 // len(survey):
-                report(f"{done:7,d} of {len(survey):,d} galaxies, {done / (time.time() - begin):.0f} per second")
+                report(
+                    f"{done:7,d} of {len(survey):,d} galaxies, {done / (time.time() - begin):.0f} per second"
+                )
     return Path(path)
+
 
 def write_rows(group, key, x, rows, n):
     "x into rows of group[key] (n, ...), which is made on first use; what is not finite where it must be stops the run."
-    if key not in group: group.create_dataset(key, (n, *x.shape[1:]), np.float32, fillvalue=np.nan)
-    if x.ndim == 2 and not np.isfinite(x).all(): raise FloatingPointError(f"{group.name}/{key}: not finite in rows {rows.start} to {rows.stop}")
+    if key not in group:
+        group.create_dataset(key, (n, *x.shape[1:]), np.float32, fillvalue=np.nan)
+    if x.ndim == 2 and not np.isfinite(x).all():
+        raise FloatingPointError(f"{group.name}/{key}: not finite in rows {rows.start} to {rows.stop}")
     group[key][rows] = x
 
 # %% ../../nbs/evaluation/10_embeddings.ipynb #8fc26585
 class Embeddings:
     "An embeddings file: `targetid` (N,), `split` (N,), `models` (name -> list of its arrays), and arrays read on demand by `get`."
+
     def __init__(self, path):
         self.path = Path(path)
-        if not self.path.is_file(): raise FileNotFoundError(f"no embeddings {path}; make them with `papermill -k python3 nbs/embed.ipynb out.ipynb`")
+        if not self.path.is_file():
+            raise FileNotFoundError(
+                f"no embeddings {path}; make them with `papermill -k python3 nbs/embed.ipynb out.ipynb`"
+            )
         try:
             with h5py.File(self.path) as f:
                 self.targetid, self.split = f["targetid"][:], f["split"][:]
                 self.models = {name: list(f[name]) for name in f if isinstance(f[name], h5py.Group)}
                 self.attributes = {name: dict(f[name].attrs) for name in self.models}
-        except (OSError, KeyError) as error: raise ValueError(f"{path} is not an embeddings file ({error})") from None
+        except (OSError, KeyError) as error:
+            raise ValueError(f"{path} is not an embeddings file ({error})") from None
 
-    def __len__(self): return len(self.targetid)
+    def __len__(self):
+        return len(self.targetid)
 
     def get(self, model: str, name: str, rows=None) -> np.ndarray:
         "Array `name` (image, spectrum, z, ...) of `model` at `rows` (boolean mask or indices): (n, D) or (n,) float32."
-        if name not in self.models.get(model, []): raise KeyError(f"{self.path.name} has no {model}/{name}; it has {self.models}")
-        with h5py.File(self.path) as f: x = f[model][name][:]
+        if name not in self.models.get(model, []):
+            raise KeyError(f"{self.path.name} has no {model}/{name}; it has {self.models}")
+        with h5py.File(self.path) as f:
+            x = f[model][name][:]
         return x if rows is None else x[rows]

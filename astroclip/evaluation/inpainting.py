@@ -20,10 +20,12 @@ def windows_of(model):
     "First pixel of every window of a SpecFormer, (T - 1,): token t holds pixels first[t - 1] ... + window."
     return model.stride * np.arange(model.num_tokens - 1)
 
+
 def hidden_pixels(model, masked) -> np.ndarray:  # (B, T) bool -> (B, n_pixels) bool
     "Pixels in hidden windows and in no visible one."
     masked = np.asarray(masked, bool)
-    if masked.ndim != 2 or masked.shape[1] != model.num_tokens: raise ValueError(f"mask of shape {masked.shape}: expected (B, {model.num_tokens}) tokens")
+    if masked.ndim != 2 or masked.shape[1] != model.num_tokens:
+        raise ValueError(f"mask of shape {masked.shape}: expected (B, {model.num_tokens}) tokens")
     inside, seen = np.zeros((2, len(masked), model.n_pixels), bool)
     for t, first in enumerate(windows_of(model), 1):
         pixels = slice(first, first + model.window)
@@ -37,11 +39,13 @@ def blind(flux, hidden) -> np.ndarray:  # (B, L), (B, L) bool -> (B, L) float32
     flux, hidden = np.asarray(flux, np.float64), np.asarray(hidden, bool)
     seen = ~hidden
     n = seen.sum(1, keepdims=True)
-    if (n == 0).any(): raise ValueError("a spectrum without any visible pixel cannot be filled")
+    if (n == 0).any():
+        raise ValueError("a spectrum without any visible pixel cannot be filled")
     mean = (flux * seen).sum(1, keepdims=True) / n
     spread = np.sqrt((np.where(seen, flux - mean, 0) ** 2).sum(1, keepdims=True) / n)
     upper = hidden.cumsum(1) <= hidden.sum(1, keepdims=True) / 2
     return np.where(hidden, np.where(upper, mean + spread, mean - spread), flux).astype(np.float32)
+
 
 @torch.no_grad()
 def reconstruct(model, flux, masked, protocol="corrected", batch_size=128):
@@ -49,22 +53,35 @@ def reconstruct(model, flux, masked, protocol="corrected", batch_size=128):
 
     corrected: nothing of a hidden pixel reaches the network, and only pixels that no visible window holds are answered.
     released: as in training (and in the original): mean, spread and rest frame are of the whole spectrum, all pixels of hidden windows are answered."""
-    if protocol not in ("corrected", "released"): raise ValueError(f"protocol {protocol!r}: corrected or released")
+    if protocol not in ("corrected", "released"):
+        raise ValueError(f"protocol {protocol!r}: corrected or released")
     flux, masked = np.asarray(flux, np.float32), np.asarray(masked, bool)
     hidden, given = hidden_pixels(model, masked), flux
-    if protocol == "corrected": given = blind(flux, hidden)
+    if protocol == "corrected":
+        given = blind(flux, hidden)
     answer = np.empty_like(flux)
     device = next(model.parameters()).device
     for i in range(0, len(flux), batch_size):
         some = slice(i, i + batch_size)
-        answer[some] = fill_in(model.eval(), torch.from_numpy(given[some]).to(device), torch.from_numpy(masked[some]).to(device)).cpu().numpy()
-    if protocol == "corrected": answer[~hidden] = np.nan
+        answer[some] = (
+            fill_in(
+                model.eval(),
+                torch.from_numpy(given[some]).to(device),
+                torch.from_numpy(masked[some]).to(device),
+            )
+            .cpu()
+            .numpy()
+        )
+    if protocol == "corrected":
+        answer[~hidden] = np.nan
     return answer, np.isfinite(answer)
 
 # %% ../../nbs/evaluation/30_inpainting.ipynb #14734ead
 def tokens_over(model, low, high) -> np.ndarray:  # (B,) each, Angstrom -> (B, T) bool
     "Hidden tokens such that everything between wavelengths `low` and `high` is hidden."
-    edge = (np.stack([np.asarray(low, float), np.asarray(high, float)], 1) - WAVELENGTH[0]) / (WAVELENGTH[1] - WAVELENGTH[0])
+    edge = (np.stack([np.asarray(low, float), np.asarray(high, float)], 1) - WAVELENGTH[0]) / (
+        WAVELENGTH[1] - WAVELENGTH[0]
+    )
     first = windows_of(model)
     return np.pad((first <= edge[:, 1:]) & (first + model.window > edge[:, :1]), ((0, 0), (1, 0)))
 
@@ -72,6 +89,7 @@ def tokens_over(model, low, high) -> np.ndarray:  # (B,) each, Angstrom -> (B, T
 def runs_of(hidden):  # (L,) bool
     "(start, stop) of every stretch of True."
     return np.flatnonzero(np.diff(np.concatenate([[0], hidden.astype(np.int8), [0]]))).reshape(-1, 2)
+
 
 def interpolate(flux, hidden, edge: int = 50) -> np.ndarray:  # (n, L), (n, L) bool -> (n, L)
     "Straight lines over the gaps, NaN elsewhere."
@@ -82,13 +100,17 @@ def interpolate(flux, hidden, edge: int = 50) -> np.ndarray:  # (n, L), (n, L) b
             for side in (slice(max(start - edge, 0), start), slice(stop, stop + edge)):
                 pixels = np.arange(len(f))[side]
                 pixels = pixels[~h[pixels]]
-                if len(pixels): x.append(pixels.mean()); y.append(np.median(f[pixels]))
-            if x: a[start:stop] = np.interp(np.arange(start, stop), x, y)
+                if len(pixels):
+                    x.append(pixels.mean())
+                    y.append(np.median(f[pixels]))
+            if x:
+                a[start:stop] = np.interp(np.arange(start, stop), x, y)
     return answer
 
 # %% ../../nbs/evaluation/30_inpainting.ipynb #1bbd7b28
 class Components:
     "k principal components (k = 0: the mean alone) of training spectra (n, L) without holes; `fill(flux, ivar, hidden)` gives the gaps (n, L), NaN elsewhere."
+
     def __init__(self, flux, k: int = 20, seed: int = 0):
         x = torch.as_tensor(flux).float()
         x = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True).clamp_min(1e-6)
@@ -99,26 +121,61 @@ class Components:
                 torch.manual_seed(seed)
                 _, s, v = torch.svd_lowrank(x - mean, q=min(k, *x.shape), niter=2)
             basis, variance = v.numpy(), (s.double() ** 2 / len(x)).numpy()
-        self.design = np.column_stack([np.ones(x.shape[1]), mean.numpy(), basis]).astype(np.float32)   # (L, 2 + k)
+        self.design = np.column_stack([np.ones(x.shape[1]), mean.numpy(), basis]).astype(
+            np.float32
+        )  # (L, 2 + k)
         self.precision = np.concatenate([[1e-9, 1e-9], 1 / np.maximum(variance, 1e-12)])
 
     def fill(self, flux, ivar, hidden) -> np.ndarray:
         answer = np.full(flux.shape, np.nan, np.float32)
-        for i, (f, w, h) in enumerate(zip(np.asarray(flux, np.float32), np.asarray(ivar, np.float32), hidden)):
+        for i, (f, w, h) in enumerate(
+            zip(np.asarray(flux, np.float32), np.asarray(ivar, np.float32), hidden)
+        ):
             seen = ~h & (w > 0)
             spread, d = max(float(f[seen].std()), 1e-6), self.design[seen]
             weighted = d * (w[seen] * spread**2)[:, None]
-            answer[i, h] = self.design[h] @ np.linalg.solve((weighted.T @ d).astype(float) + np.diag(self.precision), weighted.T @ (f[seen] / spread)) * spread
+            answer[i, h] = (
+                self.design[h]
+                @ np.linalg.solve(
+                    (weighted.T @ d).astype(float) + np.diag(self.precision), weighted.T @ (f[seen] / spread)
+                )
+                * spread
+            )
         return answer
 
 # %% ../../nbs/evaluation/30_inpainting.ipynb #7a1fdc53
 def noise_free(survey, rows):
     "Noiseless spectra (n, 7781) float32 of simulated galaxies, made again from their truth columns; None for real ones. Needs the [mock] extra or its cached tables."
-    if not survey.simulated: return None
+    if not survey.simulated:
+        return None
     from astroclip.mock.galaxy_spectra import Grids, component_spectra
     from astroclip.mock.spectrograph import observed
-    names = ("z", "bulge_to_total", "cos_i", "log_mstar", "bulge_onset", "bulge_tau", "disc_onset", "disc_tau", "log_sfr_100myr", "log_z_star", "log_z_gas", "log_u", "a_v_gas",
-             "a_v_star", "sigma_star", "sigma_gas", "ew_nuclear", "agn", "liner", "quiescent", "lsf", "fibre_fraction", "point_source_fraction")
+
+    names = (
+        "z",
+        "bulge_to_total",
+        "cos_i",
+        "log_mstar",
+        "bulge_onset",
+        "bulge_tau",
+        "disc_onset",
+        "disc_tau",
+        "log_sfr_100myr",
+        "log_z_star",
+        "log_z_gas",
+        "log_u",
+        "a_v_gas",
+        "a_v_star",
+        "sigma_star",
+        "sigma_gas",
+        "ew_nuclear",
+        "agn",
+        "liner",
+        "quiescent",
+        "lsf",
+        "fibre_fraction",
+        "point_source_fraction",
+    )
     pop = {name: survey.truth(name)[rows] for name in names}
     pop = {name: x.astype(bool) if x.dtype == np.int8 else x.astype(float) for name, x in pop.items()}
     pop |= dict(log_sfr_1gyr=survey.truth("log_sfr")[rows].astype(float), log_sfr=pop["log_sfr_100myr"])
@@ -136,23 +193,32 @@ def per_galaxy(x, where) -> np.ndarray:  # (n, L), (n, L) bool -> (n,)
     n = where.sum(1)
     return np.where(n > 0, np.where(where, x, 0).sum(1, dtype=np.float64) / np.maximum(n, 1), np.nan)
 
+
 def chi_squared(answer, flux, ivar, where) -> np.ndarray:  # (n, L) each -> (n,)
     "Mean squared residual of each galaxy in units of the noise."
     return per_galaxy((answer - flux) ** 2 * ivar, where & (ivar > 0))
+
 
 def mean_interval(x, draws: int = 1000, seed: int = 0) -> tuple:
     "(mean, low, high) of x (n,) over galaxies, 95 % bootstrap; NaN values are left out."
     x = np.asarray(x, np.float64)
     x = x[np.isfinite(x)]
-    if not len(x): return (float("nan"),) * 3
+    if not len(x):
+        return (float("nan"),) * 3
     low, high = np.percentile([x[rows].mean() for rows in resample(len(x), draws, seed)], [2.5, 97.5])
     return float(x.mean()), float(low), float(high)
+
 
 def running_quantiles(x, y, edges, least: int = 20) -> np.ndarray:  # (n,), (n,), (b + 1,) -> (b, 3)
     "Median, 16 and 84 % of y in bins of x; NaN where fewer than `least` values are."
     order = np.argsort(x, kind="stable")
     cuts = np.searchsorted(x[order], edges)
-    return np.array([np.percentile(y[order[a:b]], [50, 16, 84]) if b - a >= least else [np.nan] * 3 for a, b in zip(cuts[:-1], cuts[1:])])
+    return np.array(
+        [
+            np.percentile(y[order[a:b]], [50, 16, 84]) if b - a >= least else [np.nan] * 3
+            for a, b in zip(cuts[:-1], cuts[1:])
+        ]
+    )
 
 # %% ../../nbs/evaluation/30_inpainting.ipynb #1f41df0a
 LINES = {  # rest wavelengths in A: side band, core, side band
@@ -162,34 +228,44 @@ LINES = {  # rest wavelengths in A: side band, core, side band
     "[O II]": ((3680, 3710), (3717, 3740), (3747, 3777)),
 }
 
+
 def line_strength(flux, z, line):  # (n, L), (n,), name -> (n,), (n,)
     "Flux (1e-17 erg/s/cm2) and equivalent width (A, rest frame; emission positive) of a line of LINES; NaN where a band is not finite or outside of the spectrum."
-    if line not in LINES: raise ValueError(f"line {line!r}: one of {', '.join(LINES)}")
+    if line not in LINES:
+        raise ValueError(f"line {line!r}: one of {', '.join(LINES)}")
     out = np.full((2, len(flux)), np.nan)
     for i, (f, stretch) in enumerate(zip(flux, 1 + np.asarray(z))):
-        left, core, right = (slice(*np.searchsorted(WAVELENGTH, np.array(band) * stretch)) for band in LINES[line])
-        if left.start == 0 or right.stop >= len(f) or not np.isfinite(f[left.start:right.stop]).all(): continue
+        left, core, right = (
+            slice(*np.searchsorted(WAVELENGTH, np.array(band) * stretch)) for band in LINES[line]
+        )
+        if left.start == 0 or right.stop >= len(f) or not np.isfinite(f[left.start : right.stop]).all():
+            continue
         x, y = zip(*((WAVELENGTH[band].mean(), f[band].mean()) for band in (left, right)))
         continuum = np.interp(WAVELENGTH[core], x, y)
         out[0, i] = ((f[core] - continuum) * np.gradient(WAVELENGTH[core])).sum()
         out[1, i] = out[0, i] / stretch / continuum.mean() if continuum.mean() > 0 else np.nan
     return out[0], out[1]
 
+
 def rank_correlation(a, b) -> float:  # (n,) each
     "Spearman's correlation (ties by their mean rank); 0 where one does not vary, since it then predicts nothing."
     from scipy.stats import rankdata
+
     a, b = (rankdata(x) - (len(x) + 1) / 2 for x in (a, b))
     spread = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / spread) if spread > 0 else 0.0
+
 
 def drawn_rank_correlations(a, b, draws: int = 1000, seed: int = 0) -> np.ndarray:  # (n,) each -> (draws,)
     "Spearman's correlation in bootstrap draws, all at once: a galaxy drawn w times takes w ranks. Values of one array must differ."
     n = len(a)
     w = np.stack([np.bincount(rows, minlength=n) for rows in resample(n, draws, seed)]).astype(float)
+
     def ranks(x):
         order, out = np.argsort(x), np.empty_like(w)
         out[:, order] = w[:, order].cumsum(1) - w[:, order] / 2 - n / 2
         return out
+
     a, b = ranks(a), ranks(b)
     return (w * a * b).sum(1) / np.sqrt((w * a * a).sum(1) * (w * b * b).sum(1))
 
@@ -197,13 +273,37 @@ def drawn_rank_correlations(a, b, draws: int = 1000, seed: int = 0) -> np.ndarra
 def gap_panel(ax, flux, hidden, answer, redshift, truth=None, rival=None, title="", smooth=5):
     "One spectrum (L,): observed, without noise (where known), gaps shaded with the network's answer and a rival's; lines at `redshift`."
     level = truth if truth is not None else flux
-    plot_spectrum(ax, WAVELENGTH, flux, color="0.72", lw=0.35, smooth=smooth, label=f"observed, {smooth} pixels averaged")
-    if truth is not None: plot_spectrum(ax, WAVELENGTH, truth, color="k", lw=0.6, label="truth without noise")
-    for start, stop in runs_of(hidden): ax.axvspan(WAVELENGTH[start], WAVELENGTH[stop - 1], color="#de8f05", alpha=0.13, lw=0)
-    if rival is not None: ax.plot(WAVELENGTH, rival, color=COLORS["image"], lw=1, ls="--", label="straight line")
-    plot_spectrum(ax, WAVELENGTH, answer, redshift, labels=True, color=COLORS["spectrum"], lw=1.1, label="network")
+    plot_spectrum(
+        ax,
+        WAVELENGTH,
+        flux,
+        color="0.72",
+        lw=0.35,
+        smooth=smooth,
+        label=f"observed, {smooth} pixels averaged",
+    )
+    if truth is not None:
+        plot_spectrum(ax, WAVELENGTH, truth, color="k", lw=0.6, label="truth without noise")
+    for start, stop in runs_of(hidden):
+        ax.axvspan(WAVELENGTH[start], WAVELENGTH[stop - 1], color="#de8f05", alpha=0.13, lw=0)
+    if rival is not None:
+        ax.plot(WAVELENGTH, rival, color=COLORS["image"], lw=1, ls="--", label="straight line")
+    plot_spectrum(
+        ax, WAVELENGTH, answer, redshift, labels=True, color=COLORS["spectrum"], lw=1.1, label="network"
+    )
     scale = np.convolve(level, np.ones(15) / 15, "valid")
     low, high = np.percentile(scale, [0.5, 99.9])
-    high = min(high, 3 * max(np.median(scale), low))   # strong lines leave the panel, the continuum stays legible
-    ax.set_ylim(min(0, low - 0.1 * (high - low)), high + 0.5 * (high - min(low, 0)))   # room for the title
-    ax.text(0.995, 0.95, title, transform=ax.transAxes, ha="right", va="top", fontsize=8, bbox=dict(fc="white", ec="none", alpha=0.8, pad=1))
+    high = min(
+        high, 3 * max(np.median(scale), low)
+    )  # strong lines leave the panel, the continuum stays legible
+    ax.set_ylim(min(0, low - 0.1 * (high - low)), high + 0.5 * (high - min(low, 0)))  # room for the title
+    ax.text(
+        0.995,
+        0.95,
+        title,
+        transform=ax.transAxes,
+        ha="right",
+        va="top",
+        fontsize=8,
+        bbox=dict(fc="white", ec="none", alpha=0.8, pad=1),
+    )

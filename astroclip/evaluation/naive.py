@@ -40,12 +40,19 @@ def crops_loop(images, plan, seed=0):  # (N, 3, H, W), data.image_augment.Plan -
     for i in range(n):
         for c in range(crops):
             top, left = plan.top[i, c], plan.left[i, c]
-            x = images[i, :, top:top + plan.size, left:left + plan.size]
-            x = x[:, ::-1 if plan.flip_y[i, c] else 1, ::-1 if plan.flip_x[i, c] else 1]
+            x = images[i, :, top : top + plan.size, left : left + plan.size]
+            x = x[:, :: -1 if plan.flip_y[i, c] else 1, :: -1 if plan.flip_x[i, c] else 1]
             x = x.transpose(0, 2, 1) if plan.swap[i, c] else x
-            x = np.stack([gaussian_filter(band, s, mode="reflect") if s > 0 else band for band, s in zip(x, plan.blur[i, c])])
+            x = np.stack(
+                [
+                    gaussian_filter(band, s, mode="reflect") if s > 0 else band
+                    for band, s in zip(x, plan.blur[i, c])
+                ]
+            )
             noisy = plan.noise[i, c] > 0
-            x[noisy] += plan.noise[i, c][noisy, None, None] * rng.standard_normal((noisy.sum(), *x.shape[1:]), np.float32)
+            x[noisy] += plan.noise[i, c][noisy, None, None] * rng.standard_normal(
+                (noisy.sum(), *x.shape[1:]), np.float32
+            )
             out[c, i] = stretch_loop(x[None], plan.size)[0]
     return out
 
@@ -57,8 +64,9 @@ def resample_loop(wavelength, flux, grid):  # (L,), (L,), (G,) -> (G,)
     first, last = np.searchsorted(old, new[:-1], "right") - 1, np.searchsorted(old, new[1:], "left")
     for j in range(len(grid)):
         i, k = first[j], last[j]
-        if i < 0 or k > len(flux): continue
-        share = np.minimum(old[i + 1:k + 1], new[j + 1]) - np.maximum(old[i:k], new[j])
+        if i < 0 or k > len(flux):
+            continue
+        share = np.minimum(old[i + 1 : k + 1], new[j + 1]) - np.maximum(old[i:k], new[j])
         out[j] = share @ flux[i:k] / share.sum()
     return out
 
@@ -70,7 +78,9 @@ def resample_cumulative(wavelength, flux, grid):  # (L,), (N, L), (G,) -> (N, G)
     return np.stack([np.diff(np.interp(new, old, t)) for t in total]) / np.diff(new)
 
 # %% ../../nbs/evaluation/70_naive.ipynb #908be79e
-def tokens_loop(flux, window=20, stride=10, chunks=6, width=50, seed=0):  # (N, L) -> (N, T, window + 2), (N, T)
+def tokens_loop(
+    flux, window=20, stride=10, chunks=6, width=50, seed=0
+):  # (N, L) -> (N, T, window + 2), (N, T)
     "Standardise, cut, add the statistics token and hide `chunks` runs of tokens, spectrum by spectrum."
     rng, tokens, masks = np.random.default_rng(seed), [], []
     for f in flux:
@@ -78,12 +88,12 @@ def tokens_loop(flux, window=20, stride=10, chunks=6, width=50, seed=0):  # (N, 
         x, starts = (f - mean) / std, range(0, len(f) - window, stride)
         first = np.zeros(window + 2, np.float32)
         first[:2] = (mean - 2) / 2, (std - 2) / 8
-        rows = np.stack([first] + [np.concatenate([[0, 0], x[s:s + window]]) for s in starts])
+        rows = np.stack([first] + [np.concatenate([[0, 0], x[s : s + window]]) for s in starts])
         hidden = np.zeros(len(rows), bool)
         room = (len(rows) - 1) // chunks
         for c in range(chunks):
             start = 1 + c * room + rng.integers(room - width + 1)
-            hidden[start:start + width] = True
+            hidden[start : start + width] = True
         tokens.append(np.where(hidden[:, None], 0, rows))
         masks.append(hidden)
     return np.float32(tokens), np.array(masks)
@@ -91,13 +101,22 @@ def tokens_loop(flux, window=20, stride=10, chunks=6, width=50, seed=0):  # (N, 
 # %% ../../nbs/evaluation/70_naive.ipynb #75d04710
 class PlainPool(nn.Module):
     "`models.layers.CrossAttentionPool` computed by `nn.MultiheadAttention` with the same weights: tokens (B, N, D) -> (B, E)."
+
     def __init__(self, pool):
         super().__init__()
         E, D = pool.k.weight.shape
         self.query, self.norm = pool.query, pool.norm
         self.mha = nn.MultiheadAttention(E, pool.num_heads, kdim=D, vdim=D, batch_first=True)
-        state = {f"{x}_proj_weight": getattr(pool, x).weight for x in "qkv"} if D != E else {"in_proj_weight": torch.cat([getattr(pool, x).weight for x in "qkv"])}
-        state |= {"in_proj_bias": torch.cat([getattr(pool, x).bias for x in "qkv"]), "out_proj.weight": pool.proj.weight, "out_proj.bias": pool.proj.bias}
+        state = (
+            {f"{x}_proj_weight": getattr(pool, x).weight for x in "qkv"}
+            if D != E
+            else {"in_proj_weight": torch.cat([getattr(pool, x).weight for x in "qkv"])}
+        )
+        state |= {
+            "in_proj_bias": torch.cat([getattr(pool, x).bias for x in "qkv"]),
+            "out_proj.weight": pool.proj.weight,
+            "out_proj.bias": pool.proj.bias,
+        }
         self.mha.load_state_dict({k: v.detach() for k, v in state.items()})
 
     def forward(self, x):
@@ -111,7 +130,8 @@ def write_rows_file(path, n, shape=(3, 152, 152), seed=0):
     with h5py.File(path, "w") as f:
         f["targetid"] = np.arange(n)
         data = f.create_dataset("image", (n, *shape), np.float16, chunks=(1, *shape))
-        for i in range(0, n, 64): data[i:i + 64] = rng.standard_normal((min(64, n - i), *shape), np.float32).astype(np.float16)
+        for i in range(0, n, 64):
+            data[i : i + 64] = rng.standard_normal((min(64, n - i), *shape), np.float32).astype(np.float16)
     return Path(path)
 
 
@@ -120,21 +140,23 @@ def read_fancy(path, batch_size, seed=0):
     with h5py.File(path) as f:
         order = np.random.default_rng(seed).permutation(len(f["image"]))
         for i in range(0, len(order), batch_size):
-            rows = np.sort(order[i:i + batch_size])
+            rows = np.sort(order[i : i + batch_size])
             yield {"image": f["image"][rows].astype(np.float32), "row": rows}
 
 # %% ../../nbs/evaluation/70_naive.ipynb #477c2ab2
 def race(
-    runners,        # name -> function of no argument
-    rounds=7,       # turns of each
-    seconds=6.0,    # stop after this time, but not before three rounds
-) -> dict:          # name -> (rounds,) seconds
+    runners,  # name -> function of no argument
+    rounds=7,  # turns of each
+    seconds=6.0,  # stop after this time, but not before three rounds
+) -> dict:  # name -> (rounds,) seconds
     "Let functions take turns and time each turn."
     times = {name: [] for name in runners}
-    for run in runners.values(): run()
+    for run in runners.values():
+        run()
     begin = time.perf_counter()
     for turn in range(rounds):
-        if turn >= 3 and time.perf_counter() - begin > seconds: break
+        if turn >= 3 and time.perf_counter() - begin > seconds:
+            break
         for name, run in runners.items():
             start = time.perf_counter()
             run()
@@ -145,8 +167,22 @@ def race(
 def race_rows(task, times, items, unit, kinds):
     "Table rows: the first runner against each other one, whose kind ('loop' or 'library') `kinds` names."
     (ours, mine), *others = times.items()
-    return [dict(task=task, ours=ours, alternative=name, kind=kinds[name], ratio=np.median(t / mine), ratio_low=(t / mine).min(), ratio_high=(t / mine).max(),
-                 ours_per_second=items / mine.min(), alternative_per_second=items / t.min(), unit=unit, rounds=int(len(mine))) for name, t in others]
+    return [
+        dict(
+            task=task,
+            ours=ours,
+            alternative=name,
+            kind=kinds[name],
+            ratio=np.median(t / mine),
+            ratio_low=(t / mine).min(),
+            ratio_high=(t / mine).max(),
+            ours_per_second=items / mine.min(),
+            alternative_per_second=items / t.min(),
+            unit=unit,
+            rounds=int(len(mine)),
+        )
+        for name, t in others
+    ]
 
 # %% ../../nbs/evaluation/70_naive.ipynb #2816ab3b
 @contextmanager
@@ -154,11 +190,13 @@ def threads(n: int):
     "n threads for torch, numba, BLAS and OpenMP inside the block (as far as the process was started with that many)."
     import numba
     from threadpoolctl import threadpool_limits
+
     before = torch.get_num_threads(), numba.get_num_threads()
     torch.set_num_threads(n)
     numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
     try:
-        with threadpool_limits(n): yield
+        with threadpool_limits(n):
+            yield
     finally:
         torch.set_num_threads(before[0])
         numba.set_num_threads(before[1])
@@ -169,4 +207,6 @@ def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
     unit = "AMX" if torch.cpu.get_capabilities().get("amx_bf16") else "no AMX"
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores, {unit}"
+    return (
+        f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores, {unit}"
+    )

@@ -26,7 +26,14 @@ from ..core.config import shared_root
 from ..data.images import center_crop, to_rgb
 from ..losses.contrastive import clip_loss, contrastive_logits
 from ..losses.masked import masked_spectrum_loss
-from ..losses.selfdistill import DINOHead, center_probs, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
+from astroclip.losses.selfdistill import (
+    DINOHead,
+    center_probs,
+    dino_loss,
+    ibot_loss,
+    koleo_loss,
+    sinkhorn_knopp,
+)
 from ..models.astroclip import AstroCLIP
 from ..models.baselines import ConvAttention, MorphologyMLP, perceptron
 from ..models.layers import resolve_device
@@ -41,13 +48,17 @@ def goldens(name, folder=None):
     "The arrays of a golden file, numbers as tensors."
     folder = Path(folder or shared_root() / "goldens")
     arrays = np.load(folder / f"{name}.npz").items()
-    return {k: torch.from_numpy(v) if v.dtype.kind in "fbi" else json.loads(str(v)) if v.ndim == 0 else v for k, v in arrays}
+    return {
+        k: torch.from_numpy(v) if v.dtype.kind in "fbi" else json.loads(str(v)) if v.ndim == 0 else v
+        for k, v in arrays
+    }
 
 
 def difference(ours, golden):
     "Largest absolute difference; for single numbers above one (losses) the relative one."
     ours, golden = torch.as_tensor(ours).detach().double(), golden.double()
-    if ours.shape != golden.shape: raise ValueError(f"shape {tuple(ours.shape)}, expected {tuple(golden.shape)}")
+    if ours.shape != golden.shape:
+        raise ValueError(f"shape {tuple(ours.shape)}, expected {tuple(golden.shape)}")
     return float((ours - golden).abs().max() / (golden.abs().clamp(min=1) if golden.ndim == 0 else 1))
 
 # %% ../../nbs/evaluation/60_parity.ipynb #181dae89
@@ -56,112 +67,236 @@ def specformer_outputs(g, folder):
     model = SpecFormer.from_pretrained(folder / "specformer.ckpt", device="cpu")
     out = model(g["spectra"])
     masked = model.head(model.forward_tokens(g["masked_input"]))
-    return {"preprocessed": out["tokens"], "embedding": out["embedding"], "reconstructions": out["reconstructions"],
-            "embedding_mean": out["embedding"].mean(1), "single_embedding_mean": model(g["spectra"][:1])["embedding"].mean(1),
-            "masked_loss": masked_spectrum_loss(masked, g["preprocessed"], g["masked_tokens"].bool()),
-            "preprocessed_len260": model.preprocess(g["spectra"][:2, :260]), "preprocessed_len257": model.preprocess(g["spectra"][:3, :257])}
+    return {
+        "preprocessed": out["tokens"],
+        "embedding": out["embedding"],
+        "reconstructions": out["reconstructions"],
+        "embedding_mean": out["embedding"].mean(1),
+        "single_embedding_mean": model(g["spectra"][:1])["embedding"].mean(1),
+        "masked_loss": masked_spectrum_loss(masked, g["preprocessed"], g["masked_tokens"].bool()),
+        "preprocessed_len260": model.preprocess(g["spectra"][:2, :260]),
+        "preprocessed_len257": model.preprocess(g["spectra"][:3, :257]),
+    }
+
 
 @torch.no_grad()
 def astrodino_outputs(g, folder):
     c = g["config_json"]
-    model, out = VisionTransformer.from_pretrained(folder / "astrodino.ckpt", device="cpu", num_heads=c["num_heads"]), {}
-    for size in (144, 60): out |= {f"{k}_{size}": v for k, v in model.forward_features(g[f"images_{size}"]).items()}
+    model, out = (
+        VisionTransformer.from_pretrained(folder / "astrodino.ckpt", device="cpu", num_heads=c["num_heads"]),
+        {},
+    )
+    for size in (144, 60):
+        out |= {f"{k}_{size}": v for k, v in model.forward_features(g[f"images_{size}"]).items()}
     out |= {f"masked_{k}_144": v for k, v in model.forward_features(g["images_144"], g["mask_144"]).items()}
-    head = DINOHead(c["embed_dim"], *(c["dino_head"][k] for k in ("out_dim", "hidden_dim", "bottleneck_dim", "nlayers")))
+    head = DINOHead(
+        c["embed_dim"], *(c["dino_head"][k] for k in ("out_dim", "hidden_dim", "bottleneck_dim", "nlayers"))
+    )
     with TorchArchive(folder / "astrodino.ckpt") as a:
-        head.load_state_dict({k.removeprefix("dino_head."): a.tensor(v) for k, v in a.tree["teacher"].items() if k.startswith("dino_head.")})
-    return out | {"pos_encoding_60": resize_positions(model.pos_embed, (5, 5)), "dino_head_of_cls_144": head(out["x_norm_clstoken_144"]),
-                  "last2_patch_tokens_144": torch.stack(model.last_patch_tokens(g["images_144"], 2))}
+        head.load_state_dict(
+            {
+                k.removeprefix("dino_head."): a.tensor(v)
+                for k, v in a.tree["teacher"].items()
+                if k.startswith("dino_head.")
+            }
+        )
+    return out | {
+        "pos_encoding_60": resize_positions(model.pos_embed, (5, 5)),
+        "dino_head_of_cls_144": head(out["x_norm_clstoken_144"]),
+        "last2_patch_tokens_144": torch.stack(model.last_patch_tokens(g["images_144"], 2)),
+    }
+
 
 @torch.no_grad()
 def astroclip_outputs(g, folder, file="astroclip.ckpt"):
-    heads = {} if file == "astroclip.ckpt" else {f"{k}_num_heads": g["config_json"][f"{k}_backbone"]["num_heads"] for k in ("image", "spectrum")}
+    heads = (
+        {}
+        if file == "astroclip.ckpt"
+        else {f"{k}_num_heads": g["config_json"][f"{k}_backbone"]["num_heads"] for k in ("image", "spectrum")}
+    )
     model = AstroCLIP.from_pretrained(folder / file, device="cpu", **heads)
-    tokens, spectrum_tokens = model.image_encoder.tokens(g["images"]), model.spectrum_encoder.tokens(g["spectra"])
+    tokens, spectrum_tokens = (
+        model.image_encoder.tokens(g["images"]),
+        model.spectrum_encoder.tokens(g["spectra"]),
+    )
     u, v = model(g["images"], g["spectra"])
-    return {"image_tokens": tokens, "image_cross_attention": model.image_encoder.head.cross_attention(tokens)[:, None],
-            "spectrum_cross_attention": model.spectrum_encoder.head.cross_attention(spectrum_tokens)[:, None],
-            "image_embeddings": u, "spectrum_embeddings": v, "logits_per_image": contrastive_logits(u, v),
-            "clip_loss": clip_loss(u, v), "clip_loss_swapped_arguments": clip_loss(v, u), "clip_loss_rolled_pairs": clip_loss(u, v.roll(1, 0)),
-            "clip_loss_scale_1": clip_loss(u, v, logit_scale=1.0), "small_norm_loss": clip_loss(g["small_norm_a"], g["small_norm_b"])}
+    return {
+        "image_tokens": tokens,
+        "image_cross_attention": model.image_encoder.head.cross_attention(tokens)[:, None],
+        "spectrum_cross_attention": model.spectrum_encoder.head.cross_attention(spectrum_tokens)[:, None],
+        "image_embeddings": u,
+        "spectrum_embeddings": v,
+        "logits_per_image": contrastive_logits(u, v),
+        "clip_loss": clip_loss(u, v),
+        "clip_loss_swapped_arguments": clip_loss(v, u),
+        "clip_loss_rolled_pairs": clip_loss(u, v.roll(1, 0)),
+        "clip_loss_scale_1": clip_loss(u, v, logit_scale=1.0),
+        "small_norm_loss": clip_loss(g["small_norm_a"], g["small_norm_b"]),
+    }
+
 
 def preprocessing_outputs(g, folder):
-    raw = g["raw_hwc"].permute(0, 3, 1, 2)     # the original's collator hands over (channel, column, row): its files are stored transposed
+    raw = g["raw_hwc"].permute(
+        0, 3, 1, 2
+    )  # the original's collator hands over (channel, column, row): its files are stored transposed
     rgb = to_rgb(raw)
-    return {"rgb_hwc": rgb.permute(0, 2, 3, 1), "collator_output": center_crop(rgb.transpose(2, 3), 144),
-            "rgb_hwc_g5_m005_Q10": to_rgb(raw[0], (5.0, 3.4, 2.2), 0.05).permute(1, 2, 0)}
+    return {
+        "rgb_hwc": rgb.permute(0, 2, 3, 1),
+        "collator_output": center_crop(rgb.transpose(2, 3), 144),
+        "rgb_hwc_g5_m005_Q10": to_rgb(raw[0], (5.0, 3.4, 2.2), 0.05).permute(1, 2, 0),
+    }
 
 # %% ../../nbs/evaluation/60_parity.ipynb #80dd64ac
 def losses_outputs(g, folder):
     out = {"koleo_loss": koleo_loss(g["koleo_input"])}
-    for name in ("dino", "ibot"): out[f"{name}_sinkhorn_probs"] = sinkhorn_knopp(g[f"{name}_sinkhorn_input"], 0.07)
+    for name in ("dino", "ibot"):
+        out[f"{name}_sinkhorn_probs"] = sinkhorn_knopp(g[f"{name}_sinkhorn_input"], 0.07)
     for i in range(3):
-        teacher = center_probs(g[f"dino_teacher_{i}"], g[f"dino_center_used_{i}"], float(g[f"dino_teacher_temp_{i}"]))
-        out |= {f"dino_teacher_probs_{i}": teacher, f"dino_loss_global_{i}": dino_loss(g[f"dino_student_global_{i}"][None], teacher[None]),
-                f"dino_loss_local_{i}": dino_loss(g[f"dino_student_local_{i}"].view(8, 6, 32), teacher.view(2, 6, 32))}
-        teacher = center_probs(g[f"ibot_teacher_{i}"], g[f"ibot_center_used_{i}"][0], float(g[f"ibot_teacher_temp_{i}"]))
+        teacher = center_probs(
+            g[f"dino_teacher_{i}"], g[f"dino_center_used_{i}"], float(g[f"dino_teacher_temp_{i}"])
+        )
+        out |= {
+            f"dino_teacher_probs_{i}": teacher,
+            f"dino_loss_global_{i}": dino_loss(g[f"dino_student_global_{i}"][None], teacher[None]),
+            f"dino_loss_local_{i}": dino_loss(
+                g[f"dino_student_local_{i}"].view(8, 6, 32), teacher.view(2, 6, 32)
+            ),
+        }
+        teacher = center_probs(
+            g[f"ibot_teacher_{i}"], g[f"ibot_center_used_{i}"][0], float(g[f"ibot_teacher_temp_{i}"])
+        )
         out[f"ibot_loss_{i}"] = ibot_loss(g[f"ibot_student_{i}"], teacher, g[f"ibot_mask_{i}"].bool())
     return out
+
 
 def step_outputs(g, folder):
     c, out = g["config_json"], {}
     for balance in ("centering", "sinkhorn_knopp"):
-        model = SelfDistillation(ImageConfig(
-            image_size=c["global_crops_size"], cutout=c["global_crops_size"] + 12, n_local=c["local_crops_number"],
-            local_size=c["local_crops_size"], n_prototypes=c["head"]["out_dim"], hidden_dim=c["head"]["hidden_dim"],
-            bottleneck_dim=c["head"]["bottleneck_dim"], balance=balance, **{k: c[k] for k in ("patch_size", "embed_dim", "depth", "num_heads")}))
-        for who in ("student", "teacher"):     # our names have no chunks
-            state = {re.sub(r"blocks\.\d+\.(\d+)", r"blocks.\1", k.removeprefix(f"{who}.")): v for k, v in g.items() if k.startswith(f"{who}.")}
+        model = SelfDistillation(
+            ImageConfig(
+                image_size=c["global_crops_size"],
+                cutout=c["global_crops_size"] + 12,
+                n_local=c["local_crops_number"],
+                local_size=c["local_crops_size"],
+                n_prototypes=c["head"]["out_dim"],
+                hidden_dim=c["head"]["hidden_dim"],
+                bottleneck_dim=c["head"]["bottleneck_dim"],
+                balance=balance,
+                **{k: c[k] for k in ("patch_size", "embed_dim", "depth", "num_heads")},
+            )
+        )
+        for who in ("student", "teacher"):  # our names have no chunks
+            state = {
+                re.sub(r"blocks\.\d+\.(\d+)", r"blocks.\1", k.removeprefix(f"{who}.")): v
+                for k, v in g.items()
+                if k.startswith(f"{who}.")
+            }
             getattr(model, who).load_state_dict(state)
         for i in range(2):
             crops = (g[f"batch_{i}_collated_{k}"] for k in ("global_crops", "local_crops", "masks"))
             loss, parts = model(*crops, float(g[f"batch_{i}_teacher_temp"]))
-            logged = dict(total=loss, dino_local_crops_loss=parts["dino_local"], dino_global_crops_loss=parts["dino_global"],
-                          koleo_loss=parts["koleo"] / 2, ibot_loss=parts["ibot"] / 2)      # the original logs half of these two
+            logged = dict(
+                total=loss,
+                dino_local_crops_loss=parts["dino_local"],
+                dino_global_crops_loss=parts["dino_global"],
+                koleo_loss=parts["koleo"] / 2,
+                ibot_loss=parts["ibot"] / 2,
+            )  # the original logs half of these two
             out |= {f"{balance}_{i}_{k}": v for k, v in logged.items()}
     return out
+
 
 def schedule_outputs(g, folder):
     out = {}
     for i in range(4):
         k = g[f"cosine_{i}_kwargs_json"]
         rest = k.get("warmup_iters", 0), k.get("start_warmup_value", 0), k.get("freeze_iters", 0)
-        out[f"cosine_{i}_values"] = np.array([cosine_schedule(t, k["base_value"], k["final_value"], k["total_iters"], *rest)
-                                              for t in range(len(g[f"cosine_{i}_values"]))])
+        out[f"cosine_{i}_values"] = np.array(
+            [
+                cosine_schedule(t, k["base_value"], k["final_value"], k["total_iters"], *rest)
+                for t in range(len(g[f"cosine_{i}_values"]))
+            ]
+        )
     k = g["clip_lr_kwargs_json"]
-    return out | {"clip_lr_values": np.array([warmup_cosine(t, k["base_lr"], k["T_warmup"], k["T_max"], k["eta_min"]) for t in range(110)])}
+    return out | {
+        "clip_lr_values": np.array(
+            [warmup_cosine(t, k["base_lr"], k["T_warmup"], k["T_max"], k["eta_min"]) for t in range(110)]
+        )
+    }
+
 
 @torch.no_grad()
 def baseline_outputs(g, folder):
-    c, load = g["config_json"], lambda net, name: (net.load_state_dict(load_file(folder / f"baseline_{name}.safetensors")), net.eval())[1]
-    mlp = lambda name: load(perceptron(c[name]["n_in"], c[name]["n_out"], c[name]["n_hidden"], c[name].get("dropout", 0.0)), name)
-    spectrum = load(ConvAttention(*(c["spectrum_encoder"][k] for k in ("n_latent", "n_hidden", "dropout"))), "spectrum_encoder")
+    c, load = (
+        g["config_json"],
+        lambda net, name: (
+            net.load_state_dict(load_file(folder / f"baseline_{name}.safetensors")),
+            net.eval(),
+        )[1],
+    )
+    mlp = lambda name: load(
+        perceptron(c[name]["n_in"], c[name]["n_out"], c[name]["n_hidden"], c[name].get("dropout", 0.0)), name
+    )
+    spectrum = load(
+        ConvAttention(*(c["spectrum_encoder"][k] for k in ("n_latent", "n_hidden", "dropout"))),
+        "spectrum_encoder",
+    )
     morphology = load(MorphologyMLP(**c["morphology_mlp"]), "morphology_mlp")
-    return {"spectrum_encoder_output": spectrum(g["spectra"]), "mlp_output": mlp("photometry_mlp")(g["photometry"]),
-            "fewshot_mlp_output": mlp("fewshot_mlp")(g["features"]), "morphology_mlp_output": morphology.probabilities(g["features"])}
+    return {
+        "spectrum_encoder_output": spectrum(g["spectra"]),
+        "mlp_output": mlp("photometry_mlp")(g["photometry"]),
+        "fewshot_mlp_output": mlp("fewshot_mlp")(g["features"]),
+        "morphology_mlp_output": morphology.probabilities(g["features"]),
+    }
 
 # %% ../../nbs/evaluation/60_parity.ipynb #9303a23e
 def deviations(folder=None):
     "Largest absolute difference to the original implementation for each golden file: list of dict(file, weights, values, deviation, where)."
     folder = Path(folder or shared_root() / "goldens")
-    cases = [("specformer_io", "specformer.ckpt", specformer_outputs), ("astrodino_io", "astrodino.ckpt", astrodino_outputs),
-             ("astroclip_io", "astroclip.ckpt", astroclip_outputs),
-             ("astroclip_io", "astroclip_cli_hparams.ckpt", lambda g, f: astroclip_outputs(g, f, "astroclip_cli_hparams.ckpt")),
-             ("preprocessing_io", "", preprocessing_outputs), ("losses_io", "", losses_outputs), ("ssl_step_io", "in the file", step_outputs),
-             ("training_math", "", schedule_outputs), ("baselines_io", "baseline_*.safetensors", baseline_outputs)]
+    cases = [
+        ("specformer_io", "specformer.ckpt", specformer_outputs),
+        ("astrodino_io", "astrodino.ckpt", astrodino_outputs),
+        ("astroclip_io", "astroclip.ckpt", astroclip_outputs),
+        (
+            "astroclip_io",
+            "astroclip_cli_hparams.ckpt",
+            lambda g, f: astroclip_outputs(g, f, "astroclip_cli_hparams.ckpt"),
+        ),
+        ("preprocessing_io", "", preprocessing_outputs),
+        ("losses_io", "", losses_outputs),
+        ("ssl_step_io", "in the file", step_outputs),
+        ("training_math", "", schedule_outputs),
+        ("baselines_io", "baseline_*.safetensors", baseline_outputs),
+    ]
     rows = []
     for file, weights, compute in cases:
         golden = goldens(file, folder)
-        found = {k: (difference(v, golden[k]), torch.as_tensor(v).numel()) for k, v in compute(golden, folder).items()}
+        found = {
+            k: (difference(v, golden[k]), torch.as_tensor(v).numel())
+            for k, v in compute(golden, folder).items()
+        }
         where = max(found, key=lambda k: found[k][0])
-        rows.append(dict(file=file, weights=weights, values=sum(n for _, n in found.values()), deviation=found[where][0], where=where))
+        rows.append(
+            dict(
+                file=file,
+                weights=weights,
+                values=sum(n for _, n in found.values()),
+                deviation=found[where][0],
+                where=where,
+            )
+        )
     return rows
 
 # %% ../../nbs/evaluation/60_parity.ipynb #e1ecd80c
 def random_astroclip(folder, configuration="released", seed=0, image={}, spectrum={}, **head):
     "Write an AstroCLIP with random weights, of the published size unless said otherwise, into `folder`."
     torch.manual_seed(seed)
-    model = AstroCLIP(VisionTransformer(**dict(layer_scale=0.3) | image), SpecFormer(**spectrum), configuration=configuration, **head)
+    model = AstroCLIP(
+        VisionTransformer(**dict(layer_scale=0.3) | image),
+        SpecFormer(**spectrum),
+        configuration=configuration,
+        **head,
+    )
     torch.nn.init.normal_(model.image_encoder.backbone.pos_embed, std=0.3)
     return model.save_pretrained(folder)
 
@@ -173,19 +308,32 @@ def peak_gb():
 
 def measure(source, n=16, batch_size=8, precision="float32", device="auto", threads=None, seed=0):
     "Load a model and embed n simulated pairs, in this process: dict of seconds, GB, rates, and the embeddings."
-    if threads: torch.set_num_threads(threads)
+    if threads:
+        torch.set_num_threads(threads)
     rng, device = np.random.default_rng(seed), resolve_device(device)
     started, start = time.perf_counter(), peak_gb()
     model = AstroCLIP.from_pretrained(source, device=device)
     loaded, size = time.perf_counter() - started, model.image_encoder.backbone.image_size + 8
-    inputs = {"image": rng.normal(0.01, 0.05, (n, 3, size, size)).astype("float32"), "spectrum": rng.normal(1, 1, (n, 7781)).astype("float32")}
-    result = dict(parameters=sum(p.numel() for p in model.parameters()), device=device.type, precision=precision, threads=torch.get_num_threads(), n=n,
-                  load_seconds=loaded, imports_gb=start)
+    inputs = {
+        "image": rng.normal(0.01, 0.05, (n, 3, size, size)).astype("float32"),
+        "spectrum": rng.normal(1, 1, (n, 7781)).astype("float32"),
+    }
+    result = dict(
+        parameters=sum(p.numel() for p in model.parameters()),
+        device=device.type,
+        precision=precision,
+        threads=torch.get_num_threads(),
+        n=n,
+        load_seconds=loaded,
+        imports_gb=start,
+    )
     for name, embed in (("image", model.embed_images), ("spectrum", model.embed_spectra)):
-        embed(inputs[name][:1], precision=precision)     # the first call compiles and allocates
+        embed(inputs[name][:1], precision=precision)  # the first call compiles and allocates
         started = time.perf_counter()
         result[f"{name}_embeddings"] = embed(inputs[name], batch_size=batch_size, precision=precision)
-        result[f"{name}s_per_second" if name == "image" else "spectra_per_second"] = n / (time.perf_counter() - started)
+        result[f"{name}s_per_second" if name == "image" else "spectra_per_second"] = n / (
+            time.perf_counter() - started
+        )
     rates = result["images_per_second"], result["spectra_per_second"]
     gpu = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
     return result | dict(pairs_per_second=1 / sum(1 / r for r in rates), peak_gb=peak_gb(), gpu_gb=gpu)
@@ -194,8 +342,12 @@ def measure(source, n=16, batch_size=8, precision="float32", device="auto", thre
 def cost(source, **options):
     "`measure` in a process of its own, so that its peak memory is its own."
     try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool: return pool.submit(measure, source, **options).result()
-    except BrokenProcessPool as e: raise MemoryError(f"the process that measured {source} was killed: is there enough memory for it?") from e
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(measure, source, **options).result()
+    except BrokenProcessPool as e:
+        raise MemoryError(
+            f"the process that measured {source} was killed: is there enough memory for it?"
+        ) from e
 
 
 def cosine(a, b):
@@ -207,7 +359,7 @@ def shuffle_patches(x, share, patch_size, seed=0):
     "Images (B, C, H, W) in which a random `share` of the patches have changed places among each other."
     B, C, H, W = x.shape
     grid, rng = (H // patch_size, W // patch_size), np.random.default_rng(seed)
-    chosen = np.sort(rng.permutation(grid[0] * grid[1])[:round(share * grid[0] * grid[1])])
+    chosen = np.sort(rng.permutation(grid[0] * grid[1])[: round(share * grid[0] * grid[1])])
     order = np.arange(grid[0] * grid[1])
     order[chosen] = np.roll(rng.permutation(chosen), 1)
     patches = x.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size).flatten(2, 3)[:, :, order]
@@ -222,6 +374,8 @@ def shuffle_response(model, x, shares=(0, 0.05, 0.1, 0.25, 0.5, 0.75, 1), seed=0
     p, saved = encoder.backbone.patch_size, encoder.positions
     for name, encoder.positions in (("without_positions", False), ("with_positions", True)):
         whole = encoder(x).cpu().numpy()
-        found[name] = np.stack([cosine(encoder(shuffle_patches(x, s, p, seed)).cpu().numpy(), whole) for s in shares])
+        found[name] = np.stack(
+            [cosine(encoder(shuffle_patches(x, s, p, seed)).cpu().numpy(), whole) for s in shares]
+        )
     encoder.positions = saved
     return found

@@ -19,26 +19,41 @@ from ..search.ranks import partner_ranks
 from ..probes.heads import few_threads
 
 # %% ../../nbs/evaluation/20_projections.ipynb #d55fb3bf
-def principal(x, fit, components: int = 50) -> np.ndarray:  # (n, D), boolean mask or indices -> (n, <= components)
+def principal(
+    x, fit, components: int = 50
+) -> np.ndarray:  # (n, D), boolean mask or indices -> (n, <= components)
     "Scores on the leading principal components of the rows x[fit]; float32, and the share of variance they hold."
     from sklearn.decomposition import PCA
+
     x = check_vectors(x, "embeddings")
-    if len(x[fit]) < 3: raise ValueError(f"principal components of {len(x[fit])} galaxies: at least three are needed")
+    if len(x[fit]) < 3:
+        raise ValueError(f"principal components of {len(x[fit])} galaxies: at least three are needed")
     with few_threads():
         pca = PCA(min(components, x.shape[1], len(x[fit]) - 1), svd_solver="full").fit(x[fit])
         return pca.transform(x).astype(np.float32), float(pca.explained_variance_ratio_.sum())
 
 # %% ../../nbs/evaluation/20_projections.ipynb #2ba9c040
-def umap_2d(x, seed: int = 0, neighbours: int = 15, min_dist: float = 0.1) -> np.ndarray:  # (n, D) -> (n, 2) float32
+def umap_2d(
+    x, seed: int = 0, neighbours: int = 15, min_dist: float = 0.1
+) -> np.ndarray:  # (n, D) -> (n, 2) float32
     "UMAP of the rows, in one thread and with a fixed seed; the first call in a process compiles for ten to twenty seconds."
     x = check_vectors(x, "embeddings")
-    if len(x) < 8: raise ValueError(f"a map of {len(x)} galaxies: at least eight are needed")
-    with warnings.catch_warnings():                       # it asks for notebook widgets that nothing here uses
+    if len(x) < 8:
+        raise ValueError(f"a map of {len(x)} galaxies: at least eight are needed")
+    with warnings.catch_warnings():  # it asks for notebook widgets that nothing here uses
         warnings.simplefilter("ignore")
-        try: import umap
-        except ModuleNotFoundError as error: raise ModuleNotFoundError(f"maps need UMAP ({error}): pip install 'astroclip[evaluation]'") from None
-    reducer = umap.UMAP(n_neighbors=min(neighbours, len(x) // 2), min_dist=min_dist, random_state=seed, n_jobs=1)
-    with few_threads(): return reducer.fit_transform(x).astype(np.float32)
+        try:
+            import umap
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"maps need UMAP ({error}): pip install 'astroclip[evaluation]'"
+            ) from None
+    reducer = umap.UMAP(
+        n_neighbors=min(neighbours, len(x) // 2), min_dist=min_dist, random_state=seed, n_jobs=1
+    )
+    with few_threads():
+        return reducer.fit_transform(x).astype(np.float32)
+
 
 def upright(xy, guide) -> np.ndarray:  # (n, 2), (n,) -> (n, 2)
     "The layout centred, its longest axis horizontal, and `guide` growing to the right (NaN left out) and upwards."
@@ -53,20 +68,26 @@ def distances(x) -> torch.Tensor:  # (n, D) -> (n, n)
     x = torch.as_tensor(np.asarray(x)).double()
     return torch.cdist(x, x).fill_diagonal_(-1)
 
+
 def rank_among(d, rows) -> torch.Tensor:  # (n, n), (n, k) -> (n, k)
     "Rank (1 = nearest) of galaxy rows[i, j] among the neighbours of i."
     return torch.stack([(d < d.gather(1, column[:, None])).sum(1) for column in rows.T], 1)
 
+
 def map_quality(high, low, k: int = 15) -> dict:  # (n, D), (n, 2)
     "trustworthiness, continuity and kept (share of the k neighbours that the map keeps), an array (n,) each."
     n = len(high)
-    if len(low) != n: raise ValueError(f"{n} rows in the space and {len(low)} on the map")
-    if not 1 <= k < n / 2: raise ValueError(f"k = {k}: with {n} galaxies it must lie between 1 and {(n - 1) // 2}")
+    if len(low) != n:
+        raise ValueError(f"{n} rows in the space and {len(low)} on the map")
+    if not 1 <= k < n / 2:
+        raise ValueError(f"k = {k}: with {n} galaxies it must lie between 1 and {(n - 1) // 2}")
     a, b = distances(high), distances(low)
     near_a, near_b = (d.topk(k + 1, largest=False).indices[:, 1:] for d in (a, b))
     invented, torn = rank_among(a, near_b), rank_among(b, near_a)
     mark = lambda rank: (1 - 2 / (k * (2 * n - 3 * k - 1)) * (rank - k).clamp_min(0).sum(1).double()).numpy()
-    return dict(trustworthiness=mark(invented), continuity=mark(torn), kept=(invented <= k).double().mean(1).numpy())
+    return dict(
+        trustworthiness=mark(invented), continuity=mark(torn), kept=(invented <= k).double().mean(1).numpy()
+    )
 
 # %% ../../nbs/evaluation/20_projections.ipynb #399051c5
 def neighbour_mean(x, y, k: int = 15) -> np.ndarray:  # (n, D), (n,) -> (n,)
@@ -78,18 +99,25 @@ def directions(x) -> np.ndarray:  # (n, D) -> (n, D) float64
     "Embeddings as the contrastive loss sees them: of length one."
     return unit(torch.as_tensor(check_vectors(x, "embeddings")).double()).numpy()
 
+
 def gap_scores(x, y, draws: int = 1000, seed: int = 0) -> dict:  # (n, D) unit vectors of the same galaxies
     "gap |Delta|, paired and random (mean distances), gap_over_paired, each with _low and _high (95 %, over galaxies); no_gap."
-    if x.shape != y.shape: raise ValueError(f"{x.shape} images and {y.shape} spectra: row i of both must be one galaxy")
+    if x.shape != y.shape:
+        raise ValueError(f"{x.shape} images and {y.shape} spectra: row i of both must be one galaxy")
     rng = np.random.default_rng(seed)
     paired, other = np.linalg.norm(x - y, axis=1), np.linalg.norm(x - np.roll(y, 1, 0), axis=1)
     difference = x - y
+
     def scores(rows):
         gap, own = np.linalg.norm(difference[rows].mean(0)), paired[rows].mean()
         return np.array([gap, own, other[rows].mean(), gap / own if own else np.nan])
+
     low, high = np.percentile([scores(rows) for rows in resample(len(x), draws, seed)], [2.5, 97.5], axis=0)
     found = {}
-    for name, value, l, h in zip(("gap", "paired", "random", "gap_over_paired"), scores(slice(None)), low, high): found |= {name: float(value), f"{name}_low": float(l), f"{name}_high": float(h)}
+    for name, value, l, h in zip(
+        ("gap", "paired", "random", "gap_over_paired"), scores(slice(None)), low, high
+    ):
+        found |= {name: float(value), f"{name}_low": float(l), f"{name}_high": float(h)}
     swapped = [np.linalg.norm(rng.choice([-1, 1], len(x)) @ difference) / len(x) for _ in range(draws)]
     return found | dict(no_gap=float(np.percentile(swapped, 97.5)), n=len(x))
 
@@ -99,6 +127,7 @@ def bridge(x, y, mean_x, mean_y, step: float = 1.0):  # (n, D) twice, (D,) twice
     shift = step / 2 * (np.asarray(mean_x) - mean_y)
     return directions(x - shift), directions(y + shift)
 
+
 def centre(x, y, mean_x, mean_y):
     "Both modalities with their own centroids subtracted, back on the sphere."
     return directions(x - mean_x), directions(y - mean_y)
@@ -107,11 +136,15 @@ def centre(x, y, mean_x, mean_y):
 def tell_modalities(x_train, y_train, x, y) -> np.ndarray:  # (m, D) twice, (n, D) twice -> (n,)
     "Share of a galaxy's two vectors (0, 1/2, 1) that logistic regression fitted on other galaxies assigns to the right modality."
     from sklearn.linear_model import LogisticRegression
+
     with few_threads():
         both = np.concatenate([x_train, y_train])
         scale = Scale(both)
-        model = LogisticRegression(max_iter=500).fit(scale(both), np.repeat([0, 1], [len(x_train), len(y_train)]))
+        model = LogisticRegression(max_iter=500).fit(
+            scale(both), np.repeat([0, 1], [len(x_train), len(y_train)])
+        )
         return ((model.predict(scale(x)) == 0) + (model.predict(scale(y)) == 1).astype(float)) / 2
+
 
 def own_kind(x, y, k: int = 10) -> np.ndarray:  # (n, D) twice -> (n,)
     "Share of the k nearest vectors (of both modalities, itself left out) that are of one's own modality, mean of a galaxy's two vectors."
@@ -119,65 +152,158 @@ def own_kind(x, y, k: int = 10) -> np.ndarray:  # (n, D) twice -> (n,)
     rows = nearest(both, both, k, skip=np.arange(2 * n))[0]
     return ((rows < n) == (np.arange(2 * n) < n)[:, None]).mean(1).reshape(2, n).mean(0)
 
+
 def mean_interval(values, draws: int = 1000, seed: int = 0) -> tuple:  # (n,) -> (mean, low, high)
     "Mean over galaxies with its 95 % bootstrap interval."
     return float(np.mean(values)), *bootstrap(lambda v, _: v.mean(), values, values, draws, seed=seed)
+
 
 def recall(query, gallery, k: int = 10) -> np.ndarray:  # (n, D) twice -> (n,) of 0 and 1
     "Is the partner among the first k?"
     return (partner_ranks(query, gallery) <= k).astype(float)
 
 # %% ../../nbs/evaluation/20_projections.ipynb #122ff7c9
-def map_panel(ax, xy, values=None, label="", limits=None, colours="viridis", seed=0, size=4.0, bar=True):  # (n, 2), (n,) or None
+def map_panel(
+    ax, xy, values=None, label="", limits=None, colours="viridis", seed=0, size=4.0, bar=True
+):  # (n, 2), (n,) or None
     "One map coloured by `values` (limits: colour range, default 2nd to 98th percentile); returns the scatter."
     xy, order = np.asarray(xy), np.random.default_rng(seed).permutation(len(xy))
     values = np.full(len(xy), np.nan) if values is None else np.asarray(values, float)
     known = np.isfinite(values[order])
     style = dict(s=size, lw=0, rasterized=True)
     ax.scatter(*xy[order[~known]].T, color="0.8", **style)
-    low, high = limits if limits is not None else np.percentile(values[order[known]], [2, 98]) if known.any() else (0, 1)
-    points = ax.scatter(*xy[order[known]].T, c=values[order[known]], cmap=colours, vmin=low, vmax=high, **style)
+    low, high = (
+        limits
+        if limits is not None
+        else np.percentile(values[order[known]], [2, 98])
+        if known.any()
+        else (0, 1)
+    )
+    points = ax.scatter(
+        *xy[order[known]].T, c=values[order[known]], cmap=colours, vmin=low, vmax=high, **style
+    )
     ax.set(xticks=[], yticks=[], aspect="equal")
-    for spine in ax.spines.values(): spine.set(visible=True, color="0.8", lw=0.6)
+    for spine in ax.spines.values():
+        spine.set(visible=True, color="0.8", lw=0.6)
     if bar:
         beyond = bool(np.nanmin(values, initial=low) < low), bool(np.nanmax(values, initial=high) > high)
-        extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[beyond]
+        extend = {
+            (False, False): "neither",
+            (True, False): "min",
+            (False, True): "max",
+            (True, True): "both",
+        }[beyond]
         ax.figure.colorbar(points, ax=ax, label=label, extend=extend, shrink=0.85, pad=0.02, aspect=25)
     return points
+
 
 def modality_panel(ax, xy, is_image, size=4.0, seed=0):  # (n, 2), (n,) bool
     "One map with images blue and spectra orange."
     order = np.random.default_rng(seed).permutation(len(xy))
-    ax.scatter(*np.asarray(xy)[order].T, c=np.where(is_image, COLORS["image"], COLORS["spectrum"])[order], s=size, lw=0, rasterized=True)
-    for kind, name in (("image", "images"), ("spectrum", "spectra")): ax.scatter([], [], color=COLORS[kind], s=18, label=name)
+    ax.scatter(
+        *np.asarray(xy)[order].T,
+        c=np.where(is_image, COLORS["image"], COLORS["spectrum"])[order],
+        s=size,
+        lw=0,
+        rasterized=True,
+    )
+    for kind, name in (("image", "images"), ("spectrum", "spectra")):
+        ax.scatter([], [], color=COLORS[kind], s=18, label=name)
     ax.set(xticks=[], yticks=[], aspect="equal")
-    for spine in ax.spines.values(): spine.set(visible=True, color="0.8", lw=0.6)
+    for spine in ax.spines.values():
+        spine.set(visible=True, color="0.8", lw=0.6)
     ax.legend(loc="best", frameon=True, framealpha=0.8, fontsize=8, handletextpad=0.1)
 
 # %% ../../nbs/evaluation/20_projections.ipynb #e5ecbc30
 def interactive_map(xy, is_image, targetid, columns, colours, title=""):
     """Plotly figure of a map. columns: name -> (n,), shown on hovering; colours: name of a column -> (label, low, high), a menu to choose from."""
-    try: import plotly.graph_objects as go
-    except ModuleNotFoundError as error: raise ModuleNotFoundError(f"interactive maps need plotly ({error}): pip install 'astroclip[evaluation]'") from None
+    try:
+        import plotly.graph_objects as go
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"interactive maps need plotly ({error}): pip install 'astroclip[evaluation]'"
+        ) from None
     text = lambda v: np.where(np.isfinite(v), np.char.mod("%.3f", v), "unknown")
-    hover = np.stack([np.asarray(targetid).astype(str), *(text(np.asarray(v, float)) for v in columns.values())], 1)
-    template = "targetid %{customdata[0]}<br>" + "<br>".join(f"{name} %{{customdata[{i + 1}]}}" for i, name in enumerate(columns)) + "<extra>%{fullData.name}</extra>"
+    hover = np.stack(
+        [np.asarray(targetid).astype(str), *(text(np.asarray(v, float)) for v in columns.values())], 1
+    )
+    template = (
+        "targetid %{customdata[0]}<br>"
+        + "<br>".join(f"{name} %{{customdata[{i + 1}]}}" for i, name in enumerate(columns))
+        + "<extra>%{fullData.name}</extra>"
+    )
     kinds = {"image": np.asarray(is_image), "spectrum": ~np.asarray(is_image)}
     xy = np.round(np.asarray(xy, np.float64), 2).astype(np.float32)
-    fig = go.Figure(layout=dict(title=title, template="plotly_white", width=900, height=720, legend=dict(x=0, y=1), xaxis_visible=False, yaxis=dict(visible=False, scaleanchor="x")))
+    fig = go.Figure(
+        layout=dict(
+            title=title,
+            template="plotly_white",
+            width=900,
+            height=720,
+            legend=dict(x=0, y=1),
+            xaxis_visible=False,
+            yaxis=dict(visible=False, scaleanchor="x"),
+        )
+    )
     for kind, rows in kinds.items():
-        marker = dict(size=5, opacity=0.8, color=COLORS[kind], colorscale="Viridis", showscale=False, colorbar_title=dict(text="", side="right"))
-        fig.add_trace(go.Scatter(x=xy[rows, 0], y=xy[rows, 1], mode="markers", name=kind, customdata=hover[rows], hovertemplate=template, marker=marker))
-    buttons = [dict(label="modality", method="restyle", args=[{"marker.color": [COLORS[k] for k in kinds], "marker.showscale": False}])]
+        marker = dict(
+            size=5,
+            opacity=0.8,
+            color=COLORS[kind],
+            colorscale="Viridis",
+            showscale=False,
+            colorbar_title=dict(text="", side="right"),
+        )
+        fig.add_trace(
+            go.Scatter(
+                x=xy[rows, 0],
+                y=xy[rows, 1],
+                mode="markers",
+                name=kind,
+                customdata=hover[rows],
+                hovertemplate=template,
+                marker=marker,
+            )
+        )
+    buttons = [
+        dict(
+            label="modality",
+            method="restyle",
+            args=[{"marker.color": [COLORS[k] for k in kinds], "marker.showscale": False}],
+        )
+    ]
     for name, (label, low, high) in colours.items():
         values = np.asarray(columns[name], np.float64)
-        plain = np.where(np.isfinite(values), np.round(values, 3), None)                    # the browser draws what is unknown in dark grey
-        buttons.append(dict(label=name, method="restyle", args=[{"marker.color": [plain[rows].tolist() for rows in kinds.values()], "marker.cmin": low, "marker.cmax": high,
-                                                                 "marker.showscale": [True, False], "marker.colorbar.title.text": label}]))
+        plain = np.where(
+            np.isfinite(values), np.round(values, 3), None
+        )  # the browser draws what is unknown in dark grey
+        buttons.append(
+            dict(
+                label=name,
+                method="restyle",
+                args=[
+                    {
+                        "marker.color": [plain[rows].tolist() for rows in kinds.values()],
+                        "marker.cmin": low,
+                        "marker.cmax": high,
+                        "marker.showscale": [True, False],
+                        "marker.colorbar.title.text": label,
+                    }
+                ],
+            )
+        )
     return fig.update_layout(updatemenus=[dict(buttons=buttons, x=1, xanchor="right", y=1.08)])
+
 
 def write_interactive(fig, path, name, offline=False):
     "The figure as one HTML file; offline: with plotly itself inside (about 5 MB), else it is loaded from a content network. The same figure gives the same bytes."
     with write_atomic(path) as temporary:
-        temporary.write_text(fig.to_html(include_plotlyjs=True if offline else "cdn", full_html=True, div_id=name, config=dict(displaylogo=False)))
+        temporary.write_text(
+            fig.to_html(
+                include_plotlyjs=True if offline else "cdn",
+                full_html=True,
+                div_id=name,
+                config=dict(displaylogo=False),
+            )
+        )
     return path

@@ -16,7 +16,11 @@ from ..core.config import find_root
 from ..core.plots import figures_dir
 
 # %% ../../nbs/evaluation/50_published.ipynb #d89c0d01
-SAMPLES = {"bgs": "real, bright galaxies (BGS) with PROVABGS labels", "all": "real, all image-spectrum pairs", "gz": "real, Galaxy Zoo DECaLS"}
+SAMPLES = {
+    "bgs": "real, bright galaxies (BGS) with PROVABGS labels",
+    "all": "real, all image-spectrum pairs",
+    "gz": "real, Galaxy Zoo DECaLS",
+}
 PAPER = [  # score, input, model, head, value, certainty, sample
     ("redshift r2", "image", "AstroCLIP", "knn", 0.79, "verified", "bgs"),
     ("redshift r2", "image", "AstroCLIP", "mlp", 0.78, "transcribed", "bgs"),
@@ -33,35 +37,98 @@ PAPER = [  # score, input, model, head, value, certainty, sample
 
 # %% ../../nbs/evaluation/50_published.ipynb #8f87f9de
 for kind, model, head, values in (
-    ("image", "AstroCLIP", "knn", (0.74, 0.44, 0.27, 0.44)), ("image", "AstroCLIP", "mlp", (0.73, 0.43, 0.26, 0.42)),
+    ("image", "AstroCLIP", "knn", (0.74, 0.44, 0.27, 0.44)),
+    ("image", "AstroCLIP", "mlp", (0.73, 0.43, 0.26, 0.42)),
     ("photometry", "magnitudes", "mlp", (0.67, 0.41, 0.27, 0.34)),
-    ("spectrum", "AstroCLIP", "knn", (0.87, 0.57, 0.43, 0.63)), ("spectrum", "AstroCLIP", "mlp", (0.88, 0.58, 0.43, 0.64))):
+    ("spectrum", "AstroCLIP", "knn", (0.87, 0.57, 0.43, 0.63)),
+    ("spectrum", "AstroCLIP", "mlp", (0.88, 0.58, 0.43, 0.64)),
+):
     names = ("log_mstar", "log_z_mw", "t_age_mw", "ln_sfr_over_z")
-    PAPER += [(f"{name} r2", kind, model, head, value, "transcribed", "bgs") for name, value in zip(names, values)]
+    PAPER += [
+        (f"{name} r2", kind, model, head, value, "transcribed", "bgs") for name, value in zip(names, values)
+    ]
 for kind, model, head, value in (
-    ("image", "AstroCLIP", "knn", 0.47), ("image", "unaligned DINOv2", "knn", 0.37), ("image", "Stein et al.", "knn", 0.26), ("image", "ResNet18", "supervised", 0.43),
-    ("spectrum", "AstroCLIP", "knn", 0.63), ("spectrum", "unaligned SpecFormer", "knn", 0.64), ("spectrum", "Conv+Att", "supervised", 0.60), ("photometry", "magnitudes", "mlp", 0.42)):
+    ("image", "AstroCLIP", "knn", 0.47),
+    ("image", "unaligned DINOv2", "knn", 0.37),
+    ("image", "Stein et al.", "knn", 0.26),
+    ("image", "ResNet18", "supervised", 0.43),
+    ("spectrum", "AstroCLIP", "knn", 0.63),
+    ("spectrum", "unaligned SpecFormer", "knn", 0.64),
+    ("spectrum", "Conv+Att", "supervised", 0.60),
+    ("photometry", "magnitudes", "mlp", 0.42),
+):
     PAPER += [("properties mean r2", kind, model, head, value, "verified", "bgs")]
 
 # %% ../../nbs/evaluation/50_published.ipynb #23e7402d
-GZ_QUESTIONS = ("smooth-or-featured", "disk-edge-on", "has-spiral-arms", "bar", "bulge-size", "how-rounded", "edge-on-bulge", "spiral-winding", "spiral-arm-count", "merging")
+GZ_QUESTIONS = (
+    "smooth-or-featured",
+    "disk-edge-on",
+    "has-spiral-arms",
+    "bar",
+    "bulge-size",
+    "how-rounded",
+    "edge-on-bulge",
+    "spiral-winding",
+    "spiral-arm-count",
+    "merging",
+)
 for model, head, certainty, accuracy, f1 in (
-    ("AstroCLIP", "mlp", "transcribed", (.83, .97, .92, .56, .79, .74, .82, .74, .44, .80), (.83, .97, .94, .54, .78, .74, .81, .68, .41, .73)),
-    ("ZooBot", "supervised", "verified", (.94, .99, .93, .82, .84, .93, .91, .78, .77, .88), (.94, .99, .94, .81, .84, .93, .90, .79, .76, .85))):
+    (
+        "AstroCLIP",
+        "mlp",
+        "transcribed",
+        (0.83, 0.97, 0.92, 0.56, 0.79, 0.74, 0.82, 0.74, 0.44, 0.80),
+        (0.83, 0.97, 0.94, 0.54, 0.78, 0.74, 0.81, 0.68, 0.41, 0.73),
+    ),
+    (
+        "ZooBot",
+        "supervised",
+        "verified",
+        (0.94, 0.99, 0.93, 0.82, 0.84, 0.93, 0.91, 0.78, 0.77, 0.88),
+        (0.94, 0.99, 0.94, 0.81, 0.84, 0.93, 0.90, 0.79, 0.76, 0.85),
+    ),
+):
     for score, values in (("accuracy", accuracy), ("f1", f1)):
-        PAPER += [(f"{question} {score}", "image", model, head, value, certainty, "gz") for question, value in zip(GZ_QUESTIONS, values)]
-PAPER += [("morphology mean accuracy", "image", model, head, value, "verified", "gz") for model, head, value in (
-    ("AstroCLIP", "mlp", 0.76), ("unaligned DINOv2", "mlp", 0.78), ("Stein et al.", "mlp", 0.76), ("ZooBot", "supervised", 0.88))]
-PAPER += [("morphology mean f1", "image", "AstroCLIP", "mlp", 0.743, "transcribed", "gz"), ("morphology mean f1", "image", "ZooBot", "supervised", 0.875, "verified", "gz")]
+        PAPER += [
+            (f"{question} {score}", "image", model, head, value, certainty, "gz")
+            for question, value in zip(GZ_QUESTIONS, values)
+        ]
+PAPER += [
+    ("morphology mean accuracy", "image", model, head, value, "verified", "gz")
+    for model, head, value in (
+        ("AstroCLIP", "mlp", 0.76),
+        ("unaligned DINOv2", "mlp", 0.78),
+        ("Stein et al.", "mlp", 0.76),
+        ("ZooBot", "supervised", 0.88),
+    )
+]
+PAPER += [
+    ("morphology mean f1", "image", "AstroCLIP", "mlp", 0.743, "transcribed", "gz"),
+    ("morphology mean f1", "image", "ZooBot", "supervised", 0.875, "verified", "gz"),
+]
 
 # %% ../../nbs/evaluation/50_published.ipynb #1e04b8a5
-COUNTERPART = {("image", "astroclip"): "AstroCLIP", ("image", "vit"): "unaligned DINOv2", ("spectrum", "astroclip"): "AstroCLIP",
-               ("spectrum", "specformer"): "unaligned SpecFormer", ("spectrum", "redshift_classifier"): "Conv+Att",
-               ("photometry", "aperture_3"): "magnitudes", ("photometry", "aperture_5"): "magnitudes", ("photometry", "catalogue"): "magnitudes"}
+COUNTERPART = {
+    ("image", "astroclip"): "AstroCLIP",
+    ("image", "vit"): "unaligned DINOv2",
+    ("spectrum", "astroclip"): "AstroCLIP",
+    ("spectrum", "specformer"): "unaligned SpecFormer",
+    ("spectrum", "redshift_classifier"): "Conv+Att",
+    ("photometry", "aperture_3"): "magnitudes",
+    ("photometry", "aperture_5"): "magnitudes",
+    ("photometry", "catalogue"): "magnitudes",
+}
 for kind in ("image", "spectrum"):
-    for model in ("astroclip_finetuned", "astroclip_finetuned_random"): COUNTERPART[kind, model] = "AstroCLIP"
+    for model in ("astroclip_finetuned", "astroclip_finetuned_random"):
+        COUNTERPART[kind, model] = "AstroCLIP"
 
-COUNTERPART |= {("image", "resnet"): "ResNet18", ("image", "ResNet18"): "ResNet18", ("spectrum", "conv_attention"): "Conv+Att", ("spectrum", "Conv+Att"): "Conv+Att"}
+COUNTERPART |= {
+    ("image", "resnet"): "ResNet18",
+    ("image", "ResNet18"): "ResNet18",
+    ("spectrum", "conv_attention"): "Conv+Att",
+    ("spectrum", "Conv+Att"): "Conv+Att",
+}
+
 
 def paper_number(score: str, kind: str, model: str, head: str, sample: str | None = None) -> dict:
     "The paper's value of a score for our input, model and head: dict(paper, paper_sample, paper_certainty); empty words and None where it has none."
@@ -73,21 +140,38 @@ def paper_number(score: str, kind: str, model: str, head: str, sample: str | Non
 
 # %% ../../nbs/evaluation/50_published.ipynb #3c113d3e
 MODEL_WORDS = dict(
-    astroclip="aligned, frozen towers", astroclip_finetuned="aligned, image tower trained", astroclip_finetuned_random="aligned, from random image tower",
-    vit="unaligned image tower", random_vit="random image tower", specformer="unaligned spectrum tower", random_specformer="random spectrum tower",
-    resnet="ResNet18, supervised", convnext="ConvNeXt, supervised", conv_attention="Conv+Att, supervised", redshift_classifier="supervised classifier",
-    aperture_3='g, r, z in 3"', aperture_5='g, r, z in 5"', catalogue="catalogue g, r, z")
+    astroclip="aligned, frozen towers",
+    astroclip_finetuned="aligned, image tower trained",
+    astroclip_finetuned_random="aligned, from random image tower",
+    vit="unaligned image tower",
+    random_vit="random image tower",
+    specformer="unaligned spectrum tower",
+    random_specformer="random spectrum tower",
+    resnet="ResNet18, supervised",
+    convnext="ConvNeXt, supervised",
+    conv_attention="Conv+Att, supervised",
+    redshift_classifier="supervised classifier",
+    aperture_3='g, r, z in 3"',
+    aperture_5='g, r, z in 5"',
+    catalogue="catalogue g, r, z",
+)
 
 # %% ../../nbs/evaluation/50_published.ipynb #d3cc4226
 def number(text):
     "A float where the text is one, None where it is empty, else the text."
-    if text == "": return None
-    try: return float(text)
-    except ValueError: return text
+    if text == "":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
 
 def read_table(path) -> list[dict]:
     "Rows of a CSV table as dictionaries, numbers as floats, empty cells as None."
-    with open(path, newline="") as f: return [{k: number(v) for k, v in row.items()} for row in csv.DictReader(f)]
+    with open(path, newline="") as f:
+        return [{k: number(v) for k, v in row.items()} for row in csv.DictReader(f)]
+
 
 def is_current(path, params) -> bool:
     "Was the file made from the same seed and from the artifacts, settings and code, that these parameters resolve to today?"
@@ -95,7 +179,11 @@ def is_current(path, params) -> bool:
     if record["parameters"]["seed"] != params.seed:
         return False
     tuned = dict(finetuned=True) if record["parameters"].get("compare") else {}  # pages of `make studies`
-    today = {s: resolve(s, params, **(tuned if s in ("align", "embed") else {})) for s in record["inputs"] if s in STAGES}
+    today = {
+        s: resolve(s, params, **(tuned if s in ("align", "embed") else {}))
+        for s in record["inputs"]
+        if s in STAGES
+    }
     known = [(artifact, record["inputs"][stage]) for stage, artifact in today.items()]
     if any(artifact.key != key for artifact, key in known):
         return False
@@ -103,28 +191,65 @@ def is_current(path, params) -> bool:
     here = [artifact for artifact, _ in known if artifact.made and artifact.stage in code]
     return all(code[a.stage] == (a.made_by if reuse_asked() else a.code_key) for a in here)
 
+
 def page_file(name: str, page: str, params, make: bool = True):
     "Path of a figure's sidecar or a table below the run's figure folder; when missing or of other inputs, its page runs first (or, with make=False, None)."
     path = figures_dir(params) / name
-    if path.is_file() and is_current(path, params): return path
-    if not make: return None
+    if path.is_file() and is_current(path, params):
+        return path
+    if not make:
+        return None
     notebook = (find_root() or Path()) / "nbs" / f"{page}.ipynb"
-    if not notebook.is_file(): raise FileNotFoundError(f"{path} is missing, and there is no {notebook} to make it")
+    if not notebook.is_file():
+        raise FileNotFoundError(f"{path} is missing, and there is no {notebook} to make it")
     print(f"{name} is missing or of an earlier run: running nbs/{page}.ipynb (about a minute).")
     sys.stdout.flush()
     run_page(notebook, {k: params.as_dict()[k] for k in ("survey", "profile", "seed", "device")})
     return path
 
+
 def run_page(notebook, parameters):
     "Execute a page; its executed copy is not kept, its tables and figures are."
     import papermill  # only where a page is missing
-    papermill.execute_notebook(str(notebook), None, parameters=parameters, kernel_name="python3", progress_bar=False)
+
+    papermill.execute_notebook(
+        str(notebook), None, parameters=parameters, kernel_name="python3", progress_bar=False
+    )
 
 # %% ../../nbs/evaluation/50_published.ipynb #2815e4a5
-def score_row(page, kind, model, head, score, ours, low=None, high=None, n=None, seed=None, sample="", configuration="", paper=None) -> dict:
+def score_row(
+    page,
+    kind,
+    model,
+    head,
+    score,
+    ours,
+    low=None,
+    high=None,
+    n=None,
+    seed=None,
+    sample="",
+    configuration="",
+    paper=None,
+) -> dict:
     "One number beside the paper's: `paper` as from `paper_number`, or None where the paper has no such number."
     paper = paper or dict(paper=None, paper_sample="", paper_certainty="")
     theirs = paper["paper"]
-    return dict(page=page, input=kind, model=model, head=head, score=score, ours=ours, low=low, high=high, paper=theirs,
-                difference=None if theirs is None else ours - theirs, n=n, seed=seed, configuration=configuration, sample=sample,
-                paper_sample=paper["paper_sample"], paper_certainty=paper["paper_certainty"])
+    return dict(
+        page=page,
+        input=kind,
+        model=model,
+        head=head,
+        score=score,
+        ours=ours,
+        low=low,
+        high=high,
+        paper=theirs,
+        difference=None if theirs is None else ours - theirs,
+        n=n,
+        seed=seed,
+        configuration=configuration,
+        sample=sample,
+        paper_sample=paper["paper_sample"],
+        paper_certainty=paper["paper_certainty"],
+    )

@@ -55,17 +55,21 @@ def find_folder(folder=""):
 def end_page(message):
     "Say why a notebook ends here and turn its remaining cells into nothing (until the kernel restarts)."
     from IPython import get_ipython
+
     print(message)
     get_ipython().input_transformers_cleanup.append(lambda lines: ["pass\n"])
 
 
-HOW_TO_FILL = ("no real galaxies found: put FITS cutouts (legacysurvey.org/viewer/fits-cutout?ra=..&dec=..&layer=ls-dr9&bands=grz&size=160) "
-               "and SDSS spec or DESI coadd files into data/real, or set $ASTROCLIP_SHARED")
+HOW_TO_FILL = (
+    "no real galaxies found: put FITS cutouts (legacysurvey.org/viewer/fits-cutout?ra=..&dec=..&layer=ls-dr9&bands=grz&size=160) "
+    "and SDSS spec or DESI coadd files into data/real, or set $ASTROCLIP_SHARED"
+)
 
 # %% ../../nbs/evaluation/40_real_data.ipynb #216b646a
 @dataclass
 class Observed:
     "What a folder holds: (file, Cutout), (file, Spectrum) and (file, reason why it was left out)."
+
     images: list = field(default_factory=list)
     spectra: list = field(default_factory=list)
     left_out: list = field(default_factory=list)
@@ -125,7 +129,7 @@ def spectra_for_network(spectra):
     rows, flux, ivar, refused = [], [], [], {}
     for i, (_, s) in enumerate(spectra):
         try:
-            f, w = check_spectra(s.flux, s.wavelength, s.ivar, unit=FLUX_UNIT)      # the readers know it
+            f, w = check_spectra(s.flux, s.wavelength, s.ivar, unit=FLUX_UNIT)  # the readers know it
         except ValueError as error:
             refused[i] = str(error)
             continue
@@ -138,11 +142,16 @@ def spectra_for_network(spectra):
 # %% ../../nbs/evaluation/40_real_data.ipynb #30d5c4d8
 def group_of(spectrum):
     "(survey or None, why it is not scored or '')."
-    if not spectrum.usable: return None, "no usable pixel"
-    if spectrum.redshift is None: return None, "no redshift known"
-    if spectrum.spectype == "QSO": return None, "quasar"
-    if spectrum.redshift < 0.002: return None, "star (z < 0.002)"
-    if spectrum.redshift > 0.8: return None, "beyond z = 0.8"
+    if not spectrum.usable:
+        return None, "no usable pixel"
+    if spectrum.redshift is None:
+        return None, "no redshift known"
+    if spectrum.spectype == "QSO":
+        return None, "quasar"
+    if spectrum.redshift < 0.002:
+        return None, "star (z < 0.002)"
+    if spectrum.redshift > 0.8:
+        return None, "beyond z = 0.8"
     return (spectrum.source.split() or ["other"])[0], ""
 
 
@@ -234,12 +243,16 @@ def list_all(found, images, spectra, z_known, reasons):
             row = dict.fromkeys(COLUMNS) | dict(file=file, id=getattr(x, "id", Path(file).stem), kind=kind)
             row |= dict(z_true=z_known[n] if kind == "image" else x.redshift, z_pred=float(answers.z[n]))
             row |= dict(probability=float(answers.probability[n]) if kind == "spectrum" else None)
-            row |= dict(similarity=float(answers.similarity[n, 0]), missing_fraction=float(answers.missing[n]))
+            row |= dict(
+                similarity=float(answers.similarity[n, 0]), missing_fraction=float(answers.missing[n])
+            )
             why = [reasons[n]] if kind == "spectrum" and reasons[n] else []
             listed.append(row | dict(flag="; ".join(x.flags + why)))
         for i, why in answers.refused.items():
             file, x = objects[i]
-            row = dict.fromkeys(COLUMNS) | dict(file=file, id=getattr(x, "id", Path(file).stem), kind=f"{kind}, refused")
+            row = dict.fromkeys(COLUMNS) | dict(
+                file=file, id=getattr(x, "id", Path(file).stem), kind=f"{kind}, refused"
+            )
             listed.append(row | dict(flag="; ".join([*x.flags, why])))
     for file, why in found.left_out:
         listed.append(dict.fromkeys(COLUMNS) | dict(file=file, id="", kind="left out", flag=why))
@@ -258,10 +271,23 @@ def real_scores(z_pred, z_true, group, method, **about):
     row = {"group": group, "method": method, "n": n}
     for tolerance in (0.003, 0.01):
         k = int((d < tolerance).sum())
-        row |= {f"within_{tolerance}": k / n, f"within_{tolerance}_low": wilson(k, n)[0], f"within_{tolerance}_high": wilson(k, n)[1]}
+        row |= {
+            f"within_{tolerance}": k / n,
+            f"within_{tolerance}_low": wilson(k, n)[0],
+            f"within_{tolerance}_high": wilson(k, n)[1],
+        }
     low, high = bootstrap(sigma_nmad, z_pred, z_true)
-    return row | {"sigma_nmad": sigma_nmad(z_pred, z_true), "sigma_nmad_low": low, "sigma_nmad_high": high,
-                  "outlier_fraction": outlier_fraction(z_pred, z_true, 0.01), "bias": bias(z_pred, z_true)} | about
+    return (
+        row
+        | {
+            "sigma_nmad": sigma_nmad(z_pred, z_true),
+            "sigma_nmad_low": low,
+            "sigma_nmad_high": high,
+            "outlier_fraction": outlier_fraction(z_pred, z_true, 0.01),
+            "bias": bias(z_pred, z_true),
+        }
+        | about
+    )
 
 # %% ../../nbs/evaluation/40_real_data.ipynb #378e0d61
 MARKERS = {"SDSS": "o", "MaNGA": "^", "DESI": "s"}
@@ -277,8 +303,16 @@ def markers_of(groups):
 def real_redshift_figure(z_true, groups, predictions, sure=None, limit=0.8):
     "Predicted against catalogue redshift, one column per entry of predictions (title -> (n,)); open marks where `sure` (n,) is False."
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(2, len(predictions), figsize=(3 * len(predictions) + 0.6, 4.8), sharex=True, sharey="row", squeeze=False,
-                             gridspec_kw=dict(height_ratios=[2.2, 1]))
+
+    fig, axes = plt.subplots(
+        2,
+        len(predictions),
+        figsize=(3 * len(predictions) + 0.6, 4.8),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        gridspec_kw=dict(height_ratios=[2.2, 1]),
+    )
     sure = np.ones(len(z_true), bool) if sure is None else sure
     for (top, bottom), (title, z_pred) in zip(axes.T, predictions.items()):
         d = dz(z_pred, z_true)
@@ -290,29 +324,40 @@ def real_redshift_figure(z_true, groups, predictions, sure=None, limit=0.8):
                 top.plot(z_true[pick], z_pred[pick], **style, label=group if chosen is sure else None)
                 bottom.plot(z_true[pick], np.clip(d[pick], -0.0295, 0.0295), **style)
         top.plot([0, limit], [0, limit], color="0.4", lw=0.8, zorder=0)
-        for y in (-0.01, 0.01): bottom.axhline(y, color="0.5", lw=0.7, ls="--")
+        for y in (-0.01, 0.01):
+            bottom.axhline(y, color="0.5", lw=0.7, ls="--")
         text = f"n = {len(z_true)}\n$\\sigma_{{NMAD}}$ = {sigma_nmad(z_pred, z_true):.5f}\n|dz| > 0.01: {100 * np.mean(np.abs(d) > 0.01):.0f} %"
         top.text(0.04, 0.97, text, transform=top.transAxes, va="top", fontsize=8)
         top.set(xlim=(0, limit), ylim=(0, 1.05 * limit), title=title)
         bottom.set(ylim=(-0.032, 0.032), xlabel="redshift in the catalogue")
-    axes[0, 0].set_ylabel("predicted redshift"); axes[1, 0].set_ylabel("$dz$ (clipped at 0.03)")
+    axes[0, 0].set_ylabel("predicted redshift")
+    axes[1, 0].set_ylabel("$dz$ (clipped at 0.03)")
     axes[0, 0].legend(loc="lower right", frameon=False, fontsize=8)
-    fig.suptitle("real spectra; networks trained on simulated ones only; open marks: probability below one half", fontsize=9)
+    fig.suptitle(
+        "real spectra; networks trained on simulated ones only; open marks: probability below one half",
+        fontsize=9,
+    )
     return fig
 
 # %% ../../nbs/evaluation/40_real_data.ipynb #55896403
 def neighbour_figure(rgb, titles, neighbours, captions, columns=2):
     "Observed galaxies (rgb (n, 3, h, w), framed) beside their nearest simulated ones (neighbours (n, k, 3, h, w), captions n x k)."
     import matplotlib.pyplot as plt
+
     n, k = len(rgb), neighbours.shape[1]
     lines = -(-n // columns)
     fig = plt.figure(figsize=(5.2 * columns, 1.12 * lines + 0.3), layout="none")
-    blocks = fig.add_gridspec(lines, columns, left=0.005, right=0.995, bottom=0.01, top=0.95, wspace=0.05, hspace=0.22)
+    blocks = fig.add_gridspec(
+        lines, columns, left=0.005, right=0.995, bottom=0.01, top=0.95, wspace=0.05, hspace=0.22
+    )
     for i in range(n):
         inner = blocks[i % lines, i // lines].subgridspec(1, k + 1, wspace=0.04)
         first = show_image(fig.add_subplot(inner[0]), rgb[i], titles[i])
-        first.add_patch(plt.Rectangle((0, 0), 1, 1, transform=first.transAxes, fill=False, color="#de8f05", lw=2.5))
-        for j in range(k): show_image(fig.add_subplot(inner[1 + j]), neighbours[i, j], captions[i][j])
+        first.add_patch(
+            plt.Rectangle((0, 0), 1, 1, transform=first.transAxes, fill=False, color="#de8f05", lw=2.5)
+        )
+        for j in range(k):
+            show_image(fig.add_subplot(inner[1 + j]), neighbours[i, j], captions[i][j])
     return fig
 
 
@@ -330,13 +375,34 @@ def spectrum_neighbour_figure(
 ):
     "Observed spectra (flux (n, 7781), NaN = missing) over their nearest simulated ones (neighbours (n, k, 7781)), each by its mean."
     import matplotlib.pyplot as plt
+
     fig, axes = plt.subplots(len(flux), 1, figsize=(7.5, 1.55 * len(flux) + 0.5), sharex=True, squeeze=False)
     even = lambda x: x / np.nanmean(x)
     for i, ax in enumerate(axes[:, 0]):
-        for x in neighbours[i]: plot_spectrum(ax, WAVELENGTH, even(np.where(np.isfinite(flux[i]), x, np.nan)), smooth=smooth, color=COLORS["spectrum"], lw=0.5, alpha=0.6)
-        plot_spectrum(ax, WAVELENGTH, even(flux[i]), redshifts[i], smooth=smooth, labels=True, color="k", lw=0.7)
+        for x in neighbours[i]:
+            plot_spectrum(
+                ax,
+                WAVELENGTH,
+                even(np.where(np.isfinite(flux[i]), x, np.nan)),
+                smooth=smooth,
+                color=COLORS["spectrum"],
+                lw=0.5,
+                alpha=0.6,
+            )
+        plot_spectrum(
+            ax, WAVELENGTH, even(flux[i]), redshifts[i], smooth=smooth, labels=True, color="k", lw=0.7
+        )
         ax.set(ylim=(0, 1.2 * np.nanpercentile(even(flux[i]), 99.7)), ylabel="flux / mean")
-        ax.text(0.995, 0.93, titles[i], transform=ax.transAxes, ha="right", va="top", fontsize=8, bbox=dict(fc="white", ec="none", alpha=0.8, pad=1))
+        ax.text(
+            0.995,
+            0.93,
+            titles[i],
+            transform=ax.transAxes,
+            ha="right",
+            va="top",
+            fontsize=8,
+            bbox=dict(fc="white", ec="none", alpha=0.8, pad=1),
+        )
     axes[-1, 0].set_xlabel("wavelength [Å]")
     fig.suptitle(f"black: real spectrum, {lines}; orange: its nearest simulated neighbours", fontsize=9)
     return fig

@@ -17,8 +17,15 @@ import numpy as np
 from .fits_files import native, open_fits, reading
 from ..data.image_gate import image_faults
 from ..data.image_units import COUNTS, nanomaggies_per, tidy_unit
-from ..data.images import (
-    BANDS, PIXEL_SCALE, Cutout, NotAnImage, image_flags, missing_pixels, resample_cutout)
+from astroclip.data.images import (
+    BANDS,
+    PIXEL_SCALE,
+    Cutout,
+    NotAnImage,
+    image_flags,
+    missing_pixels,
+    resample_cutout,
+)
 from .pictures import check_scale, is_picture, read_picture, stamp_size
 
 # %% ../../nbs/files/25_cutout_files.ipynb #845e8528
@@ -38,8 +45,10 @@ def band_of(text):
 def bands_of(text):
     "The bands of a list such as 'grz', 'g,r,z', 'g r i z', 'grzW1'; [] where it is no list of bands."
     words = [w for w in re.split(r"[^A-Za-z0-9']+", str(text).strip()) if w]
-    if len(words) > 1: found = [band_of(w) for w in words]
-    else: found = re.findall(r"w[1-4]|[ugrizy]", str(text).lower())
+    if len(words) > 1:
+        found = [band_of(w) for w in words]
+    else:
+        found = re.findall(r"w[1-4]|[ugrizy]", str(text).lower())
     whole = len(words) > 1 or "".join(map(str, found)) == "".join(words).lower()
     return found if whole and None not in found and len(set(found)) == len(found) else []
 
@@ -48,7 +57,8 @@ def cube_bands(header, n):
     "[bands of the n planes of a cube, as the header says], or []: BANDS, BAND0..., FILTER1..., FILTER."
     said = []
     for key in ("BANDS", "FILTERS", "FILTER", "FILT", "BAND"):
-        if bands_of(header.get(key, "")): said.append(bands_of(header[key]))
+        if bands_of(header.get(key, "")):
+            said.append(bands_of(header[key]))
     for key in ("BAND", "FILTER", "FILT", "FILTNAM", "PLANE", "CHAN"):
         numbers = [i for i in range(n + 1) if f"{key}{i}" in header]
         if numbers in ([*range(n)], [*range(1, n + 1)]):
@@ -60,34 +70,40 @@ def cube_bands(header, n):
 
 # %% ../../nbs/files/25_cutout_files.ipynb #0b35732d
 WEIGHTS = re.compile(r"(^|[^a-z])(invvar|ivar|inv_?var\w*|inverse|weights?|wht|wt)([^a-z]|$)")
-OTHER = re.compile(r"(^|[^a-z])(mask(bits)?|dq|flags?|err(or)?|sigma|std|var(iance)?|unc\w*|psf\w*|model"
-                   r"|resid\w*|chi2?|nexp\w*|depth|exp(time|map|osure)?|sky|bkg|back\w*|seg\w*|noise|rms"
-                   r"|res(olution)?)([^a-z]|$)")
+OTHER = re.compile(
+    r"(^|[^a-z])(mask(bits)?|dq|flags?|err(or)?|sigma|std|var(iance)?|unc\w*|psf\w*|model"
+    r"|resid\w*|chi2?|nexp\w*|depth|exp(time|map|osure)?|sky|bkg|back\w*|seg\w*|noise|rms"
+    r"|res(olution)?)([^a-z]|$)"
+)
 
 
 @dataclass
 class Plane:
     "One band of an image, as the file has it."
-    data: np.ndarray      # (H, W) float32; NaN where inverse variance says that nothing was observed
+
+    data: np.ndarray  # (H, W) float32; NaN where inverse variance says that nothing was observed
     header: object
-    whole: bool           # whole numbers in the file
+    whole: bool  # whole numbers in the file
 
 
 def role(hdu):
     "'image', 'weight', 'other' of an HDU, by IMAGETYP and EXTNAME; None without pixels."
-    if not getattr(hdu, "is_image", False) or hdu.data is None: return None
+    if not getattr(hdu, "is_image", False) or hdu.data is None:
+        return None
     text = f"{hdu.header.get('IMAGETYP', '')} {hdu.header.get('EXTNAME', '')}".lower()
     return "weight" if WEIGHTS.search(text) else "other" if OTHER.search(text) else "image"
 
 
 def _squeezed(data):
     "Leading axes of length one are no axes."
-    while data.ndim > 2 and data.shape[0] == 1: data = data[0]
+    while data.ndim > 2 and data.shape[0] == 1:
+        data = data[0]
     return data
 
 
 def _plane(data, header):
-    if data.dtype.kind not in "iuf": raise ValueError(f"pixels of type {data.dtype}")
+    if data.dtype.kind not in "iuf":
+        raise ValueError(f"pixels of type {data.dtype}")
     return Plane(native(data, np.float32), header, data.dtype.kind in "iu")
 
 # %% ../../nbs/files/25_cutout_files.ipynb #5b03cc80
@@ -107,7 +123,8 @@ def _from_cube(hdus, i, flags):
     planes = {}
     for k, band in enumerate(bands):
         planes[band] = _plane(cube[k], header)
-        if weight is not None: planes[band].data[~(weight[k] > 0)] = np.nan
+        if weight is not None:
+            planes[band].data[~(weight[k] > 0)] = np.nan
     return planes
 
 
@@ -123,11 +140,16 @@ def _from_planes(hdus, flags):
     planes, weights = {}, {}
     for hdu in hdus:
         kind, band = role(hdu), None
-        if kind in ("image", "weight") and _squeezed(hdu.data).ndim == 2: band = _hdu_band(hdu)
-        if band is None: continue
-        if kind == "weight": weights[band] = _squeezed(hdu.data)
-        elif band in planes: raise ValueError(f"several bricks of band {band}; fetch it without subimage")
-        else: planes[band] = _plane(_squeezed(hdu.data), hdu.header)
+        if kind in ("image", "weight") and _squeezed(hdu.data).ndim == 2:
+            band = _hdu_band(hdu)
+        if band is None:
+            continue
+        if kind == "weight":
+            weights[band] = _squeezed(hdu.data)
+        elif band in planes:
+            raise ValueError(f"several bricks of band {band}; fetch it without subimage")
+        else:
+            planes[band] = _plane(_squeezed(hdu.data), hdu.header)
     for band, weight in weights.items():
         if band in planes and planes[band].data.shape == weight.shape:
             planes[band].data[~(weight > 0)] = np.nan
@@ -141,7 +163,8 @@ def _no_image(hdus):
         return "a table or spectrum"
     shapes = [_squeezed(h.data).shape for h in hdus if role(h) in ("image", "other")]
     tables = any(hasattr(h, "columns") for h in hdus)
-    if not shapes: return "a table or spectrum" if tables else "no image: it holds no pixels"
+    if not shapes:
+        return "a table or spectrum" if tables else "no image: it holds no pixels"
     bare = not any("CTYPE1" in h.header or "CD1_1" in h.header for h in hdus)
     small = bare and all(len(s) == 2 and max(s) <= 64 for s in shapes)
     if small or all("psf" in h.name.lower() for h in hdus if role(h)):
@@ -155,12 +178,15 @@ def _no_image(hdus):
 def find_planes(hdus, path):
     "({band: Plane} of g, r, z, flags) of an open FITS file; `NotAnImage` with the reason where it lacks one."
     why, flags = _no_image(hdus), []
-    if why: raise NotAnImage(path, why)
+    if why:
+        raise NotAnImage(path, why)
     shapes = {i: _squeezed(h.data).shape for i, h in enumerate(hdus) if role(h) == "image"}
     cubes = [(i, s) for i, s in shapes.items() if len(s) > 2]
     fit = [i for i, s in cubes if len(s) == 3 and s[0] <= 12 and min(s[1:]) >= 16]
-    try: planes = _from_cube(hdus, fit[0], flags) if fit else _from_planes(hdus, flags)
-    except ValueError as error: raise NotAnImage(path, str(error)) from None
+    try:
+        planes = _from_cube(hdus, fit[0], flags) if fit else _from_planes(hdus, flags)
+    except ValueError as error:
+        raise NotAnImage(path, str(error)) from None
     if not planes and cubes:
         shape = cubes[0][1]
         first = "bands lie along the first axis of FITS, expected the third (NAXIS3)"
@@ -169,9 +195,11 @@ def find_planes(hdus, path):
     if not planes:
         raise NotAnImage(path, "no image with bands g, r, z: no plane names its band (BAND, FILTER, EXTNAME)")
     absent = [b for b in BANDS if b not in planes]
-    if absent: raise NotAnImage(path, f"bands {', '.join(planes)} only: {', '.join(absent)} missing")
+    if absent:
+        raise NotAnImage(path, f"bands {', '.join(planes)} only: {', '.join(absent)} missing")
     extra = [b for b in planes if b not in BANDS]
-    if extra: flags.append(f"bands left out: {', '.join(extra)}")
+    if extra:
+        flags.append(f"bands left out: {', '.join(extra)}")
     if len({planes[b].data.shape for b in BANDS}) > 1:
         raise NotAnImage(path, "g, r, z have different numbers of pixels")
     return {b: planes[b] for b in BANDS}, flags
@@ -180,36 +208,43 @@ def find_planes(hdus, path):
 @dataclass
 class Geometry:
     "Where an image lies on the sky: centre (degrees), pixel scales (arcsec), and how its axes run."
+
     ra: float = np.nan
     dec: float = np.nan
-    scale: tuple = (PIXEL_SCALE, PIXEL_SCALE)       # x, y
-    turn: tuple = (0, False)                        # quarter turns, then mirrored in x
-    known: bool = False                             # the file says its pixel scale
+    scale: tuple = (PIXEL_SCALE, PIXEL_SCALE)  # x, y
+    turn: tuple = (0, False)  # quarter turns, then mirrored in x
+    known: bool = False  # the file says its pixel scale
 
 
 def _orientation(matrix, flags):
     "(quarter turns, mirror) that bring north up and east left; rotations by other angles are said."
     m = matrix / np.sqrt((matrix**2).sum(0))
     for turns, mirror in ((k, f) for f in (False, True) for k in range(4)):
-        seen = m @ np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), turns)     # as np.rot90 does
-        if mirror: seen = seen @ np.diag([-1, 1])
+        seen = m @ np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), turns)  # as np.rot90 does
+        if mirror:
+            seen = seen @ np.diag([-1, 1])
         angle = np.degrees(np.arctan2(seen[0, 1], seen[1, 1]))
-        if np.linalg.det(seen) < 0 and abs(angle) <= 45 + 1e-9: break
-    if turns or mirror: flags.append("turned to north up, east left")
-    if abs(angle) > 0.5: flags.append(f"north {abs(angle):.0f} degrees from up: kept as it is")
+        if np.linalg.det(seen) < 0 and abs(angle) <= 45 + 1e-9:
+            break
+    if turns or mirror:
+        flags.append("turned to north up, east left")
+    if abs(angle) > 0.5:
+        flags.append(f"north {abs(angle):.0f} degrees from up: kept as it is")
     return turns, mirror
 
 # %% ../../nbs/files/25_cutout_files.ipynb #71cb5352
 def geometry(header, shape, flags):
     "`Geometry` of an image (H, W) from its header: CD, PC + CDELT, CDELT, CROTA, or a scale alone."
     from astropy.wcs import WCS
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             wcs = WCS(header).celestial
-            if not wcs.has_celestial: raise ValueError("no celestial axes")
+            if not wcs.has_celestial:
+                raise ValueError("no celestial axes")
             matrix = 3600 * np.asarray(wcs.pixel_scale_matrix, float)
-            matrix = matrix[::-1] if wcs.wcs.lat == 0 else matrix       # declination on the first axis
+            matrix = matrix[::-1] if wcs.wcs.lat == 0 else matrix  # declination on the first axis
             scale = tuple(np.sqrt((matrix**2).sum(0)).tolist())
             if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-6 or max(scale) > 1000:
                 raise ValueError("no pixel scale")
@@ -217,10 +252,11 @@ def geometry(header, shape, flags):
             try:
                 place = wcs.pixel_to_world((shape[1] - 1) / 2, (shape[0] - 1) / 2).icrs
                 found.ra, found.dec = float(place.ra.deg) % 360, float(place.dec.deg)
-            except Exception:                                    # no frame, beyond the projection, ...
+            except Exception:  # no frame, beyond the projection, ...
                 flags.append("position cannot be computed from the header")
             return found
-        except (ValueError, TypeError, KeyError, AttributeError, np.linalg.LinAlgError): pass
+        except (ValueError, TypeError, KeyError, AttributeError, np.linalg.LinAlgError):
+            pass
     return _without_wcs(header, flags)
 
 
@@ -228,7 +264,8 @@ def _number(header, *keys):
     "The first of `keys` that holds a finite number, as a float, or None."
     for key in keys:
         value = header.get(key)
-        if type(value) in (int, float) and np.isfinite(value): return float(value)
+        if type(value) in (int, float) and np.isfinite(value):
+            return float(value)
     return None
 
 
@@ -263,8 +300,10 @@ def flux_factors(headers, unit, zeropoint, area, path):
     for own, point in zip(said, points):
         wanted = own if unit is None and zeropoint is None else unit
         counts = zeropoint is not None or wanted is not None
-        try: factors.append(nanomaggies_per(wanted, point if counts and _counts(wanted) else None, area**0.5))
-        except ValueError as error: raise NotAnImage(path, str(error)) from None
+        try:
+            factors.append(nanomaggies_per(wanted, point if counts and _counts(wanted) else None, area**0.5))
+        except ValueError as error:
+            raise NotAnImage(path, str(error)) from None
     known = unit is not None or zeropoint is not None or None not in said
     return np.array(factors), "nanomaggy" if known else None
 
@@ -281,8 +320,9 @@ def _headers(planes, first):
         own = planes[band].header
         if own is not first:
             full = first.copy(strip=True)
-            if "CTYPE1" in own or "CD1_1" in own:                     # never mix two descriptions of the sky
-                for key in [k for k in full if SKY.match(k)]: full.remove(key)
+            if "CTYPE1" in own or "CD1_1" in own:  # never mix two descriptions of the sky
+                for key in [k for k in full if SKY.match(k)]:
+                    full.remove(key)
             full.update(own)
             own = full
         headers.append(own)
@@ -319,24 +359,29 @@ def _scale_flags(scale, per_pixel, how):
     native = np.allclose(scale, PIXEL_SCALE, rtol=1e-3)
     square = abs(scale[0] / scale[1] - 1) < 1e-3
     flags = [] if square else [f"pixels of {scale[0]:.4g} x {scale[1]:.4g} arcsec, not square"]
-    if native: return flags
+    if native:
+        return flags
     meaning = "flux per own pixel" if per_pixel else f"values per {PIXEL_SCALE} arcsec pixel"
     return [*flags, f"pixels of {scale[0]:.4g} arcsec resampled to {PIXEL_SCALE}: {meaning} ({how})"]
 
 # %% ../../nbs/files/25_cutout_files.ipynb #c93c2a73
 def read_fits(path, size=152, pixel_scale=None, unit=None, zeropoint=None, per_pixel=None):
     "A FITS cutout of any dialect; see `astroclip.data.images.read_cutout`."
-    if pixel_scale is not None: check_scale(pixel_scale)
+    if pixel_scale is not None:
+        check_scale(pixel_scale)
     argued = unit is not None or zeropoint is not None
-    if argued: nanomaggies_per(unit, zeropoint)                    # wrong arguments before the file is opened
+    if argued:
+        nanomaggies_per(unit, zeropoint)  # wrong arguments before the file is opened
     with open_fits(path) as hdus:
         planes, flags = find_planes(hdus, path)
         headers = _headers(planes, hdus[0].header)
         if all(p.whole for p in planes.values()) and not argued and not headers[0].get("BUNIT"):
             raise NotAnImage(path, "whole numbers without BUNIT: counts, a picture? say zeropoint= or unit=")
         raw = np.stack([planes[b].data for b in BANDS])
-        try: place = _place(headers, raw.shape[1:], pixel_scale, flags)
-        except ValueError as error: raise NotAnImage(path, str(error)) from None
+        try:
+            place = _place(headers, raw.shape[1:], pixel_scale, flags)
+        except ValueError as error:
+            raise NotAnImage(path, str(error)) from None
         raw, scale = _turned(raw, place)
         factors, said = flux_factors(headers, unit, zeropoint, scale[0] * scale[1], path)
         service = all(headers[0].get(k) for k in ("SURVEY", "VERSION", "IMAGETYP"))
@@ -349,10 +394,12 @@ def read_fits(path, size=152, pixel_scale=None, unit=None, zeropoint=None, per_p
             pixels = f"{raw.shape[2]} x {raw.shape[1]} pixels of {scale[0]:.4g} arcsec"
             raise NotAnImage(path, f"{pixels}: too small to show a galaxy")
         image, missing = _stamp(raw, scale, stamp, factors, per_pixel)
-        if stamp < size: flags.append(f"covers {stamp} of {size} pixels of {PIXEL_SCALE} arcsec")
+        if stamp < size:
+            flags.append(f"covers {stamp} of {size} pixels of {PIXEL_SCALE} arcsec")
         flags += image_flags(missing)
         fault = image_faults(image[None], said is not None)[0]
-        if fault: flags.append(f"will be refused by the gate of the network: pixels {fault}")
+        if fault:
+            flags.append(f"will be refused by the gate of the network: pixels {fault}")
         source = f"{survey} {version} {Path(path).name}"
         return Cutout(image, place.ra, place.dec, flags, source, float(scale[1]), missing, unit=said)
 
@@ -361,17 +408,21 @@ def _stamp(raw, scale, stamp, factors, per_pixel):
     "(image (3, stamp, stamp) in nanomaggies, share of unobserved pixels (3,) within it)."
     span = [min(n, int(round(stamp * PIXEL_SCALE / s))) for n, s in zip(raw.shape[1:], scale[::-1])]
     top, left = [(n - k) // 2 for n, k in zip(raw.shape[1:], span)]
-    missing = missing_pixels(raw[:, top:top + span[0], left:left + span[1]])
+    missing = missing_pixels(raw[:, top : top + span[0], left : left + span[1]])
     flux = np.nan_to_num(raw, nan=0, posinf=0, neginf=0)
-    if not np.all(factors == 1): flux = flux * factors[:, None, None]
+    if not np.all(factors == 1):
+        flux = flux * factors[:, None, None]
     return resample_cutout(flux, scale, stamp, per_pixel=per_pixel), missing
 
 
 def read_file(path, size=152, pixel_scale=None, unit=None, zeropoint=None, per_pixel=None):
     "FITS or a picture, as the first bytes say; see `astroclip.data.images.read_cutout`."
-    if not Path(path).exists(): raise FileNotFoundError(f"no file {path}")
-    with reading(path): picture = is_picture(path)
-    if not picture: return read_fits(path, size, pixel_scale, unit, zeropoint, per_pixel)
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no file {path}")
+    with reading(path):
+        picture = is_picture(path)
+    if not picture:
+        return read_fits(path, size, pixel_scale, unit, zeropoint, per_pixel)
     if unit is not None or zeropoint is not None:
         raise ValueError(f"{path} is a picture: unit= and zeropoint= are for flux")
     return read_picture(path, size, pixel_scale)

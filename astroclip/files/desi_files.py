@@ -16,8 +16,17 @@ import numpy as np
 
 from .fits_files import UnreadableFile, bare_name, native, open_fits
 from ..data.spectra import WAVELENGTH, Spectrum, join_cameras, resample
-from .spectrum_columns import (
-    in_our_unit, identifier, number, position, refuse, said, stem, table_of, unit_of)
+from astroclip.files.spectrum_columns import (
+    in_our_unit,
+    identifier,
+    number,
+    position,
+    refuse,
+    said,
+    stem,
+    table_of,
+    unit_of,
+)
 
 # %% ../../nbs/files/40_desi_files.ipynb #8743f806
 def arms_of(names):
@@ -25,30 +34,42 @@ def arms_of(names):
     found = {n[:-5] for n in names if re.fullmatch(r"[BRZ]{1,3}_FLUX", n) and f"{n[:-5]}_WAVELENGTH" in names}
     taken = []
     for arm in sorted(found, key=lambda a: ("BRZ".find(a[0]) + 10 * len(a), a)):
-        if not set(arm) & set("".join(taken)): taken.append(arm)
+        if not set(arm) & set("".join(taken)):
+            taken.append(arm)
     return taken
 
 
 def join_arms(
-    cameras,   # list of (wavelength (L,), flux (n, L), ivar (n, L) or None, mask (n, L) or None)
-):             # (flux, ivar), each (n, 7781) float32 on WAVELENGTH
+    cameras,  # list of (wavelength (L,), flux (n, L), ivar (n, L) or None, mask (n, L) or None)
+):  # (flux, ivar), each (n, 7781) float32 on WAVELENGTH
     "`join_cameras` for pixels on any grid, and for cameras without an inverse variance (one weight for all)."
     cameras = [(w, f, np.isfinite(f).astype(np.float32) if v is None else v, m) for w, f, v, m in cameras]
-    on = [abs(((w - WAVELENGTH[0]) / 0.8 + 0.5) % 1 - 0.5).max() < 0.01 and abs(np.diff(w) - 0.8).max() < 0.01
-          and w[0] > WAVELENGTH[0] - 0.4 and w[-1] < WAVELENGTH[-1] + 0.4 for w, *_ in cameras]
-    if not all(on): cameras = [(WAVELENGTH, *resample(*c), None) for c in cameras]
+    on = [
+        abs(((w - WAVELENGTH[0]) / 0.8 + 0.5) % 1 - 0.5).max() < 0.01
+        and abs(np.diff(w) - 0.8).max() < 0.01
+        and w[0] > WAVELENGTH[0] - 0.4
+        and w[-1] < WAVELENGTH[-1] + 0.4
+        for w, *_ in cameras
+    ]
+    if not all(on):
+        cameras = [(WAVELENGTH, *resample(*c), None) for c in cameras]
     return join_cameras(cameras)
 
 # %% ../../nbs/files/40_desi_files.ipynb #f327e61a
 def redshifts_beside(path):
     "({TARGETID: (z, warning, spectype)}, flags) from the redrock or zbest file beside a DESI file, if any."
     path, kind = Path(path), re.match(r"(?i)coadd|spectra", Path(path).name)
-    if not kind: return {}, []
-    base, rest = bare_name(path)[kind.end():], path.name[len(bare_name(path)):]
-    places = [path.with_name(f"{other}{base}{s}") for other in ("redrock", "zbest")
-              for s in dict.fromkeys((rest, ".fits", ".fits.gz"))]
+    if not kind:
+        return {}, []
+    base, rest = bare_name(path)[kind.end() :], path.name[len(bare_name(path)) :]
+    places = [
+        path.with_name(f"{other}{base}{s}")
+        for other in ("redrock", "zbest")
+        for s in dict.fromkeys((rest, ".fits", ".fits.gz"))
+    ]
     sibling = next((p for p in places if p.exists()), None)
-    if sibling is None: return {}, []
+    if sibling is None:
+        return {}, []
     try:
         with open_fits(sibling) as hdus:
             table = table_of(hdus["REDSHIFTS" if "REDSHIFTS" in hdus else "ZBEST"])
@@ -56,23 +77,27 @@ def redshifts_beside(path):
             types = table["spectype"][0] if "spectype" in table else [""] * len(ids)
             rows = zip(ids, z, warning, types)
             return {int(i): (number(a), int(b), identifier(t) or "") for i, a, b, t in rows}, []
-    except UnreadableFile: return {}, [f"the redshift file beside it, {sibling.name}, cannot be read"]
+    except UnreadableFile:
+        return {}, [f"the redshift file beside it, {sibling.name}, cannot be read"]
 
 
-ARMS = {"B": (3600, 5760), "R": (5800, 7520), "Z": (7620, 9824)}   # where only one camera looks
+ARMS = {"B": (3600, 5760), "R": (5800, 7520), "Z": (7620, 9824)}  # where only one camera looks
 
 
 def fibre_flags(
-    row,    # {lower-case name: value} of the fibre map
-    good,   # (7781,) bool
-):          # list of str
+    row,  # {lower-case name: value} of the fibre map
+    good,  # (7781,) bool
+):  # list of str
     "What the fibre map and the pixels say against a row."
     status = int(row.get("coadd_fiberstatus", 0)) | int(row.get("fiberstatus", 0))
     kind = (identifier(row.get("objtype")) or "TGT").upper()
     flags = [f"fibre status {status}"] if status else []
-    if int(row.get("targetid", 0)) < 0: flags.append("stuck or sky fibre (negative TARGETID)")
-    if kind != "TGT": flags.append(f"not a target (OBJTYPE {kind})")
-    if not good.any(): return [*flags, "dead fibre: no pixel with inverse variance"]
+    if int(row.get("targetid", 0)) < 0:
+        flags.append("stuck or sky fibre (negative TARGETID)")
+    if kind != "TGT":
+        flags.append(f"not a target (OBJTYPE {kind})")
+    if not good.any():
+        return [*flags, "dead fibre: no pixel with inverse variance"]
     for camera, (low, high) in ARMS.items():
         if not good[(WAVELENGTH > low) & (WAVELENGTH < high)].any():
             flags.append(f"camera {camera} has no good pixel ({low}-{high} A)")
@@ -80,12 +105,13 @@ def fibre_flags(
 
 # %% ../../nbs/files/40_desi_files.ipynb #0c7642e7
 def spectra_of_arms(
-    arrays,     # {"B_FLUX": (n, L), "B_WAVELENGTH": (L,), "B_IVAR": ..., "B_MASK": ...}, any set of cameras
-    fibres,     # {lower-case name: (n,) values}: the fibre map, may be empty
-    path,       # for names and messages
-    source,     # "DESI", ...
-    redshifts=None, flags=(),
-):              # list of Spectrum, one a row
+    arrays,  # {"B_FLUX": (n, L), "B_WAVELENGTH": (L,), "B_IVAR": ..., "B_MASK": ...}, any set of cameras
+    fibres,  # {lower-case name: (n,) values}: the fibre map, may be empty
+    path,  # for names and messages
+    source,  # "DESI", ...
+    redshifts=None,
+    flags=(),
+):  # list of Spectrum, one a row
     "Join the cameras of every row on WAVELENGTH and say what is wrong with it."
     cameras = []
     for arm in arms_of(list(arrays)):
@@ -94,22 +120,30 @@ def spectra_of_arms(
         flux, ivar, mask = (x if x is None else np.atleast_2d(x) for x in (flux, ivar, mask))
         fits = [x is None or x.shape == flux.shape for x in (ivar, mask)]
         if flux.ndim != 2 or not all(fits) or np.shape(wavelength) != flux.shape[1:] or len(wavelength) < 2:
-            refuse(path, f"the arrays of camera {arm} do not fit together: flux {flux.shape}, wavelength "
-                         f"{np.shape(wavelength)}")
+            refuse(
+                path,
+                f"the arrays of camera {arm} do not fit together: flux {flux.shape}, wavelength "
+                f"{np.shape(wavelength)}",
+            )
         cameras.append((np.asarray(wavelength, np.float64), flux, ivar, mask))
     n = {len(c[1]) for c in cameras} | {len(v) for v in fibres.values()}
-    if len(n) != 1: refuse(path, f"cameras and fibre map have different numbers of rows: {sorted(n)}")
+    if len(n) != 1:
+        refuse(path, f"cameras and fibre map have different numbers of rows: {sorted(n)}")
     flux, ivar = join_arms(cameras)
     lacks = any(c[2] is None for c in cameras)
-    if lacks: flags = [*flags, "no errors in the file: all pixels count the same"]
+    if lacks:
+        flags = [*flags, "no errors in the file: all pixels count the same"]
     rows = [{k: v[i] for k, v in fibres.items()} for i in range(len(flux))]
-    return [_fibre(i, row, f, v, path, source, redshifts or {}, [*turn, *flags])
-            for i, (row, f, v, turn) in enumerate(zip(rows, flux, ivar, exposures_of(rows)))]
+    return [
+        _fibre(i, row, f, v, path, source, redshifts or {}, [*turn, *flags])
+        for i, (row, f, v, turn) in enumerate(zip(rows, flux, ivar, exposures_of(rows)))
+    ]
 
 # %% ../../nbs/files/40_desi_files.ipynb #bd93ad44
 def exposures_of(rows):
     "A flag for every row of a file of single exposures that shows its target again, else an empty list."
-    if not rows or "targetid" not in rows[0] or "coadd_fiberstatus" in rows[0]: return [[]] * len(rows)
+    if not rows or "targetid" not in rows[0] or "coadd_fiberstatus" in rows[0]:
+        return [[]] * len(rows)
     ids = [int(r["targetid"]) for r in rows]
     total, seen, out = Counter(ids), Counter(), []
     for i in ids:
@@ -132,15 +166,22 @@ def _fibre(i, row, flux, ivar, path, source, redshifts, flags):
 def read_desi(hdus, path):
     "Spectra of a DESI coadd or `spectra` file, one a row, cameras joined on WAVELENGTH."
     names = [h.name for h in hdus]
-    arrays = {f"{a}_{k}": native(hdus[f"{a}_{k}"].data) for a in arms_of(names)
-              for k in ("WAVELENGTH", "FLUX", "IVAR", "MASK") if f"{a}_{k}" in names}
+    arrays = {
+        f"{a}_{k}": native(hdus[f"{a}_{k}"].data)
+        for a in arms_of(names)
+        for k in ("WAVELENGTH", "FLUX", "IVAR", "MASK")
+        if f"{a}_{k}" in names
+    }
     for arm in arms_of(names):
-        try: unit = unit_of(hdus[f"{arm}_FLUX"].header.get("BUNIT"))
-        except ValueError as reason: refuse(path, str(reason))
+        try:
+            unit = unit_of(hdus[f"{arm}_FLUX"].header.get("BUNIT"))
+        except ValueError as reason:
+            refuse(path, str(reason))
         factor = 1 if unit is None else in_our_unit(arrays[f"{arm}_WAVELENGTH"], unit)
         if not np.allclose(factor, 1):
             arrays[f"{arm}_FLUX"] = arrays[f"{arm}_FLUX"] * factor
-            if f"{arm}_IVAR" in arrays: arrays[f"{arm}_IVAR"] = arrays[f"{arm}_IVAR"] / factor**2
+            if f"{arm}_IVAR" in arrays:
+                arrays[f"{arm}_IVAR"] = arrays[f"{arm}_IVAR"] / factor**2
     fibres = {k: v for k, (v, _) in table_of(hdus["FIBERMAP"]).items()} if "FIBERMAP" in names else {}
     flags = [] if fibres else ["no FIBERMAP: no identifier, no position, no fibre status"]
     redshifts, more = redshifts_beside(path)
@@ -148,11 +189,12 @@ def read_desi(hdus, path):
 
 # %% ../../nbs/files/40_desi_files.ipynb #bc54d98f
 def coadd_exposures(
-    spectra,   # list of Spectrum on one wavelength axis per id
-):             # list of Spectrum, one for each id, in order of appearance
+    spectra,  # list of Spectrum on one wavelength axis per id
+):  # list of Spectrum, one for each id, in order of appearance
     "The inverse-variance mean of the rows of each id; those of a bad fibre only where there are no others."
     groups = {}
-    for s in spectra: groups.setdefault(s.id, []).append(s)
+    for s in spectra:
+        groups.setdefault(s.id, []).append(s)
     out = []
     for rows in groups.values():
         good = [s for s in rows if not any(f.startswith("fibre status") for f in s.flags)] or rows
@@ -160,7 +202,8 @@ def coadd_exposures(
         total = np.sum([np.where(s.ivar > 0, s.flux, 0) * s.ivar.astype(np.float64) for s in good], 0)
         flux = (total / np.where(weight > 0, weight, 1)).astype(np.float32)
         flags = list(dict.fromkeys(f for s in good for f in s.flags if not f.startswith("exposure ")))
-        if len(rows) > 1: flags.append(f"coadded from {len(good)} of {len(rows)} exposures")
+        if len(rows) > 1:
+            flags.append(f"coadded from {len(good)} of {len(rows)} exposures")
         weight = weight.astype(np.float32)
         out.append(replace(rows[0], flux=flux, ivar=weight, mask=weight <= 0, flags=flags))
     return out

@@ -22,9 +22,9 @@ IMAGE_SUFFIXES = FITS_SUFFIXES + PICTURE_SUFFIXES
 
 
 def is_readable(
-    path,                      # file name or path
-    suffixes=IMAGE_SUFFIXES,   # lower case, with their dots
-):                             # bool
+    path,  # file name or path
+    suffixes=IMAGE_SUFFIXES,  # lower case, with their dots
+):  # bool
     "Does the name of a file end like one of the kinds that are read here? Upper and lower case are the same."
     return Path(path).name.lower().endswith(tuple(suffixes))
 
@@ -33,7 +33,7 @@ def bare_name(path, suffixes=IMAGE_SUFFIXES):
     "The name of a file without folder and without the longest of `suffixes` that fits: `d.fit.gz` is `d`."
     name = Path(path).name
     found = max((s for s in suffixes if name.lower().endswith(s)), key=len, default="")
-    return name[:len(name) - len(found)] or name
+    return name[: len(name) - len(found)] or name
 
 # %% ../../nbs/files/10_fits_files.ipynb #47147c4c
 class UnreadableFile(OSError):
@@ -42,17 +42,21 @@ class UnreadableFile(OSError):
 
 def _passes(error):
     "No fault of the file's content: a refusal in our own words (it has a `.reason`), no file, no library."
-    if isinstance(error, UnboundLocalError): return False      # astropy's answer to a table column without TFORM
-    if isinstance(error, (UnreadableFile, FileNotFoundError, ImportError, NameError)): return True
+    if isinstance(error, UnboundLocalError):
+        return False  # astropy's answer to a table column without TFORM
+    if isinstance(error, (UnreadableFile, FileNotFoundError, ImportError, NameError)):
+        return True
     return isinstance(error, ValueError) and hasattr(error, "reason") and not isinstance(error, UnicodeError)
 
 
 @contextmanager
 def reading(path, kind="a FITS file"):
     "Whatever goes wrong inside while `path` is opened, parsed or lazily read becomes an `UnreadableFile`."
-    try: yield
-    except Exception as error:             # libraries raise some twenty types on damaged files
-        if _passes(error): raise
+    try:
+        yield
+    except Exception as error:  # libraries raise some twenty types on damaged files
+        if _passes(error):
+            raise
         if isinstance(error, PermissionError):
             raise UnreadableFile(f"{path} cannot be read: permission denied; chmod u+r it") from None
         said = " ".join(str(error).split())[:200] or type(error).__name__
@@ -72,26 +76,37 @@ def unpack(content):
     "The bytes of a file, unpacked if they are gzip, bz2 or xz (whatever the file is called)."
     packing = next((how for magic, how in MAGIC.items() if content.startswith(magic)), None)
     limit = allowed(len(content))
-    if packing is None: return content
+    if packing is None:
+        return content
     if packing == "gzip":
         import gzip
+
         out = gzip.GzipFile(fileobj=io.BytesIO(content)).read(limit + 1)
     elif packing == "bz2":
         import bz2
+
         out = bz2.BZ2File(io.BytesIO(content)).read(limit + 1)
     else:
         import lzma
+
         decoder = lzma.LZMADecompressor(memlimit=2**28)
         out = decoder.decompress(content, max_length=limit + 1)
-        if not decoder.eof and len(out) <= limit: raise EOFError("the xz stream is truncated")
-    if len(out) > limit: raise OverflowError(f"{len(content):,d} bytes unpack to more than {limit:,d}")
+        if not decoder.eof and len(out) <= limit:
+            raise EOFError("the xz stream is truncated")
+    if len(out) > limit:
+        raise OverflowError(f"{len(content):,d} bytes unpack to more than {limit:,d}")
     return out
 
 # %% ../../nbs/files/10_fits_files.ipynb #abf22c47
-OTHER = {b"\x89HDF": "an HDF5 file", b"\xff\xd8\xff": "a JPEG picture", b"\x89PNG": "a PNG picture",
-         b"<": "a web page: the download failed", b"PK\x03\x04": "a zip archive: unpack it first",
-         b"\x1f\x9d": "packed by compress: uncompress it first",
-         b"\x28\xb5\x2f\xfd": "packed by zstd: unzstd it first"}
+OTHER = {
+    b"\x89HDF": "an HDF5 file",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"\x89PNG": "a PNG picture",
+    b"<": "a web page: the download failed",
+    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"\x1f\x9d": "packed by compress: uncompress it first",
+    b"\x28\xb5\x2f\xfd": "packed by zstd: unzstd it first",
+}
 
 
 def _unpacked_size(header):
@@ -99,7 +114,8 @@ def _unpacked_size(header):
     sides = {"ZNAXIS": [], "ZTILE": []}
     for key, value in header.items():
         for kind in sides:
-            if key.startswith(kind) and key[len(kind):].isdigit(): sides[kind].append(max(int(value), 1))
+            if key.startswith(kind) and key[len(kind) :].isdigit():
+                sides[kind].append(max(int(value), 1))
     pixels = max(float(np.prod(s, dtype=float)) for s in sides.values())
     return pixels * abs(int(header.get("ZBITPIX", 0))) / 8
 
@@ -112,17 +128,22 @@ def check_cards(content):
     for card in SIZES.finditer(content):
         name, value = card[1].decode(), int(card[2])
         many = value > 999 and name in ("NAXIS", "ZNAXIS", "TFIELDS")
-        if card.start() % 80 == 0 and (value < 0 or many): raise OSError(f"a header claims {name} = {value}")
+        if card.start() % 80 == 0 and (value < 0 or many):
+            raise OSError(f"a header claims {name} = {value}")
 
 
 def check_claims(content):
     "Raise where a header claims more data than there are, before anything is allocated for them."
-    from astropy.io import fits                       # astropy loads only where FITS is read
+    from astropy.io import fits  # astropy loads only where FITS is read
+
     start, size = content[:64].lstrip(), len(content)
     what = next((what for magic, what in OTHER.items() if start.startswith(magic)), None)
-    if what: raise OSError(f"it is {what}")
-    if not content.startswith((b"SIMPLE", b"XTENSION")): raise OSError("it does not begin like one")
-    if not size or size % 2880: raise OSError(f"{size} bytes are no whole number of FITS blocks")
+    if what:
+        raise OSError(f"it is {what}")
+    if not content.startswith((b"SIMPLE", b"XTENSION")):
+        raise OSError("it does not begin like one")
+    if not size or size % 2880:
+        raise OSError(f"{size} bytes are no whole number of FITS blocks")
     check_cards(content)
     with fits.open(io.BytesIO(content), lazy_load_hdus=False, disable_image_compression=True) as hdus:
         for i, hdu in enumerate(hdus):
@@ -137,10 +158,12 @@ def check_claims(content):
 def _touched(content):
     "The HDU list of `content`, with all data read: later is too late for a clear message."
     from astropy.io import fits
+
     check_claims(content)
     hdus = fits.open(io.BytesIO(content), lazy_load_hdus=False)
     try:
-        for hdu in hdus: hdu.data
+        for hdu in hdus:
+            hdu.data
     except BaseException:
         hdus.close()
         raise
@@ -152,14 +175,17 @@ def open_fits(path):
     """The open HDU list of `path`, packed or not.
 
     `FileNotFoundError` if absent; any other fault, here or in the `with` block, is an `UnreadableFile`."""
-    if not Path(path).exists(): raise FileNotFoundError(f"no file {path}")
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no file {path}")
     with reading(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message=".*truncated.*")
             hdus = _touched(unpack(Path(path).read_bytes()))
-        try: yield hdus
-        finally: hdus.close()
+        try:
+            yield hdus
+        finally:
+            hdus.close()
 
 # %% ../../nbs/files/10_fits_files.ipynb #ff2a6310
 def native(x, dtype=None):

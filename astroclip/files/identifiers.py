@@ -15,43 +15,56 @@ import numpy as np
 def values_and_gaps(x):
     "Any container -> (numpy array, bool mask of the missing ones); no library is imported for it."
     gaps = None
-    if hasattr(x, "isna") and hasattr(x, "to_numpy"):                       # pandas: Series, Index, arrays
+    if hasattr(x, "isna") and hasattr(x, "to_numpy"):  # pandas: Series, Index, arrays
         gaps = np.asarray(x.isna(), bool)
         kind = getattr(x, "dtype", None)
         plain = isinstance(kind, np.dtype) and kind.kind in "biufcmM"
         x = x.to_numpy() if plain else np.asarray(x.astype(object))
-    elif hasattr(x, "to_pylist"): x = x.to_pylist()                         # arrow
-    elif hasattr(x, "detach"): x = x.detach().cpu().numpy()                 # torch
-    elif hasattr(x, "to_list"): x = x.to_list()                             # polars
-    if hasattr(x, "unmasked"): x, gaps = x.unmasked, np.asarray(x.mask)     # astropy's Masked
+    elif hasattr(x, "to_pylist"):
+        x = x.to_pylist()  # arrow
+    elif hasattr(x, "detach"):
+        x = x.detach().cpu().numpy()  # torch
+    elif hasattr(x, "to_list"):
+        x = x.to_list()  # polars
+    if hasattr(x, "unmasked"):
+        x, gaps = x.unmasked, np.asarray(x.mask)  # astropy's Masked
     if np.ma.isMaskedArray(x) or hasattr(x, "mask") and hasattr(x, "filled"):
         x, gaps = np.asarray(getattr(x, "data", x)), np.ma.getmaskarray(x)  # a masked column, a masked array
-    if not hasattr(x, "__array__") and not isinstance(x, (str, bytes, numbers.Number)): x = objects(x)
+    if not hasattr(x, "__array__") and not isinstance(x, (str, bytes, numbers.Number)):
+        x = objects(x)
     x = np.asarray(x)
-    if x.dtype.kind == "T": x = x.astype(object)                            # numpy's strings of any length
-    if x.dtype.kind == "O" and x.ndim: gaps = is_gap(x) | (False if gaps is None else gaps)
+    if x.dtype.kind == "T":
+        x = x.astype(object)  # numpy's strings of any length
+    if x.dtype.kind == "O" and x.ndim:
+        gaps = is_gap(x) | (False if gaps is None else gaps)
     return x, np.zeros(x.shape, bool) if gaps is None else np.broadcast_to(gaps, x.shape)
 
 
 def objects(x):
     "A list, tuple, set, range or iterator as an object array (N,), so that no value is converted."
-    if isinstance(x, range): return np.array(list(x)) if len(x) else np.empty(0, object)
+    if isinstance(x, range):
+        return np.array(list(x)) if len(x) else np.empty(0, object)
     x = list(x)
     out = np.empty(len(x), object)
-    for i, value in enumerate(x): out[i] = value                            # `out[:] = x` takes lists apart
+    for i, value in enumerate(x):
+        out[i] = value  # `out[:] = x` takes lists apart
     return out
 
 
 def is_gap(x):
     "Elements of an object array that say that there is nothing: None, NaN, NaT, pandas' NA, numpy's masked."
+
     def gap(value):
-        if value is None or value is np.ma.masked: return True
-        if type(value).__name__ in ("NAType", "NaTType"): return True
+        if value is None or value is np.ma.masked:
+            return True
+        if type(value).__name__ in ("NAType", "NaTType"):
+            return True
         return isinstance(value, numbers.Real) and value != value
+
     return np.fromiter((gap(v) for v in x.ravel()), bool, x.size).reshape(x.shape)
 
 # %% ../../nbs/files/15_identifiers.ipynb #a4db3845
-EXACT = {2: 2**11, 4: 2**24}   # bytes of a float -> first integer whose neighbour is lost; for others 2**53
+EXACT = {2: 2**11, 4: 2**24}  # bytes of a float -> first integer whose neighbour is lost; for others 2**53
 
 
 def rows_of(bad, n=5):
@@ -64,25 +77,31 @@ def rows_of(bad, n=5):
 def whole_numbers(x, name):
     "(N,) floats that are exact integers -> int64; anything else is refused."
     limit = EXACT.get(x.dtype.itemsize, 2**53)
-    with np.errstate(invalid="ignore"): bad = ~(np.isfinite(x) & (x == np.round(x)) & (np.abs(x) < limit))
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.isfinite(x) & (x == np.round(x)) & (np.abs(x) < limit))
     if bad.any():
-        raise ValueError(f"{name} are floats ({x.dtype}), and {rows_of(bad)} ({x[bad][0]:.17g}) is no exact "
-                         f"integer below 2^{limit.bit_length() - 1}: digits are lost; read integers or text")
+        raise ValueError(
+            f"{name} are floats ({x.dtype}), and {rows_of(bad)} ({x[bad][0]:.17g}) is no exact "
+            f"integer below 2^{limit.bit_length() - 1}: digits are lost; read integers or text"
+        )
     return x.astype(np.int64)
 
 
 def integers(values, name):
     "Python integers -> int64, or uint64 where one is beyond it."
     low, high = min(values), max(values)
-    if low < -2**63 or high >= 2**64 or (low < 0 and high >= 2**63):
-        raise ValueError(f"{name} reach from {low} to {high}: no 64-bit integer holds them all; "
-                         f"give them as text, [str(i) for i in {name}]")
+    if low < -(2**63) or high >= 2**64 or (low < 0 and high >= 2**63):
+        raise ValueError(
+            f"{name} reach from {low} to {high}: no 64-bit integer holds them all; "
+            f"give them as text, [str(i) for i in {name}]"
+        )
     return np.array(values, np.uint64 if high >= 2**63 else np.int64)
 
 
 def text_of(values, name):
     "str or bytes -> text (N,), nothing lost on the way."
-    try: values = [v.decode() if isinstance(v, bytes) else str(v) for v in values]
+    try:
+        values = [v.decode() if isinstance(v, bytes) else str(v) for v in values]
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} are bytes that are no UTF-8 text ({error}); decode them first") from None
     empty, ended = np.array([not v for v in values]), np.array([v.endswith("\0") for v in values])
@@ -94,12 +113,17 @@ def text_of(values, name):
 def from_objects(x, name):
     "An object array without gaps -> int64, uint64 or text."
     kinds = {type(v) for v in x}
-    def only(*allowed): return all(issubclass(k, allowed) and k not in (bool, np.bool_) for k in kinds)
-    if only(str, bytes): return x
+
+    def only(*allowed):
+        return all(issubclass(k, allowed) and k not in (bool, np.bool_) for k in kinds)
+
+    if only(str, bytes):
+        return x
     if only(numbers.Real):
         floats = [isinstance(v, (float, np.floating)) for v in x]
         whole_numbers(np.array([v for v, f in zip(x, floats) if f], np.float64), name)
-        if only(numbers.Integral, float, np.floating): return integers([int(v) for v in x], name)
+        if only(numbers.Integral, float, np.floating):
+            return integers([int(v) for v in x], name)
     if only(numbers.Real, str, bytes):
         raise ValueError(f"{name} mix numbers and text: give all as text, [str(i) for i in {name}]")
     found = ", ".join(sorted(k.__name__ for k in kinds))
@@ -107,26 +131,37 @@ def from_objects(x, name):
 
 # %% ../../nbs/files/15_identifiers.ipynb #4d565417
 def as_identifiers(
-    x,             # list, numpy array, Column, Series, tensor, ... of N identifiers
-    name="ids",    # what the error calls them
-) -> np.ndarray:   # (N,) int64, uint64 or text
+    x,  # list, numpy array, Column, Series, tensor, ... of N identifiers
+    name="ids",  # what the error calls them
+) -> np.ndarray:  # (N,) int64, uint64 or text
     "Identifiers as exact 64-bit integers or text; `ValueError` says what is lost, missing or no identifier."
-    if getattr(x, "unit", None) is not None: raise ValueError(f"{name} have the unit {x.unit}: expected none")
+    if getattr(x, "unit", None) is not None:
+        raise ValueError(f"{name} have the unit {x.unit}: expected none")
     x, gaps = values_and_gaps(x)
-    if x.ndim != 1: raise ValueError(f"{name} have shape {x.shape}, expected (N,), one identifier a row")
+    if x.ndim != 1:
+        raise ValueError(f"{name} have shape {x.shape}, expected (N,), one identifier a row")
     if gaps.any():
         verb = "is" if gaps.sum() == 1 else "are"
-        raise ValueError(f"{name}: {rows_of(gaps)} {verb} missing (masked, None or NaN): every galaxy needs "
-                         "one, leave out those rows")
-    if not len(x): return x.astype(str) if x.dtype.kind in "SU" else np.empty(0, np.int64)
-    if x.dtype.kind == "O": x = from_objects(x, name)
+        raise ValueError(
+            f"{name}: {rows_of(gaps)} {verb} missing (masked, None or NaN): every galaxy needs "
+            "one, leave out those rows"
+        )
+    if not len(x):
+        return x.astype(str) if x.dtype.kind in "SU" else np.empty(0, np.int64)
+    if x.dtype.kind == "O":
+        x = from_objects(x, name)
     kind = x.dtype.kind
-    if kind == "i": return x.astype(np.int64)
-    if kind == "u": return x.astype(np.uint64 if x.dtype.itemsize == 8 else np.int64)
-    if kind == "f": return whole_numbers(x, name)
-    if kind not in "SUO": raise ValueError(f"{name} are {x.dtype}: expected 64-bit integers or text")
+    if kind == "i":
+        return x.astype(np.int64)
+    if kind == "u":
+        return x.astype(np.uint64 if x.dtype.itemsize == 8 else np.int64)
+    if kind == "f":
+        return whole_numbers(x, name)
+    if kind not in "SUO":
+        raise ValueError(f"{name} are {x.dtype}: expected 64-bit integers or text")
     x, empty = text_of(x.tolist(), name)
-    if empty.any(): raise ValueError(f"{name}: {rows_of(empty)}: empty text, and every galaxy needs a name")
+    if empty.any():
+        raise ValueError(f"{name}: {rows_of(empty)}: empty text, and every galaxy needs a name")
     return x
 
 # %% ../../nbs/files/15_identifiers.ipynb #49cb904d
@@ -135,14 +170,18 @@ def same_type(wanted, like, name="ids") -> np.ndarray:
     if isinstance(wanted, (str, bytes, numbers.Number)) or hasattr(wanted, "item") and np.ndim(wanted) == 0:
         wanted = [wanted.item() if hasattr(wanted, "item") else wanted]
     wanted = as_identifiers(wanted, name)
-    if not len(wanted): return wanted.astype(like.dtype)
+    if not len(wanted):
+        return wanted.astype(like.dtype)
     if (wanted.dtype.kind == "U") != (like.dtype.kind == "U"):
         kinds = ["text" if x.dtype.kind == "U" else "integers" for x in (wanted, like)]
         asked, there = [f"{kind} ({x[0]!s:.40})" for kind, x in zip(kinds, (wanted, like))]
         raise ValueError(f"{name}: {asked} asked for where there are {there}")
-    if like.dtype.kind == "U": return wanted
-    if wanted.dtype == np.uint64 and like.dtype == np.int64: wanted = wanted[wanted <= np.uint64(2**63 - 1)]
-    if wanted.dtype == np.int64 and like.dtype == np.uint64: wanted = wanted[wanted >= 0]
+    if like.dtype.kind == "U":
+        return wanted
+    if wanted.dtype == np.uint64 and like.dtype == np.int64:
+        wanted = wanted[wanted <= np.uint64(2**63 - 1)]
+    if wanted.dtype == np.int64 and like.dtype == np.uint64:
+        wanted = wanted[wanted >= 0]
     return wanted.astype(like.dtype)
 
 

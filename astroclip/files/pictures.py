@@ -15,8 +15,8 @@ from .fits_files import reading
 from ..data.images import PIXEL_SCALE, Cutout, NotAnImage, resample_cutout
 
 # %% ../../nbs/files/20_pictures.ipynb #188acd76
-PICTURES = (b"\xff\xd8\xff", b"\x89PNG")     # JPEG, PNG
-LARGEST = 25_000_000     # pixels: the viewer gives at most 3000 x 3000
+PICTURES = (b"\xff\xd8\xff", b"\x89PNG")  # JPEG, PNG
+LARGEST = 25_000_000  # pixels: the viewer gives at most 3000 x 3000
 
 
 def is_picture(path):
@@ -31,21 +31,25 @@ def _why_not(image):
         return f"a picture of {image.width} x {image.height} pixels: cut out the galaxy first"
     if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I"):
         return f"a grey picture (mode {image.mode}): red, green and blue are needed"
-    if image.mode not in ("RGB", "RGBA", "P", "PA"): return f"a {image.mode} picture: save it as RGB"
+    if image.mode not in ("RGB", "RGBA", "P", "PA"):
+        return f"a {image.mode} picture: save it as RGB"
     return None
 
 
 def read_colours(path):
     "(array (H, W, 3) uint8 with the first row on top, flags) of a JPEG or PNG file."
     from PIL import Image, ImageOps
+
     with reading(path, "a JPEG or PNG picture"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path, formats=("JPEG", "PNG")) as image:
             flags, why = [], _why_not(image)
-            if why: raise NotAnImage(path, why)
+            if why:
+                raise NotAnImage(path, why)
             if image.mode != "RGB" and (np.asarray(image.convert("RGBA"))[..., 3] < 255).any():
                 raise NotAnImage(path, "a picture with transparent pixels: save it without an alpha channel")
-            if image.mode.startswith("P"): flags.append("a palette of at most 256 colours")
+            if image.mode.startswith("P"):
+                flags.append("a palette of at most 256 colours")
             flags.insert(0, f"a picture ({image.format}, 8 bits, the viewer's stretch assumed), not flux")
             colours = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if (colours == colours[..., :1]).all():
@@ -53,7 +57,7 @@ def read_colours(path):
     return colours, flags
 
 # %% ../../nbs/files/20_pictures.ipynb #8b0c2ebf
-DARK = 0.105       # a quarter of the pixels below this: not the viewer's stretch
+DARK = 0.105  # a quarter of the pixels below this: not the viewer's stretch
 
 
 def stamp_size(size, *spans):
@@ -64,19 +68,21 @@ def stamp_size(size, *spans):
 def check_scale(pixel_scale):
     "`pixel_scale` as a float, or a `ValueError`."
     number = np.ndim(pixel_scale) == 0 and not isinstance(pixel_scale, str)
-    if number and 0.005 < float(pixel_scale) < 100: return float(pixel_scale)
+    if number and 0.005 < float(pixel_scale) < 100:
+        return float(pixel_scale)
     raise ValueError(f"pixel_scale {pixel_scale!r}: expected one number, arcsec per pixel")
 
 
 def read_picture(
-    path,               # JPEG or PNG
-    size=152,           # native pixels of the stamp, or as many as the picture has
-    pixel_scale=None,   # arcsec per pixel; None: 0.262, which the flags then say
-):                      # Cutout of kind "rgb": channels z, r, g in [0, 1], rows = y up
+    path,  # JPEG or PNG
+    size=152,  # native pixels of the stamp, or as many as the picture has
+    pixel_scale=None,  # arcsec per pixel; None: 0.262, which the flags then say
+):  # Cutout of kind "rgb": channels z, r, g in [0, 1], rows = y up
     "A picture of the viewer on native pixels. `NotAnImage` for grey, CMYK and transparent ones."
     scale = PIXEL_SCALE if pixel_scale is None else check_scale(pixel_scale)
     colours, flags = read_colours(path)
-    if pixel_scale is None: flags.append(f"pixel scale not in the file: {PIXEL_SCALE} arcsec assumed")
+    if pixel_scale is None:
+        flags.append(f"pixel scale not in the file: {PIXEL_SCALE} arcsec assumed")
     elif abs(scale / PIXEL_SCALE - 1) > 1e-3:
         flags.append(f"pixels of {scale:.4g} arcsec resampled to {PIXEL_SCALE}")
     height, width = colours.shape[:2]
@@ -86,10 +92,11 @@ def read_picture(
     if fits < 32:
         pixels = f"{width} x {height} pixels of {scale:.4g} arcsec"
         raise NotAnImage(path, f"a picture of {pixels}: too small for a galaxy")
-    if fits < size: flags.append(f"covers {fits} of {size} pixels of {PIXEL_SCALE} arcsec")
+    if fits < size:
+        flags.append(f"covers {fits} of {size} pixels of {PIXEL_SCALE} arcsec")
     need = int(np.ceil(fits * PIXEL_SCALE / scale)) + 2
-    top, left = max(0, (height - need) // 2), max(0, (width - need) // 2)       # both sides: the centre stays
-    colours = colours[top:height - top, left:width - left]
+    top, left = max(0, (height - need) // 2), max(0, (width - need) // 2)  # both sides: the centre stays
+    colours = colours[top : height - top, left : width - left]
     image = resample_cutout(np.float32(colours[::-1].transpose(2, 0, 1)) / 255, scale, fits)
     if (image.max((1, 2)) == image.min((1, 2))).any():
         raise NotAnImage(path, "a picture with a constant channel")

@@ -12,7 +12,7 @@ from .fits_files import native
 from .spectrum_columns import UNIT, refuse, spectra_of_columns, stem, table_of
 
 # %% ../../nbs/files/42_sdss_files.ipynb #56f40b07
-SIGNS = {"and_mask", "andmask", "or_mask", "ormask", "wdisp", "wresl"}   # columns of SDSS and its heirs alone
+SIGNS = {"and_mask", "andmask", "or_mask", "ormask", "wdisp", "wresl"}  # columns of SDSS and its heirs alone
 
 
 def coadd_hdu(hdus):
@@ -20,7 +20,8 @@ def coadd_hdu(hdus):
     found = []
     for hdu in hdus:
         names = {c.name.lower() for c in hdu.columns} if hasattr(hdu, "columns") else set()
-        if {"flux", "loglam"} <= names and (hdu.name == "COADD" or names & SIGNS): found.append(hdu)
+        if {"flux", "loglam"} <= names and (hdu.name == "COADD" or names & SIGNS):
+            found.append(hdu)
     return next((h for h in found if h.name == "COADD"), found[0] if found else None)
 
 
@@ -28,14 +29,16 @@ def read_sdss(hdus, path):
     "The one spectrum of an SDSS, BOSS, eBOSS or SDSS-V `spec` file, full or lite."
     coadd, row = coadd_hdu(hdus), {}
     for hdu in hdus:
-        if not hasattr(hdu, "columns") or hdu is coadd or hdu.data is None or not len(hdu.data): continue
+        if not hasattr(hdu, "columns") or hdu is coadd or hdu.data is None or not len(hdu.data):
+            continue
         names = {c.name.lower() for c in hdu.columns}
         if "z" in names and names & {"zwarning", "class", "plug_ra", "fiber_ra", "racat"}:
             row = {k: v[0] for k, (v, _) in table_of(hdu).items()}
             break
     header = hdus[0].header
     for key in ("PLUG_RA", "PLUG_DEC"):
-        if key in header and key.lower() not in row: row[key.lower()] = header[key]
+        if key in header and key.lower() not in row:
+            row[key.lower()] = header[key]
     columns = table_of(coadd)
     unmasked = not {"and_mask", "andmask"} & set(columns)
     flags = ["no and_mask: pixels are judged by their errors alone"] if unmasked else []
@@ -51,12 +54,21 @@ def read_spspec(hdus, path):
         columns = {k: (x, None) for k, x in zip(("flux", "ivar", "wavelength", "and_mask", "or_mask"), rows)}
         meta |= {k.lower(): header[k] for k in ("RA", "DEC", "CLASS") if k in header}
         return spectra_of_columns(columns, path, meta, "LAMOST")
-    if len(rows) < 3: refuse(path, f"an image of {len(rows)} rows with COEFF0: spSpec files have 4 or 5")
+    if len(rows) < 3:
+        refuse(path, f"an image of {len(rows)} rows with COEFF0: spSpec files have 4 or 5")
     columns = {"flux": (rows[0], None), "error": (rows[2], None), "loglam": (loglam, None)}
-    if len(rows) > 3: columns["and_mask"] = (rows[3].astype(np.int64), None)
+    if len(rows) > 3:
+        columns["and_mask"] = (rows[3].astype(np.int64), None)
     kinds = {1: "STAR", 2: "GALAXY", 3: "QSO", 4: "QSO", 6: "STAR"}
-    return spectra_of_columns(columns, path, meta, "SDSS", UNIT, id=stem(path).removeprefix("spSpec-"),
-                              spectype=kinds.get(header.get("SPEC_CLN"), ""))
+    return spectra_of_columns(
+        columns,
+        path,
+        meta,
+        "SDSS",
+        UNIT,
+        id=stem(path).removeprefix("spSpec-"),
+        spectype=kinds.get(header.get("SPEC_CLN"), ""),
+    )
 
 
 def read_spplate(hdus, path):
@@ -64,10 +76,15 @@ def read_spplate(hdus, path):
     header, flux = hdus[0].header, native(hdus[0].data)
     images = [h.data for h in hdus[1:4] if getattr(h, "is_image", False) and h.data is not None]
     images = [native(x) for x in images if x.shape == flux.shape]
-    if not images: refuse(path, "an image with COEFF0, without an inverse variance of the same shape")
-    columns = {"flux": (flux, None), "ivar": (images[0], None),
-               "loglam": (header["COEFF0"] + header["COEFF1"] * np.arange(flux.shape[1]), None)}
-    if len(images) > 1: columns["and_mask"] = (images[1], None)
+    if not images:
+        refuse(path, "an image with COEFF0, without an inverse variance of the same shape")
+    columns = {
+        "flux": (flux, None),
+        "ivar": (images[0], None),
+        "loglam": (header["COEFF0"] + header["COEFF1"] * np.arange(flux.shape[1]), None),
+    }
+    if len(images) > 1:
+        columns["and_mask"] = (images[1], None)
     fibres = next((table_of(h) for h in hdus[1:] if hasattr(h, "columns") and len(h.data) == len(flux)), {})
     meta = {k: fibres[k][0] for k in ("ra", "dec") if k in fibres}
     plate, mjd = (header.get(k, 0) for k in ("PLATEID", "MJD"))
@@ -76,7 +93,8 @@ def read_spplate(hdus, path):
     for i, s in enumerate(spectra):
         s.id = f"{int(plate):04d}-{int(mjd):05d}-{int(number[i]):04d}"
         kind = str(fibres["objtype"][0][i]).strip().upper() if "objtype" in fibres else ""
-        if kind == "SKY": s.flags.append("not a target (OBJTYPE SKY)")
+        if kind == "SKY":
+            s.flags.append("not a target (OBJTYPE SKY)")
     return spectra
 
 # %% ../../nbs/files/42_sdss_files.ipynb #9bd4ebed
@@ -89,15 +107,18 @@ def read_manga(hdus, path):
     arrays = {k: native(hdus[k].data) for k in ("WAVE", "FLUX", "IVAR", "MASK") if k in names}
     arrays = {k: v for k, v in arrays.items() if v.ndim}
     missing = {"WAVE", "FLUX", "IVAR"} - set(arrays)
-    if missing: refuse(path, f"HDU {', '.join(sorted(missing))} is empty")
-    if arrays["FLUX"].ndim == 3: return _spaxels(arrays, hdus, path)
+    if missing:
+        refuse(path, f"HDU {', '.join(sorted(missing))} is empty")
+    if arrays["FLUX"].ndim == 3:
+        return _spaxels(arrays, hdus, path)
     z = np.atleast_1d(native(hdus["Z"].data, np.float64)) if "Z" in names else None
     columns = {k.lower(): (v if k == "WAVE" else np.atleast_2d(v), None) for k, v in arrays.items()}
     meta = {} if z is None else {"z": z}
     spectra = spectra_of_columns(columns, path, meta, "MaNGA", UNIT, spectype="GALAXY")
     for i, s in enumerate(spectra):
         s.id = f"{stem(path)}[{i}]"
-        if not s.usable: s.flags = ["empty spaxel: every pixel is masked"]
+        if not s.usable:
+            s.flags = ["empty spaxel: every pixel is masked"]
     return spectra
 
 
@@ -108,18 +129,21 @@ def _spaxels(arrays, hdus, path):
     shapes = {flux.shape, ivar.shape, mask.shape if mask.ndim else flux.shape}
     if len(shapes) > 1 or arrays["WAVE"].shape != flux.shape[:1]:
         refuse(path, f"a cube whose arrays do not fit together: flux {flux.shape}, ivar {ivar.shape}")
-    step = slice(None, None, max(1, len(flux) // 500))       # a few hundred wavelengths tell where light is
+    step = slice(None, None, max(1, len(flux) // 500))  # a few hundred wavelengths tell where light is
     good = (mask[step] == 0 if mask.ndim else True) & (ivar[step] > 0) & np.isfinite(flux[step])
     snr = np.median(np.where(good, flux[step] * np.sqrt(np.where(good, ivar[step], 0)), 0), 0)
     order = np.argsort(-snr, axis=None)
     order = order[snr.ravel()[order] >= SPAXEL_SNR][:MAX_SPAXELS]
-    if not len(order): refuse(path, f"a cube without a spaxel of S/N {SPAXEL_SNR}; sum an aperture")
+    if not len(order):
+        refuse(path, f"a cube without a spaxel of S/N {SPAXEL_SNR}; sum an aperture")
     y, x = np.unravel_index(order, snr.shape)
     columns = {"wave": arrays["WAVE"], "flux": flux[:, y, x].T, "ivar": ivar[:, y, x].T}
-    if mask.ndim: columns["mask"] = mask[:, y, x].T
+    if mask.ndim:
+        columns["mask"] = mask[:, y, x].T
     columns = {k: (v, None) for k, v in columns.items()}
     ra, dec = (hdus[0].header.get(k) for k in ("OBJRA", "OBJDEC"))
     spectra = spectra_of_columns(columns, path, {}, "MaNGA", UNIT, spectype="GALAXY", ra=ra, dec=dec)
     note = f"spaxel of a cube: {len(order)} of {snr.size} are read, of signal-to-noise {SPAXEL_SNR} and more"
-    for s, j, i in zip(spectra, y, x): s.id, s.flags = f"{stem(path)}[{j},{i}]", [note, *s.flags]
+    for s, j, i in zip(spectra, y, x):
+        s.id, s.flags = f"{stem(path)}[{j},{i}]", [note, *s.flags]
     return spectra

@@ -41,15 +41,29 @@ NAMES = dict(
     good="good goodpix good_pixel valid is_good",
 )
 NAMES = {kind: tuple(dict.fromkeys(names.split())) for kind, names in NAMES.items()}
-IN_NAME = {"nm": "nm", "um": "um", "micron": "um", "microns": "um", "nanometer": "nm", "hz": "Hz",
-           "a": "Angstrom", "aa": "Angstrom", "ang": "Angstrom", "angstrom": "Angstrom",
-           "angstroms": "Angstrom", "ghz": "GHz",
-           "jy": "Jy", "mjy": "mJy", "ujy": "uJy", "njy": "nJy"}
+IN_NAME = {
+    "nm": "nm",
+    "um": "um",
+    "micron": "um",
+    "microns": "um",
+    "nanometer": "nm",
+    "hz": "Hz",
+    "a": "Angstrom",
+    "aa": "Angstrom",
+    "ang": "Angstrom",
+    "angstrom": "Angstrom",
+    "angstroms": "Angstrom",
+    "ghz": "GHz",
+    "jy": "Jy",
+    "mjy": "mJy",
+    "ujy": "uJy",
+    "njy": "nJy",
+}
 
 
 def split_name(
-    name,   # "Flux [1e-17 erg/s/cm2/A]", "wave_nm", "LOGLAM"
-):          # (name in lower case, unit or None)
+    name,  # "Flux [1e-17 erg/s/cm2/A]", "wave_nm", "LOGLAM"
+):  # (name in lower case, unit or None)
     "A column's name and the unit written into it."
     text = str(name).strip().strip("\"'#").strip()
     found = re.fullmatch(r"([^\[({]+?)\s*[\[({](.*)[\])}]\s*", text)
@@ -57,7 +71,8 @@ def split_name(
     text = re.sub(r"[\W_]+", "_", text.lower()).strip("_")
     stem, _, last = text.rpartition("_")
     known = {n for names in NAMES.values() for n in names}
-    if unit is None and text not in known and stem in known and last in IN_NAME: return stem, IN_NAME[last]
+    if unit is None and text not in known and stem in known and last in IN_NAME:
+        return stem, IN_NAME[last]
     return text, unit or None
 
 
@@ -66,82 +81,115 @@ def find(columns, kind):
     return next((name for name in NAMES[kind] if name in columns), None)
 
 # %% ../../nbs/files/30_spectrum_columns.ipynb #a50253fb
-NICK = {"flam": "erg/s/cm2/Angstrom", "fnu": "erg/s/cm2/Hz", "nanomaggies": "nmgy", "maggies": "mgy",
-        "counts": "ct", "count": "ct", "adu": "adu", "dn": "adu", "electrons": "electron", "e-": "electron",
-        "microns": "micron", "nanometers": "nm", "nanometres": "nm", "none": "", "unitless": ""}
+NICK = {
+    "flam": "erg/s/cm2/Angstrom",
+    "fnu": "erg/s/cm2/Hz",
+    "nanomaggies": "nmgy",
+    "maggies": "mgy",
+    "counts": "ct",
+    "count": "ct",
+    "adu": "adu",
+    "dn": "adu",
+    "electrons": "electron",
+    "e-": "electron",
+    "microns": "micron",
+    "nanometers": "nm",
+    "nanometres": "nm",
+    "none": "",
+    "unitless": "",
+}
 
 
 def unit_of(
-    text,   # of a header, a column or an astropy unit; None or "" where there is none
-):          # astropy unit or None
+    text,  # of a header, a column or an astropy unit; None or "" where there is none
+):  # astropy unit or None
     "The unit that a text means; `ValueError` with the text if it means none."
     import astropy.units as u
-    if text is None or isinstance(text, u.UnitBase): return text
+
+    if text is None or isinstance(text, u.UnitBase):
+        return text
     clean = " ".join(str(text).split()).strip("\"'[]")
     clean = NICK.get(clean.lower(), clean)
-    if not clean: return None
-    if len(clean) > 80: raise ValueError(f"unit {clean[:40]!r}... is not known")
+    if not clean:
+        return None
+    if len(clean) > 80:
+        raise ValueError(f"unit {clean[:40]!r}... is not known")
     clean = re.sub(r"(?i)[/ ]+(spaxel|fib(er|re)|pix(el)?)(\^?-1)?$", "", clean)
     clean = re.sub(r"\bANG(STROM)?S?\b", "Angstrom", clean)
     for form in (clean, clean.lower().replace("angstrom", "Angstrom"), clean.capitalize()):
-        try: return parse_unit(form)
-        except (ValueError, ArithmeticError, RecursionError): pass
+        try:
+            return parse_unit(form)
+        except (ValueError, ArithmeticError, RecursionError):
+            pass
     raise ValueError(f"unit {text!r} is not known")
 
 # %% ../../nbs/files/30_spectrum_columns.ipynb #bb61de44
 def _looks_like_angstrom(last):
     "`ValueError` if an axis without a unit that ends at `last` is in anything but Angstrom."
-    if 2000 < last <= 1e5: return
+    if 2000 < last <= 1e5:
+        return
     word = "microns or log10(Angstrom)" if last <= 100 else "nanometres" if last <= 2000 else "no wavelength"
-    raise ValueError(f"wavelength has no unit and ends at {last:g}, which looks like {word}: say the unit "
-                     "in the file (wavelength [nm], TUNIT1, CUNIT1) or by the column's name (loglam)")
+    raise ValueError(
+        f"wavelength has no unit and ends at {last:g}, which looks like {word}: say the unit "
+        "in the file (wavelength [nm], TUNIT1, CUNIT1) or by the column's name (loglam)"
+    )
 
 
 def to_angstrom(
-    x,            # (L,) or (N, L) numbers
-    unit=None,    # text or astropy unit
-    kind="wavelength",   # or air, log10, ln, frequency: what its name says
-):                # same shape, vacuum Angstrom, float64; NaN where it is no wavelength
+    x,  # (L,) or (N, L) numbers
+    unit=None,  # text or astropy unit
+    kind="wavelength",  # or air, log10, ln, frequency: what its name says
+):  # same shape, vacuum Angstrom, float64; NaN where it is no wavelength
     "A wavelength axis in Angstrom; `ValueError` with the word that is missing."
     import astropy.units as u
+
     x, unit = np.asarray(x, np.float64), unit_of(unit)
-    if isinstance(unit, u.function.FunctionUnitBase):                   # dex(Angstrom)
+    if isinstance(unit, u.function.FunctionUnitBase):  # dex(Angstrom)
         kind, unit = "log10", unit.physical_unit
     with np.errstate(all="ignore"):
         base = {"log10": 10.0, "ln": np.e}.get(kind)
-        if base: x = np.where(x > 0, base ** np.clip(x, -300, 300), np.nan)
-        if kind == "frequency" and unit is None: raise ValueError("frequency has no unit: write Hz or GHz")
+        if base:
+            x = np.where(x > 0, base ** np.clip(x, -300, 300), np.nan)
+        if kind == "frequency" and unit is None:
+            raise ValueError("frequency has no unit: write Hz or GHz")
         if unit is not None and not (base and unit == u.dimensionless_unscaled):
-            try: x = (x * unit).to_value(u.Angstrom, equivalencies=u.spectral())
-            except u.UnitConversionError: raise ValueError(f"wavelength in {unit}, no length") from None
-        elif np.isfinite(x).any(): _looks_like_angstrom(np.max(x[np.isfinite(x)]))
+            try:
+                x = (x * unit).to_value(u.Angstrom, equivalencies=u.spectral())
+            except u.UnitConversionError:
+                raise ValueError(f"wavelength in {unit}, no length") from None
+        elif np.isfinite(x).any():
+            _looks_like_angstrom(np.max(x[np.isfinite(x)]))
         return np.where(np.isfinite(x) & (x > 0), air_to_vacuum(x) if kind == "air" else x, np.nan)
 
 # %% ../../nbs/files/30_spectrum_columns.ipynb #4ba44a44
 UNIT = FLUX_UNIT
-PLAUSIBLE = (1e-6, 1e6)   # median of |flux| in 1e-17 erg/s/cm2/A; real galaxies here have 0.05 to 500
+PLAUSIBLE = (1e-6, 1e6)  # median of |flux| in 1e-17 erg/s/cm2/A; real galaxies here have 0.05 to 500
 
 
 def in_our_unit(
-    wavelength,   # (L,) Angstrom
-    unit,         # astropy unit
-):                # (L,): one of this unit in 1e-17 erg/s/cm2/A
+    wavelength,  # (L,) Angstrom
+    unit,  # astropy unit
+):  # (L,): one of this unit in 1e-17 erg/s/cm2/A
     "The factor that brings a flux density to our unit; `ValueError` if it is none."
-    try: return flux_factor(unit, wavelength)
-    except ValueError as why: raise ValueError(f"flux in {unit}, which is no flux density ({why}): {ARRAYS}") from None
+    try:
+        return flux_factor(unit, wavelength)
+    except ValueError as why:
+        raise ValueError(f"flux in {unit}, which is no flux density ({why}): {ARRAYS}") from None
 
 
 def inverse_variance(
-    x,             # (L,) the error column
-    kind,          # ivar, error, variance: what its name says
-    unit, of,      # astropy units of the column and of the flux, None where unknown
-):                 # (L,) inverse variance in units of 1 / flux^2
+    x,  # (L,) the error column
+    kind,  # ivar, error, variance: what its name says
+    unit,
+    of,  # astropy units of the column and of the flux, None where unknown
+):  # (L,) inverse variance in units of 1 / flux^2
     "One over the variance, 0 where the column gives none; its unit decides over its name."
     power = dict(ivar=-2, error=1, variance=2)[kind]
     x, scale = np.asarray(x, np.float64), 1.0
     if unit is not None and of is not None:
         power = next((p for p in (power, 1, 2, -2) if unit.is_equivalent(of**p)), None)
-        if power is None: raise ValueError(f"{kind} in {unit}, which does not belong to a flux in {of}")
+        if power is None:
+            raise ValueError(f"{kind} in {unit}, which does not belong to a flux in {of}")
         scale = unit.to(of**power)
     with np.errstate(all="ignore"):
         x = x * scale
@@ -149,34 +197,44 @@ def inverse_variance(
     return np.where(np.isfinite(ivar) & (ivar > 0), ivar, 0.0)
 
 # %% ../../nbs/files/30_spectrum_columns.ipynb #aed94cb9
-PIXEL_BIT = 1 << 16   # and_mask bits from here on belong to a pixel, those below to its fibre
+PIXEL_BIT = 1 << 16  # and_mask bits from here on belong to a pixel, those below to its fibre
 
 
 def unusable(columns, name, shape):
     "(bad pixels, doubtful pixels) of `shape` from the mask column `name` (None: nothing is masked)."
-    if name is None: return np.zeros(shape, bool), np.zeros(shape, bool)
+    if name is None:
+        return np.zeros(shape, bool), np.zeros(shape, bool)
     bits = np.ma.filled(np.ma.asarray(columns[name][0]), 1)
-    if bits.dtype.kind not in "biuf": raise ValueError(f"column {name} holds no numbers")
+    if bits.dtype.kind not in "biuf":
+        raise ValueError(f"column {name} holds no numbers")
     bits = np.broadcast_to(np.nan_to_num(bits, nan=1.0), shape)
-    if name in NAMES["good"]: return bits == 0, bits == 0
-    if name in ("and_mask", "andmask"): return bits.astype(np.int64) & ~(PIXEL_BIT - 1) != 0, bits != 0
-    if name in ("or_mask", "ormask"): return np.zeros(shape, bool), bits != 0     # one bad exposure of many
+    if name in NAMES["good"]:
+        return bits == 0, bits == 0
+    if name in ("and_mask", "andmask"):
+        return bits.astype(np.int64) & ~(PIXEL_BIT - 1) != 0, bits != 0
+    if name in ("or_mask", "ormask"):
+        return np.zeros(shape, bool), bits != 0  # one bad exposure of many
     return bits != 0, bits != 0
 
 
 def number(x, kind=float):
     "A plain number from a header or a table cell, or None: nothing there, masked, not finite, or -9999."
-    if x is None or x is np.ma.masked or isinstance(x, (bytes, bool)): return None
-    try: value = float(np.asarray(x, np.float64).reshape(-1)[0])
-    except (TypeError, ValueError, IndexError, OverflowError): return None
+    if x is None or x is np.ma.masked or isinstance(x, (bytes, bool)):
+        return None
+    try:
+        value = float(np.asarray(x, np.float64).reshape(-1)[0])
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
     return kind(value) if np.isfinite(value) and value > -9998 else None
 
 
 def degrees(text, hours=False):
     "Degrees from a number or from sexagesimal text (hours for a right ascension); None if it is neither."
-    if (value := number(text)) is not None: return value
+    if (value := number(text)) is not None:
+        return value
     parts = re.findall(r"[-+]?\d+(?:\.\d+)?", str(text).strip()[:40]) if text is not None else []
-    if len(parts) != 3: return None
+    if len(parts) != 3:
+        return None
     sign = -1 if parts[0].startswith("-") else 1
     value = sign * sum(abs(float(p)) / 60**i for i, p in enumerate(parts))
     return value * 15 if hours else value
@@ -185,7 +243,8 @@ def degrees(text, hours=False):
 def position(ra, dec):
     "(ra, dec) in degrees, each None where it is no such angle."
     ra, dec = degrees(ra, hours=True), degrees(dec)
-    if ra is not None and not -180 <= ra <= 360: ra = None
+    if ra is not None and not -180 <= ra <= 360:
+        ra = None
     return ra, None if dec is None or abs(dec) > 90 else dec
 
 # %% ../../nbs/files/30_spectrum_columns.ipynb #a7f37450
@@ -202,9 +261,12 @@ META = {k: names.split() for k, names in META.items()}
 
 def identifier(x):
     "An identifier as text: integers exactly, text stripped; None for a float, for nothing, for a masked one."
-    if isinstance(x, np.ndarray) and x.size == 1: x = x.reshape(-1)[0]
-    if isinstance(x, (bytes, np.bytes_)): x = x.decode("latin-1")
-    if isinstance(x, (int, np.integer)) and not isinstance(x, bool): return str(int(x))
+    if isinstance(x, np.ndarray) and x.size == 1:
+        x = x.reshape(-1)[0]
+    if isinstance(x, (bytes, np.bytes_)):
+        x = x.decode("latin-1")
+    if isinstance(x, (int, np.integer)) and not isinstance(x, bool):
+        return str(int(x))
     return x.strip()[:120] or None if isinstance(x, str) else None
 
 
@@ -222,9 +284,12 @@ def said(meta, kind, row=None):
     "What `meta` says of a kind (redshift, ra, ...): for one row where it holds one value for each."
     for name in META[kind]:
         x = meta.get(name)
-        if x is None: continue
-        if row is not None and np.ndim(x) >= 1 and len(x) > row: return x[row]
-        if np.ndim(x) == 0 or np.size(x) == 1: return x
+        if x is None:
+            continue
+        if row is not None and np.ndim(x) >= 1 and len(x) > row:
+            return x[row]
+        if np.ndim(x) == 0 or np.size(x) == 1:
+            return x
     return None
 
 # %% ../../nbs/files/30_spectrum_columns.ipynb #d63103c0
@@ -234,7 +299,8 @@ def table_of(hdu):
     for column in hdu.columns:
         name, unit = split_name(column.name)
         x = native(data[column.name])
-        if x.dtype == object and len({np.shape(v) for v in x}) == 1: x = np.stack(list(x))   # of one length
+        if x.dtype == object and len({np.shape(v) for v in x}) == 1:
+            x = np.stack(list(x))  # of one length
         table.setdefault(name, (x, unit or column.unit))
     return table
 
@@ -249,33 +315,42 @@ def refuse(path, reason):
 def one_spectrum(w, flux, ivar, bad, doubt, flags):
     "(wavelength, flux, ivar, mask, flags) of one row: increasing, without pixels that have no wavelength."
     here = np.isfinite(w)
-    if here.sum() < 2: raise ValueError("fewer than two pixels have a wavelength")
+    if here.sum() < 2:
+        raise ValueError("fewer than two pixels have a wavelength")
     order = np.flatnonzero(here)
-    if w[order[0]] > w[order[-1]]: order = order[::-1]
+    if w[order[0]] > w[order[-1]]:
+        order = order[::-1]
     w, flux, bad, doubt = w[order], flux[order], bad[order], doubt[order]
     if (np.diff(w) <= 0).any():
         raise ValueError("wavelengths neither increase nor decrease: merge overlapping orders first")
     if ivar is None:
         inside = np.flatnonzero(np.isfinite(flux) & (flux != 0))
         ivar = np.zeros(len(w))
-        if len(inside): ivar[inside[0]:inside[-1] + 1] = 1
-    else: ivar = ivar[order]
+        if len(inside):
+            ivar[inside[0] : inside[-1] + 1] = 1
+    else:
+        ivar = ivar[order]
     bad = bad | ~np.isfinite(flux) | ~(ivar > 0) | ~np.isfinite(ivar)
     with np.errstate(over="ignore"):
         flux, ivar = flux.astype(np.float32), np.where(bad, 0, ivar).astype(np.float32)
     bad = bad | ~np.isfinite(flux) | ~np.isfinite(ivar)
-    if bad.all(): flags = [*flags, "no usable pixel"]
+    if bad.all():
+        flags = [*flags, "no usable pixel"]
     return w, flux, np.where(bad, np.float32(0), ivar), bad | doubt, flags
 
 
 def check_scale(flux, unit, path):
     "A sentence for the flags when the flux has no unit; a refusal when its numbers cannot be ours."
-    if unit is not None: return []
+    if unit is not None:
+        return []
     size = np.abs(flux[np.isfinite(flux) & (flux != 0)])
     if len(size) and not PLAUSIBLE[0] < np.median(size) < PLAUSIBLE[1]:
-        refuse(path, f"flux has no unit and is about {np.median(size):.1e}, no 1e-17 erg/s/cm2/A; write the "
-                     "unit into the file (TUNIT, BUNIT, a column flux [erg/s/cm2/A]) or give the arrays with "
-                     "model.embed_spectra(flux, wavelength, ivar, unit=...)")
+        refuse(
+            path,
+            f"flux has no unit and is about {np.median(size):.1e}, no 1e-17 erg/s/cm2/A; write the "
+            "unit into the file (TUNIT, BUNIT, a column flux [erg/s/cm2/A]) or give the arrays with "
+            "model.embed_spectra(flux, wavelength, ivar, unit=...)",
+        )
     return ["no unit for flux: taken as 1e-17 erg/s/cm2/A"]
 
 # %% ../../nbs/files/30_spectrum_columns.ipynb #c04b7fe2
@@ -300,10 +375,14 @@ def _together(columns, path):
         missing = " and ".join(w for w, n in (("wavelength", axis), ("flux", name)) if n is None)
         has = ", ".join(str(c)[:30] for c in list(columns)[:12]) or "none"
         refuse(path, f"no column of a known name for {missing}: it has {has}")
-    try: wave, flux = _values(columns, axis), _values(columns, name)
-    except (TypeError, ValueError): refuse(path, f"column {axis} or {name} holds no numbers")
-    if flux.ndim == 2 and wave.ndim == 1 and flux.shape[1] != len(wave) == flux.shape[0]: flux = flux.T
-    if flux.ndim == 3: refuse(path, "a data cube: choose spaxels or sum an aperture")
+    try:
+        wave, flux = _values(columns, axis), _values(columns, name)
+    except (TypeError, ValueError):
+        refuse(path, f"column {axis} or {name} holds no numbers")
+    if flux.ndim == 2 and wave.ndim == 1 and flux.shape[1] != len(wave) == flux.shape[0]:
+        flux = flux.T
+    if flux.ndim == 3:
+        refuse(path, "a data cube: choose spaxels or sum an aperture")
     fits = flux.ndim in (1, 2) and wave.ndim in (1, 2) and flux.size and flux.shape[-1] == wave.shape[-1]
     if not fits or wave.ndim == 2 and flux.shape != wave.shape:
         refuse(path, f"{name} of shape {flux.shape} and {axis} of shape {wave.shape} do not belong together")
@@ -311,14 +390,14 @@ def _together(columns, path):
 
 # %% ../../nbs/files/30_spectrum_columns.ipynb #0af296b2
 def spectra_of_columns(
-    columns,      # {lower-case name: (values (L,) or (N, L), unit or None)}
-    path,         # for names and messages
-    meta=None,    # {lower-case name: value, or one for each of the N rows}
-    source="",    # survey or kind of file
-    unit=None,    # of the flux where the column has none and the format prescribes it
-    flags=(),     # said of every row
-    **more,       # id=, redshift=, warning=, ra=, dec=, spectype= as the reader knows them: stronger
-):                # list of Spectrum
+    columns,  # {lower-case name: (values (L,) or (N, L), unit or None)}
+    path,  # for names and messages
+    meta=None,  # {lower-case name: value, or one for each of the N rows}
+    source="",  # survey or kind of file
+    unit=None,  # of the flux where the column has none and the format prescribes it
+    flags=(),  # said of every row
+    **more,  # id=, redshift=, warning=, ra=, dec=, spectype= as the reader knows them: stronger
+):  # list of Spectrum
     "Spectra from named arrays; `NotAnObservedSpectrum` with the reason where name, unit or shape is missing."
     meta, (axis, kind, name, (error, how), wave, flux) = meta or {}, _together(columns, path)
     mask = find(columns, "mask") or find(columns, "good")
@@ -327,24 +406,30 @@ def spectra_of_columns(
         own = unit_of(columns[name][1] or unit)
         factor = 1.0 if own is None else in_our_unit(w, own)
         notes = [*flags, *check_scale(flux, own, path)]
-        if not error: notes.append("no errors in the file: all pixels count the same")
-        if kind == "air": notes.append("wavelengths converted from air to vacuum")
+        if not error:
+            notes.append("no errors in the file: all pixels count the same")
+        if kind == "air":
+            notes.append("wavelengths converted from air to vacuum")
         ivar = _errors(columns, error, how, own, factor, flux.shape)
         pixels = [w, flux * factor, ivar, *unusable(columns, mask, flux.shape)]
         rows, out = (len(flux) if flux.ndim == 2 else None), []
         for i in range(rows or 1):
             row = one_spectrum(*[x[i] if np.ndim(x) == 2 else x for x in pixels], list(notes))
             out.append(_record(row, meta, more, path, source, i if rows else None, rows))
-    except NotAnObservedSpectrum: raise
-    except ValueError as reason: refuse(path, str(reason))
+    except NotAnObservedSpectrum:
+        raise
+    except ValueError as reason:
+        refuse(path, str(reason))
     return _whole_fibre(out, columns, mask)
 
 
 def _errors(columns, error, how, own, factor, shape):
     "Inverse variance of the flux after its unit was changed by `factor`, or None without an error column."
-    if error is None: return None
+    if error is None:
+        return None
     ivar = inverse_variance(_values(columns, error), how, unit_of(columns[error][1]), own)
-    if ivar.shape == shape[::-1] != shape: ivar = ivar.T
+    if ivar.shape == shape[::-1] != shape:
+        ivar = ivar.T
     return np.broadcast_to(ivar, shape) / factor**2
 
 
@@ -361,8 +446,10 @@ def _record(row, meta, more, path, source, i, rows):
 
 def _whole_fibre(spectra, columns, mask):
     "Flags of SDSS's bits about a whole fibre, which leave the pixels usable."
-    if mask not in ("and_mask", "andmask"): return spectra
+    if mask not in ("and_mask", "andmask"):
+        return spectra
     bits = np.atleast_2d(np.ma.filled(np.ma.asarray(columns[mask][0]), 0)).astype(np.int64) % PIXEL_BIT > 0
     for s, share in zip(spectra, np.broadcast_to(bits, (len(spectra), bits.shape[-1])).mean(1)):
-        if share > 0: s.flags.insert(0, f"whole-fibre warning on {share:.0%} of the pixels (kept)")
+        if share > 0:
+            s.flags.insert(0, f"whole-fibre warning on {share:.0%} of the pixels (kept)")
     return spectra

@@ -16,32 +16,45 @@ from .fits_files import FITS_SUFFIXES, is_readable, native, open_fits, reading, 
 from .sdss_files import coadd_hdu, read_manga, read_sdss, read_spplate, read_spspec
 from ..data.spectra import NotAnObservedSpectrum, Spectrum
 from .spectrum_columns import NAMES, axis_in, find, refuse, spectra_of_columns
-from .spectrum_tables import (
-    from_specutils, load_npz, read_arrays, read_ecsv, read_fits_tables, read_text, read_votable, without_ids)
+from astroclip.files.spectrum_tables import (
+    from_specutils,
+    load_npz,
+    read_arrays,
+    read_ecsv,
+    read_fits_tables,
+    read_text,
+    read_votable,
+    without_ids,
+)
 
 # %% ../../nbs/files/50_spectrum_files.ipynb #80abd651
 def axis_of(
-    header,   # of the HDU with the flux
-    n,        # pixels along the axis
-):            # {lower-case name: (values (n,), unit)} with one entry, or {}
+    header,  # of the HDU with the flux
+    n,  # pixels along the axis
+):  # {lower-case name: (values (n,), unit)} with one entry, or {}
     "The wavelength axis that a header describes; `ValueError` if it describes one that is not read here."
     i = np.arange(n, dtype=np.float64)
     if "COEFF0" in header and "COEFF1" in header:
         return {"loglam": (header["COEFF0"] + header["COEFF1"] * i, None)}
     start, step = header.get("CRVAL1"), header.get("CD1_1", header.get("CDELT1"))
     kind, unit = str(header.get("CTYPE1", "")).strip().upper(), header.get("CUNIT1")
-    if isinstance(start, str) or isinstance(step, str): raise ValueError("CRVAL1 or CD1_1 is no number")
-    elsewhere = re.match(r"RA|DEC|GL|EL|HP|[XY]PIX|PIXEL|VEL|VOPT|VRAD|TIME|STOKES", kind)   # no wavelength
-    if start is None or not step or elsewhere: return {}
+    if isinstance(start, str) or isinstance(step, str):
+        raise ValueError("CRVAL1 or CD1_1 is no number")
+    elsewhere = re.match(r"RA|DEC|GL|EL|HP|[XY]PIX|PIXEL|VEL|VOPT|VRAD|TIME|STOKES", kind)  # no wavelength
+    if start is None or not step or elsewhere:
+        return {}
     if kind.startswith("MULTISPE") or kind.endswith(("-TAB", "-GRI", "-GRA")):
         raise ValueError(f"an axis of kind {kind} is not read here: export it as a table")
     iraf = re.search(r"units?=\s*(\w+)", str(header.get("WAT1_001", "")))
-    if unit is None and iraf: unit = iraf[1]
+    if unit is None and iraf:
+        unit = iraf[1]
     x = start + (i + 1 - header.get("CRPIX1", 1)) * step
     air = kind.startswith("AWAV") or str(header.get("AIRORVAC", "")).lower() == "air"
     air = air or header.get("VACUUM") is False
-    if header.get("DC-FLAG") == 1 or re.match(r"LOG10|LOG-?LAM|LOG-?WAV", kind): return {"loglam": (x, unit)}
-    if kind.endswith("-LOG"): x = start * np.exp(np.clip((x - start) / start, -50, 50))
+    if header.get("DC-FLAG") == 1 or re.match(r"LOG10|LOG-?LAM|LOG-?WAV", kind):
+        return {"loglam": (x, unit)}
+    if kind.endswith("-LOG"):
+        x = start * np.exp(np.clip((x - start) / start, -50, 50))
     return {"frequency" if kind.startswith("FREQ") else "awav" if air else "wavelength": (x, unit)}
 
 # %% ../../nbs/files/50_spectrum_files.ipynb #d0072a44
@@ -49,11 +62,13 @@ def image_columns(hdus):
     "{lower-case name: (array of one or two axes, unit)} of all image HDUs; a nameless first one is the flux."
     columns = {}
     for i, hdu in enumerate(hdus):
-        if not getattr(hdu, "is_image", False) or hdu.data is None or hdu.data.ndim not in (1, 2): continue
+        if not getattr(hdu, "is_image", False) or hdu.data is None or hdu.data.ndim not in (1, 2):
+            continue
         named = rows_of(hdu.header, hdu.data)
         name = "flux" if i == 0 and hdu.name in ("", "PRIMARY") else re.sub(r"[\W_]+", "_", hdu.name.lower())
         unit = hdu.header.get("BUNIT")
-        for key, x in (named or {name: hdu.data}).items(): columns.setdefault(key, (native(x), unit))
+        for key, x in (named or {name: hdu.data}).items():
+            columns.setdefault(key, (native(x), unit))
     return columns
 
 
@@ -65,8 +80,10 @@ def rows_of(header, data):
         found = {}
         for label, row in zip(labels, data):
             kind = kinds.get(label) or kinds.get(re.split(r"[\s-]", label)[0])
-            if kind: found.setdefault("flux" if kind == "flux" else kind, row)
-        if "flux" in found: return found
+            if kind:
+                found.setdefault("flux" if kind == "flux" else kind, row)
+        if "flux" in found:
+            return found
     return {}
 
 
@@ -74,13 +91,17 @@ def read_images(hdus, path):
     "The spectra of images with a wavelength axis and an error; None if the file has no such images."
     columns = image_columns(hdus)
     flux = find(columns, "flux")
-    if flux is None or not any(find(columns, k) for k in ("ivar", "error", "variance")): return None
+    if flux is None or not any(find(columns, k) for k in ("ivar", "error", "variance")):
+        return None
     home = next((h for h in hdus if h.name.lower() == flux), hdus[0])
     if axis_in(columns) == (None, None):
         n = columns[flux][0].shape[-1]
-        try: axis = axis_of(home.header, n) or axis_of(hdus[0].header, n)
-        except ValueError as reason: refuse(path, str(reason))
-        if not axis: return None
+        try:
+            axis = axis_of(home.header, n) or axis_of(hdus[0].header, n)
+        except ValueError as reason:
+            refuse(path, str(reason))
+        if not axis:
+            return None
         columns |= axis
     meta = {**without_ids(hdus[0].header), **without_ids(home.header)}
     return spectra_of_columns(columns, path, meta)
@@ -90,41 +111,61 @@ def read_normalised(path, arrays=None):
     "Spectra of a normalised npz (flux, valid, z_true): flux up to offset and scale, ivar 1 where valid."
     arrays = load_npz(Path(path).read_bytes(), path) if arrays is None else arrays
     missing = {"flux", "valid", "z_true"} - set(arrays)
-    if missing: refuse(path, f"npz without the arrays {sorted(missing)}")
+    if missing:
+        refuse(path, f"npz without the arrays {sorted(missing)}")
     flux, valid, redshift = arrays["flux"], arrays["valid"] > 0, arrays["z_true"]
     if flux.ndim != 2 or valid.shape != flux.shape or redshift.shape != flux.shape[:1] or flux.shape[1] < 2:
         refuse(path, f"arrays that do not fit together: {flux.shape}, {valid.shape}, {redshift.shape}")
-    with np.errstate(over="ignore"): flux = np.sinh(flux.astype(np.float64)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        flux = np.sinh(flux.astype(np.float64)).astype(np.float32)
     wavelength, folder = np.geomspace(3600, 9800, flux.shape[1]), Path(path).parent.name
     spectra = []
     for i, (x, v, z) in enumerate(zip(flux, valid & np.isfinite(flux), redshift)):
         flags = ["flux scale, offset and noise unknown"] + ([] if v.any() else ["no usable pixel"])
-        spectra.append(Spectrum(f"{folder}[{i}]", wavelength, x, v.astype(np.float32), ~v, float(z), None,
-                                source=f"DESI normalised {folder}", flags=flags))
+        spectra.append(
+            Spectrum(
+                f"{folder}[{i}]",
+                wavelength,
+                x,
+                v.astype(np.float32),
+                ~v,
+                float(z),
+                None,
+                source=f"DESI normalised {folder}",
+                flags=flags,
+            )
+        )
     return spectra
 
 # %% ../../nbs/files/50_spectrum_files.ipynb #498019cc
-IMAGE = "an image"   # the one reason after which `data.images.read_cutout` is worth a try
+IMAGE = "an image"  # the one reason after which `data.images.read_cutout` is worth a try
 
 
 def _why_not(hdus, names, columns):
     "The reason why a FITS file holds no observed spectrum."
     images = [h.data for h in hdus if getattr(h, "is_image", False) and h.data is not None]
-    if "REDSHIFTS" in names: return "redshift catalogue (redrock), no spectra"
+    if "REDSHIFTS" in names:
+        return "redshift catalogue (redrock), no spectra"
     if images and images[0].ndim == 1 and images[0] is hdus[0].data:
         return "template or atlas spectrum: 1-D array without inverse variance"
-    if any(x.ndim == 3 and len(x) > 16 for x in images): return "a data cube: choose spaxels, or sum them"
-    if any(x.ndim in (2, 3) and min(x.shape[-2:]) > 16 for x in images): return IMAGE
-    if columns: return f"a catalogue (columns {', '.join(columns[:3])}, ...), no spectra"
+    if any(x.ndim == 3 and len(x) > 16 for x in images):
+        return "a data cube: choose spaxels, or sum them"
+    if any(x.ndim in (2, 3) and min(x.shape[-2:]) > 16 for x in images):
+        return IMAGE
+    if columns:
+        return f"a catalogue (columns {', '.join(columns[:3])}, ...), no spectra"
     return "a FITS file without a known layout of spectra"
 
 
 def _reader(hdus, names):
     "The reader of the survey that wrote a FITS file, or None."
     first, header = hdus[0].data, hdus[0].header
-    if arms_of(names): return read_desi
-    if coadd_hdu(hdus) is not None: return read_sdss
-    if {"WAVE", "FLUX", "IVAR"} <= set(names): return read_manga
+    if arms_of(names):
+        return read_desi
+    if coadd_hdu(hdus) is not None:
+        return read_sdss
+    if {"WAVE", "FLUX", "IVAR"} <= set(names):
+        return read_manga
     if first is not None and first.ndim == 2 and "COEFF0" in header and "COEFF1" in header:
         return read_spspec if len(first) <= 6 and len(hdus) < 3 else read_spplate
     return None
@@ -139,13 +180,15 @@ def _read_fits(path):
             refuse(path, "rest-frame stack of many galaxies: no redshift of its own, arbitrary flux units")
         reader = _reader(hdus, names)
         found = reader(hdus, path) if reader else read_fits_tables(hdus, path) or read_images(hdus, path)
-        if found: return found
+        if found:
+            return found
         reason = _why_not(hdus, names, columns)
-    if reason == IMAGE: raise NotAnObservedSpectrum(path, IMAGE)
+    if reason == IMAGE:
+        raise NotAnObservedSpectrum(path, IMAGE)
     refuse(path, reason)
 
 # %% ../../nbs/files/50_spectrum_files.ipynb #a75197c6
-MAX_FILE = 1 << 30   # bytes of an npz or a packed text
+MAX_FILE = 1 << 30  # bytes of an npz or a packed text
 
 
 def _read_npz(content, path):
@@ -155,22 +198,34 @@ def _read_npz(content, path):
 
 
 def read_file(
-    path,   # a file, or a specutils object
-):          # list of Spectrum
+    path,  # a file, or a specutils object
+):  # list of Spectrum
     "All spectra of a file, whatever its format; see `astroclip.data.spectra.read_spectrum`."
-    if hasattr(path, "spectral_axis"): return from_specutils(path)
+    if hasattr(path, "spectral_axis"):
+        return from_specutils(path)
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f"no file {path}")
-    if path.is_dir(): refuse(path, "a folder: give the files in it")
-    with reading(path, "a file of spectra"), open(path, "rb") as file: start = file.read(16)
-    if start.startswith((b"\x89PNG", b"\xff\xd8\xff")): raise NotAnObservedSpectrum(path, IMAGE)
-    if start.startswith(b"\x89HDF"): refuse(path, "an HDF5 file: surveys.pairs.Survey opens a survey of pairs")
-    if start.startswith(b"SIMPLE") or is_readable(path, FITS_SUFFIXES): return _read_fits(path)
-    if path.stat().st_size > MAX_FILE: refuse(path, f"a table of more than {MAX_FILE:,d} bytes")
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}")
+    if path.is_dir():
+        refuse(path, "a folder: give the files in it")
+    with reading(path, "a file of spectra"), open(path, "rb") as file:
+        start = file.read(16)
+    if start.startswith((b"\x89PNG", b"\xff\xd8\xff")):
+        raise NotAnObservedSpectrum(path, IMAGE)
+    if start.startswith(b"\x89HDF"):
+        refuse(path, "an HDF5 file: surveys.pairs.Survey opens a survey of pairs")
+    if start.startswith(b"SIMPLE") or is_readable(path, FITS_SUFFIXES):
+        return _read_fits(path)
+    if path.stat().st_size > MAX_FILE:
+        refuse(path, f"a table of more than {MAX_FILE:,d} bytes")
     with reading(path, "a table"):
         content = unpack(path.read_bytes())
-        if content.startswith(b"SIMPLE"): return _read_fits(path)
-        if start.startswith(b"PK") or path.name.lower().endswith(".npz"): return _read_npz(content, path)
-        if not content.strip(): refuse(path, "an empty file")
-        if re.match(rb"\s*<(\?xml|VOTABLE)", content[:200]): return read_votable(content, path)
+        if content.startswith(b"SIMPLE"):
+            return _read_fits(path)
+        if start.startswith(b"PK") or path.name.lower().endswith(".npz"):
+            return _read_npz(content, path)
+        if not content.strip():
+            refuse(path, "an empty file")
+        if re.match(rb"\s*<(\?xml|VOTABLE)", content[:200]):
+            return read_votable(content, path)
         return read_ecsv(content, path) if content.startswith(b"# %ECSV") else read_text(content, path)

@@ -17,11 +17,20 @@ import numpy as np
 
 from .desi_files import arms_of, spectra_of_arms
 from .fits_files import UnreadableFile, allowed, native
-from .spectrum_columns import (
-    META, NAMES, axis_in, check_scale, find, refuse, spectra_of_columns, split_name, table_of)
+from astroclip.files.spectrum_columns import (
+    META,
+    NAMES,
+    axis_in,
+    check_scale,
+    find,
+    refuse,
+    spectra_of_columns,
+    split_name,
+    table_of,
+)
 
 # %% ../../nbs/files/44_spectrum_tables.ipynb #2e9965ff
-MAX_TEXT = 64 << 20   # bytes; a spectrum of 7781 pixels has about 0.5 MB
+MAX_TEXT = 64 << 20  # bytes; a spectrum of 7781 pixels has about 0.5 MB
 MISSING = {"", "nan", "null", "none", "na", "n/a", "--", "-", "masked", "."}
 KEY = re.compile(r"[#%!;\s]*([A-Za-z_][\w ]{0,30}?)\s*[:=]\s*(\S.{0,200})")
 
@@ -29,31 +38,42 @@ KEY = re.compile(r"[#%!;\s]*([A-Za-z_][\w ]{0,30}?)\s*[:=]\s*(\S.{0,200})")
 def as_number(text, decimal="."):
     "A float from one field, NaN where it says that there is none; `ValueError` for words."
     text = text.strip().strip("\"'").strip()
-    if text.lower() in MISSING: return np.nan
-    if decimal == ",": text = text.replace(",", ".")
-    try: return float(text)
-    except ValueError: return float(re.sub(r"(?<=\d)[dD](?=[-+]?\d)", "e", text))      # Fortran's 1.0D-17
+    if text.lower() in MISSING:
+        return np.nan
+    if decimal == ",":
+        text = text.replace(",", ".")
+    try:
+        return float(text)
+    except ValueError:
+        return float(re.sub(r"(?<=\d)[dD](?=[-+]?\d)", "e", text))  # Fortran's 1.0D-17
 
 
 def is_number(text, decimal="."):
     "Does a field hold a number, or say that it is missing?"
-    try: as_number(text, decimal)
-    except ValueError: return False
+    try:
+        as_number(text, decimal)
+    except ValueError:
+        return False
     return True
 
 
 def cut(line, separator):
     "The fields of a line."
-    if separator is None: return line.split()
+    if separator is None:
+        return line.split()
     return next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
 
 
 def decoded(content, path):
     "Text of a file's bytes, or a refusal."
-    if len(content) > MAX_TEXT: refuse(path, f"a text of {len(content):,d} bytes, more than {MAX_TEXT:,d}")
-    if b"\0" in content: refuse(path, "neither a known format nor text")
-    try: return content.decode("utf-8-sig")
-    except UnicodeDecodeError: return content.decode("latin-1")
+    if len(content) > MAX_TEXT:
+        refuse(path, f"a text of {len(content):,d} bytes, more than {MAX_TEXT:,d}")
+    if b"\0" in content:
+        refuse(path, "neither a known format nor text")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 # %% ../../nbs/files/44_spectrum_tables.ipynb #0c22a3ef
 def _header(rows, comments, separator, decimal):
@@ -63,7 +83,7 @@ def _header(rows, comments, separator, decimal):
         second = rows[1] if len(rows) > 1 else []
         words = len(second) == width and not any(is_number(f) for f in second)
         return first, second if words else [""] * width, 2 if words else 1
-    for line in reversed(comments):                             # "# wavelength flux err" above the numbers
+    for line in reversed(comments):  # "# wavelength flux err" above the numbers
         line = line.strip("#%!; \t")
         for names in (cut(line, separator), re.split(r"\s*,\s*|\s+(?![\[(])", line)):
             if len(names) == width and any(split_name(n)[0] in v for n in names for v in NAMES.values()):
@@ -76,26 +96,32 @@ def read_text(content, path):
     lines = [line.strip() for line in decoded(content, path).splitlines()]
     comments = [line for line in lines if line.startswith(("#", "%", "!", ";"))]
     numbered = [(i, line) for i, line in enumerate(lines, 1) if line and not line.startswith(tuple("#%!;"))]
-    if len(numbered) < 2: refuse(path, "a text without a table of numbers")
+    if len(numbered) < 2:
+        refuse(path, "a text without a table of numbers")
     probe = numbered[min(2, len(numbered) - 1)][1]
     separator = next((s for s in ";,|\t" if s in probe), None)
     decimal = "," if separator == ";" and "," in probe else "."
-    try: rows = [cut(line, separator) for _, line in numbered]
-    except csv.Error as error: raise UnreadableFile(f"{path} cannot be read: {error}") from None
+    try:
+        rows = [cut(line, separator) for _, line in numbered]
+    except csv.Error as error:
+        raise UnreadableFile(f"{path} cannot be read: {error}") from None
     names, units, skip = _header(rows, comments, separator, decimal)
     body, width, flags = rows[skip:], len(rows[0]), []
     whole = [len(row) == width for row in body]
-    if width < 2 or np.mean(whole) < 0.5: refuse(path, "a text without a table of numbers")
+    if width < 2 or np.mean(whole) < 0.5:
+        refuse(path, "a text without a table of numbers")
     if not all(whole):
         line = numbered[whole.index(False) + skip][0]
         said = f"line {line} has not {width} fields; truncated or no table"
         raise UnreadableFile(f"{path} cannot be read: {said}")
     if names is None:
-        if width != 2: refuse(path, f"{width} columns without names: write wavelength,flux,ivar above")
+        if width != 2:
+            refuse(path, f"{width} columns without names: write wavelength,flux,ivar above")
         names, units = ["wavelength", "flux"], ["", ""]
         flags = ["columns without names: taken as wavelength and flux"]
     columns = _named(names, units, body, decimal, path)
-    if not columns: refuse(path, "a text without a table of numbers")
+    if not columns:
+        refuse(path, "a text without a table of numbers")
     return spectra_of_columns(columns, path, said_in(comments), flags=flags)
 
 # %% ../../nbs/files/44_spectrum_tables.ipynb #d4c61ba0
@@ -105,10 +131,12 @@ def _named(names, units, body, decimal, path):
     for i, (name, unit) in enumerate(zip(names, units)):
         key, own = split_name(name)
         fields = [row[i] for row in body]
-        try: values = np.array([as_number(f, decimal) for f in fields])
+        try:
+            values = np.array([as_number(f, decimal) for f in fields])
         except ValueError:
             wrong = [f for f in fields if not is_number(f, decimal)]
-            if key not in known or len(wrong) > 0.5 * len(fields): continue
+            if key not in known or len(wrong) > 0.5 * len(fields):
+                continue
             said = f"column {name} holds {wrong[0][:30]!r}, which is no number"
             raise UnreadableFile(f"{path} cannot be read: {said}") from None
         columns.setdefault(key, (values, own or unit.strip() or None))
@@ -126,7 +154,8 @@ def columns_of_table(table):
     columns = {}
     for name in table.colnames:
         column, (key, unit) = table[name], split_name(name)
-        if not hasattr(column, "dtype"): continue                       # a mixin: times, positions
+        if not hasattr(column, "dtype"):
+            continue  # a mixin: times, positions
         values = np.ma.asarray(column) if np.ma.isMaskedArray(column) else np.asarray(column)
         columns.setdefault(key, (values, unit or getattr(column, "unit", None)))
     return columns
@@ -135,13 +164,17 @@ def columns_of_table(table):
 def read_ecsv(content, path):
     "The spectra of an ECSV table."
     from astropy.table import Table
-    table = Table.read(decoded(content, path).splitlines(), format="ascii.ecsv")   # a list: a text could be a path
+
+    table = Table.read(
+        decoded(content, path).splitlines(), format="ascii.ecsv"
+    )  # a list: a text could be a path
     return spectra_of_columns(columns_of_table(table), path, without_ids(table.meta))
 
 
 def read_votable(content, path):
     "The spectra of the first table of a VOTable."
     from astropy.io.votable import parse_single_table
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = parse_single_table(io.BytesIO(content)).to_table(use_names_over_ids=True)
@@ -159,18 +192,22 @@ def read_fits_tables(hdus, path):
     "The spectra of every FITS table that has columns for wavelength and flux; None if there is none."
     found = []
     for hdu in hdus:
-        if not hasattr(hdu, "columns") or hdu.data is None or not len(hdu.data): continue
+        if not hasattr(hdu, "columns") or hdu.data is None or not len(hdu.data):
+            continue
         columns = table_of(hdu)
         (axis, _), flux = axis_in(columns), find(columns, "flux")
-        if axis is None or flux is None: continue
+        if axis is None or flux is None:
+            continue
         meta, n = {**without_ids(hdus[0].header), **without_ids(hdu.header)}, len(hdu.data)
-        if columns[flux][0].ndim > 1: meta |= {k: v for k, (v, _) in columns.items() if v.shape == (n,)}
+        if columns[flux][0].ndim > 1:
+            meta |= {k: v for k, (v, _) in columns.items() if v.shape == (n,)}
         if str(meta.get("airorvac", "")).lower() == "air" or meta.get("vacuum") is False:
             columns = {"awav" if k == axis and k in NAMES["wavelength"] else k: v for k, v in columns.items()}
         found.append(spectra_of_columns(columns, path, meta))
     if len(found) > 1:
         for i, rows in enumerate(found):
-            for s in rows: s.id = f"{s.id}[{i}]"
+            for s in rows:
+                s.id = f"{s.id}[{i}]"
     return [s for rows in found for s in rows] or None
 
 # %% ../../nbs/files/44_spectrum_tables.ipynb #60ad3930
@@ -179,10 +216,11 @@ def load_npz(content, path):
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             size = sum(i.file_size for i in archive.infolist())
-            if size > allowed(len(content)): raise ValueError(f"it unpacks to {size:,d} bytes")
+            if size > allowed(len(content)):
+                raise ValueError(f"it unpacks to {size:,d} bytes")
         with np.load(io.BytesIO(content), allow_pickle=False) as f:
             return {k.lower(): f[k] for k in f.files}
-    except Exception as error:       # zip, deflate and npy each have errors of their own
+    except Exception as error:  # zip, deflate and npy each have errors of their own
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnreadableFile(f"{path} cannot be read: truncated or not an npz file ({said})") from None
 
@@ -207,22 +245,25 @@ def read_arrays(arrays, path):
 
 
 def from_specutils(
-    spectrum,    # a specutils Spectrum (or Spectrum1D): spectral_axis, flux, uncertainty, mask, meta
+    spectrum,  # a specutils Spectrum (or Spectrum1D): spectral_axis, flux, uncertainty, mask, meta
     id="spectrum",
-):               # list of Spectrum, one for each row of its flux
+):  # list of Spectrum, one for each row of its flux
     "Spectra from an object of the `specutils` package (or one shaped like it), with its units."
     axis, flux = spectrum.spectral_axis, spectrum.flux
     columns = {"wavelength": (axis.value, axis.unit), "flux": (flux.value, flux.unit)}
     error = getattr(spectrum, "uncertainty", None)
     if error is not None:
         kind = {"std": "error", "var": "variance", "ivar": "ivar"}.get(error.uncertainty_type)
-        if kind is None: refuse(id, f"uncertainty of type {error.uncertainty_type!r}, not std, var, ivar")
+        if kind is None:
+            refuse(id, f"uncertainty of type {error.uncertainty_type!r}, not std, var, ivar")
         columns[kind] = (np.asarray(error.array), error.unit)
-    if getattr(spectrum, "mask", None) is not None: columns["mask"] = (np.asarray(spectrum.mask), None)
+    if getattr(spectrum, "mask", None) is not None:
+        columns["mask"] = (np.asarray(spectrum.mask), None)
     meta = getattr(spectrum, "meta", None) or {}
     found = spectra_of_columns(columns, id, without_ids(meta))
     redshift = getattr(spectrum, "redshift", None)
     for i, s in enumerate(found):
         s.id = id if len(found) == 1 else f"{id}[{i}]"
-        if s.redshift is None and redshift is not None and float(redshift) > 0: s.redshift = float(redshift)
+        if s.redshift is None and redshift is not None and float(redshift) > 0:
+            s.redshift = float(redshift)
     return found

@@ -30,7 +30,8 @@ SUFFIXES = (".ckpt", ".safetensors")
 
 def may_be_repository(source: str) -> bool:
     "Can the name be on the hub: owner/name or owner/name/file.ckpt, and no folder of that owner's name here?"
-    if not HUB_NAME.fullmatch(source) or Path(source.split("/")[0]).exists(): return False
+    if not HUB_NAME.fullmatch(source) or Path(source.split("/")[0]).exists():
+        return False
     return source.endswith(SUFFIXES) == (source.count("/") > 1)
 
 
@@ -38,17 +39,21 @@ def nearest_names(path: Path) -> str:
     "The deepest folder of a path that is there, and what it holds that is like the name asked for."
     there = next((p for p in path.parents if p.is_dir()), Path("."))
     wanted = path.relative_to(there).parts[0] if path.is_relative_to(there) else path.name
-    try: names = sorted(p.name for p in there.iterdir() if not p.name.startswith("."))
-    except OSError: return ""
+    try:
+        names = sorted(p.name for p in there.iterdir() if not p.name.startswith("."))
+    except OSError:
+        return ""
     near = difflib.get_close_matches(wanted, names, 3, 0.6) or names[:5]
     return f"; {there if str(there) != '.' else 'this folder'} has {', '.join(near) or 'nothing in it'}"
 
 
 def in_folder(path: Path) -> Path:
     "The model in a folder: the folder itself if it is one of ours, else its only checkpoint."
-    if (path / "model.safetensors").exists(): return path
+    if (path / "model.safetensors").exists():
+        return path
     found = sorted([*path.glob("*.ckpt"), *path.glob("*.safetensors")])
-    if len(found) == 1: return found[0]
+    if len(found) == 1:
+        return found[0]
     names = [f.name for f in found] or "none"
     raise FileNotFoundError(f"{path}: expected model.safetensors or one .ckpt, found {names}")
 
@@ -56,27 +61,36 @@ def in_folder(path: Path) -> Path:
 def locate(source, revision=None) -> Path:
     "A source -> the path of a model on this disk (downloaded if it is a hub repository)."
     path = Path(source)
-    if path.is_file(): return path
-    if path.is_dir(): return in_folder(path)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return in_folder(path)
     if not may_be_repository(str(source)):
-        raise FileNotFoundError(f"{source}: no such file or folder, and not the name of a hub repository "
-                                f"(owner/name){nearest_names(path)}")
+        raise FileNotFoundError(
+            f"{source}: no such file or folder, and not the name of a hub repository "
+            f"(owner/name){nearest_names(path)}"
+        )
     return download(str(source), revision)
 
 # %% ../../nbs/files/60_weight_files.ipynb #f84e91d3
 def hub_answers(seconds=3.0) -> bool:
     "Can the hub (or the proxy on the way to it) be reached? Never longer than `seconds`."
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"): return False
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
     hub = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     proxy = urllib.request.getproxies().get(hub.scheme)
     if proxy and not urllib.request.proxy_bypass(hub.hostname):
         hub = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     answered = []
+
     def ask():
         try:
             port = hub.port or (80 if hub.scheme == "http" else 443)
-            with socket.create_connection((hub.hostname, port), timeout=seconds): answered.append(True)
-        except OSError: pass
+            with socket.create_connection((hub.hostname, port), timeout=seconds):
+                answered.append(True)
+        except OSError:
+            pass
+
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -87,30 +101,36 @@ def hub_answers(seconds=3.0) -> bool:
 def only_the_cache(alone):
     "If `alone`, huggingface_hub makes no connection inside, and tries none again."
     from huggingface_hub import constants
+
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or alone
-    try: yield
-    finally: constants.HF_HUB_OFFLINE = before
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def download(name, revision):
     "owner/name or owner/name/file -> where it lies in the cache; `FileNotFoundError` with the reason."
     alone = not hub_answers()
     from huggingface_hub import hf_hub_download, snapshot_download
+
     repo, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     try:
         with only_the_cache(alone):
-            if file: return Path(hf_hub_download(repo, file, revision=revision))
+            if file:
+                return Path(hf_hub_download(repo, file, revision=revision))
             wanted = ["*.safetensors", "config.json", "*.ckpt"]
             return in_folder(Path(snapshot_download(repo, revision=revision, allow_patterns=wanted)))
-    except Exception as e:   # the hub's many errors: say what was asked for, keep the cause
+    except Exception as e:  # the hub's many errors: say what was asked for, keep the cause
         why = f"the hub gave none ({type(e).__name__}: {' '.join(str(e).split())[:200]})"
-        if alone: why = "the hub cannot be reached from here, nor is it in the cache"
+        if alone:
+            why = "the hub cannot be reached from here, nor is it in the cache"
         near = nearest_names(Path(name))
         raise FileNotFoundError(f"{name}: no such file or folder here, and {why}{near}") from e
 
 # %% ../../nbs/files/60_weight_files.ipynb #801da839
-ACTING = {"num_heads", "positions", "residual", "stride"}   # settings that change an embedding and no shape
+ACTING = {"num_heads", "positions", "residual", "stride"}  # settings that change an embedding and no shape
 
 
 def acting(config):
@@ -139,7 +159,8 @@ def read_header(file):
     size = os.path.getsize(file)
     with open(file, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
-        if size < 8 or length > min(size - 8, 100 << 20): raise ValueError("it has no header")
+        if size < 8 or length > min(size - 8, 100 << 20):
+            raise ValueError("it has no header")
         header = json.loads(f.read(length))
     tensors = {k: v for k, v in header.items() if k != "__metadata__"}
     if any(not 0 <= a <= b <= size - 8 - length for a, b in (t["data_offsets"] for t in tensors.values())):
@@ -150,10 +171,14 @@ def read_header(file):
 def hash_of_file(file, tensors, start, config):
     "`weights_hash` of a .safetensors, one tensor at a time."
     with open(file, "rb") as f:
+
         def numbers(offsets):
             f.seek(start + offsets[0])
             return f.read(offsets[1] - offsets[0])
-        def row(name, t): return name, t["dtype"], t["shape"], lambda: numbers(t["data_offsets"])
+
+        def row(name, t):
+            return name, t["dtype"], t["shape"], lambda: numbers(t["data_offsets"])
+
         return weights_hash([row(name, t) for name, t in tensors.items()], config)
 
 
@@ -165,9 +190,10 @@ def read_ours(path):
         sidecar = file.with_name("config.json")
         written = json.loads(about.get("astroclip") or (sidecar.read_text() if sidecar.exists() else "null"))
         known = isinstance(written, dict) and isinstance(written.get("config"), dict)
-        if not known: raise ValueError("it has no configuration of ours (config.json)")
+        if not known:
+            raise ValueError("it has no configuration of ours (config.json)")
         return file, written, tensors, hash_of_file(file, tensors, start, written["config"])
-    except Exception as e:                                 # a damaged header can be wrong in any way
+    except Exception as e:  # a damaged header can be wrong in any way
         said = " ".join(str(e).split())[:200]
         raise ValueError(f"{file}: not a model of ours, or damaged ({said})") from None
 

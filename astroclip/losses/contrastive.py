@@ -12,35 +12,45 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 # %% ../../nbs/losses/10_contrastive.ipynb #dacaaf89
-def unit_rows(x:torch.Tensor,         # (..., D)
-              floor:float=1e-3,       # smallest length by which a row is divided
-             ) -> torch.Tensor:
+def unit_rows(
+    x: torch.Tensor,  # (..., D)
+    floor: float = 1e-3,  # smallest length by which a row is divided
+) -> torch.Tensor:
     "Rows divided by max(norm, floor)."
     return x / x.norm(dim=-1, keepdim=True).clamp_min(floor)
 
 # %% ../../nbs/losses/10_contrastive.ipynb #4487f955
-def contrastive_logits(image_features:torch.Tensor,     # (B, D)
-                       spectrum_features:torch.Tensor,  # (C, D)
-                       logit_scale:float=15.5) -> torch.Tensor:
+def contrastive_logits(
+    image_features: torch.Tensor,  # (B, D)
+    spectrum_features: torch.Tensor,  # (C, D)
+    logit_scale: float = 15.5,
+) -> torch.Tensor:
     "(B, C) scaled cosines: rows are images, columns spectra. Computed in float32."
     if image_features.shape[-1:] != spectrum_features.shape[-1:]:
-        raise ValueError(f"embeddings of different widths: images {tuple(image_features.shape)}, spectra {tuple(spectrum_features.shape)}")
-    with torch.autocast(image_features.device.type, enabled=False):   # under autocast the product would be rounded to bfloat16
+        raise ValueError(
+            f"embeddings of different widths: images {tuple(image_features.shape)}, spectra {tuple(spectrum_features.shape)}"
+        )
+    with torch.autocast(
+        image_features.device.type, enabled=False
+    ):  # under autocast the product would be rounded to bfloat16
         return logit_scale * unit_rows(image_features.float()) @ unit_rows(spectrum_features.float()).T
 
 # %% ../../nbs/losses/10_contrastive.ipynb #c8e05612
-def clip_loss(image_features:torch.Tensor,      # (B, D), any length of rows
-              spectrum_features:torch.Tensor,   # (B, D), row i is the same galaxy
-              logit_scale:float=15.5,           # the plain factor of the cosines
-              gather=None,                      # joins the rows of all processes, e.g. `gather_rows`
-              groups:int=1,                     # strangers come from the same of so many equal parts of the batch only
-             ) -> torch.Tensor:
+def clip_loss(
+    image_features: torch.Tensor,  # (B, D), any length of rows
+    spectrum_features: torch.Tensor,  # (B, D), row i is the same galaxy
+    logit_scale: float = 15.5,  # the plain factor of the cosines
+    gather=None,  # joins the rows of all processes, e.g. `gather_rows`
+    groups: int = 1,  # strangers come from the same of so many equal parts of the batch only
+) -> torch.Tensor:
     "Symmetric InfoNCE of AstroCLIP (section 3.1, eq. 1): mean of image-to-spectrum and spectrum-to-image cross-entropy."
     if groups > 1:
-        if len(image_features) % groups: raise ValueError(f"a batch of {len(image_features)} cannot be cut into {groups} equal groups")
+        if len(image_features) % groups:
+            raise ValueError(f"a batch of {len(image_features)} cannot be cut into {groups} equal groups")
         parts = zip(image_features.chunk(groups), spectrum_features.chunk(groups))
         return torch.stack([clip_loss(u, v, logit_scale) for u, v in parts]).mean()
-    if gather: image_features, spectrum_features = gather(image_features), gather(spectrum_features)
+    if gather:
+        image_features, spectrum_features = gather(image_features), gather(spectrum_features)
     logits = contrastive_logits(image_features, spectrum_features, logit_scale)
     pairs = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
@@ -48,6 +58,7 @@ def clip_loss(image_features:torch.Tensor,      # (B, D), any length of rows
 # %% ../../nbs/losses/10_contrastive.ipynb #248e5f33
 class GatherRows(torch.autograd.Function):
     "Concatenation over processes, with the gradient summed over processes on the way back."
+
     @staticmethod
     def forward(ctx, x):
         rows = [torch.empty_like(x) for _ in range(dist.get_world_size())]
@@ -56,11 +67,12 @@ class GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        gradient = gradient.contiguous(); dist.all_reduce(gradient)
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 # %% ../../nbs/losses/10_contrastive.ipynb #0e240b8b
-def gather_rows(x:torch.Tensor) -> torch.Tensor:
+def gather_rows(x: torch.Tensor) -> torch.Tensor:
     "(B, D) of this process to (processes x B, D) of all, differentiable; unchanged in a single process."
     alone = not (dist.is_available() and dist.is_initialized())
     return x if alone else GatherRows.apply(x)
@@ -68,8 +80,10 @@ def gather_rows(x:torch.Tensor) -> torch.Tensor:
 # %% ../../nbs/losses/10_contrastive.ipynb #d485222b
 class LogitScale(torch.nn.Module):
     "A learnt factor of the cosines, from `start`, at most 100 (as in CLIP)."
-    def __init__(self, start:float=15.5):
+
+    def __init__(self, start: float = 15.5):
         super().__init__()
         self.log_scale = torch.nn.Parameter(torch.tensor(math.log(start)))
 
-    def forward(self): return self.log_scale.exp().clamp(max=100)
+    def forward(self):
+        return self.log_scale.exp().clamp(max=100)

@@ -9,26 +9,31 @@ __all__ = ['chunk_mask', 'masked_spectrum_loss']
 import torch
 
 # %% ../../nbs/losses/30_masked.ipynb #f725b92e
-def chunk_mask(batch:int,       # B spectra
-               tokens:int,      # T tokens, the statistics token (number 0) included
-               chunks:int=6,    # k
-               width:int=50,    # w tokens each
-               generator:torch.Generator|None=None,
-               device="cpu") -> torch.Tensor:
+def chunk_mask(
+    batch: int,  # B spectra
+    tokens: int,  # T tokens, the statistics token (number 0) included
+    chunks: int = 6,  # k
+    width: int = 50,  # w tokens each
+    generator: torch.Generator | None = None,
+    device="cpu",
+) -> torch.Tensor:
     "(B, T) bool: `chunks` runs of `width` hidden tokens, one in each of `chunks` equal strata; token 0 stays visible."
     stratum = (tokens - 1) / chunks
-    if width > stratum: raise ValueError(f"{chunks} chunks of {width} do not fit into {tokens} tokens")
+    if width > stratum:
+        raise ValueError(f"{chunks} chunks of {width} do not fit into {tokens} tokens")
     u = torch.rand(batch, chunks, generator=generator)
-    start = 1 + (torch.arange(chunks) * stratum + u * (stratum - width)).round()            # (B, k)
-    since = torch.arange(tokens) - start[..., None]                                         # (B, k, T)
+    start = 1 + (torch.arange(chunks) * stratum + u * (stratum - width)).round()  # (B, k)
+    since = torch.arange(tokens) - start[..., None]  # (B, k, T)
     return ((since >= 0) & (since < width)).any(1).to(device)
 
 # %% ../../nbs/losses/30_masked.ipynb #2aa27ca4
-def masked_spectrum_loss(reconstructions:torch.Tensor,   # (B, T, F)
-                         tokens:torch.Tensor,            # (B, T, F) the true ones
-                         masked:torch.Tensor,            # (B, T) bool, hidden tokens (shown to the network as zeros)
-                        ) -> torch.Tensor:
+def masked_spectrum_loss(
+    reconstructions: torch.Tensor,  # (B, T, F)
+    tokens: torch.Tensor,  # (B, T, F) the true ones
+    masked: torch.Tensor,  # (B, T) bool, hidden tokens (shown to the network as zeros)
+) -> torch.Tensor:
     "Mean squared error over the elements that the mask changed (section 4.2); in float32."
-    if masked.shape != tokens.shape[:2]: raise ValueError(f"mask {tuple(masked.shape)} for tokens {tuple(tokens.shape)}: expected (B, T)")
+    if masked.shape != tokens.shape[:2]:
+        raise ValueError(f"mask {tuple(masked.shape)} for tokens {tuple(tokens.shape)}: expected (B, T)")
     scored = masked[..., None] & (tokens != 0)
     return ((reconstructions.float() - tokens.float()).square() * scored).sum() / scored.sum().clamp_min(1)

@@ -14,10 +14,11 @@ from torch import nn
 # %% ../../nbs/losses/20_selfdistill.ipynb #f363c451
 class Prototypes(nn.Module):
     "Products with K vectors g v / |v|, in float32: small differences between outputs decide, so they are not rounded."
-    def __init__(self, dim:int, n_prototypes:int):
+
+    def __init__(self, dim: int, n_prototypes: int):
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(n_prototypes, 1))
-        self.weight_v = nn.Parameter(torch.empty(n_prototypes, dim).uniform_(-dim**-0.5, dim**-0.5))
+        self.weight_v = nn.Parameter(torch.empty(n_prototypes, dim).uniform_(-(dim**-0.5), dim**-0.5))
 
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
@@ -26,70 +27,88 @@ class Prototypes(nn.Module):
 # %% ../../nbs/losses/20_selfdistill.ipynb #08454e21
 class DINOHead(nn.Module):
     "Projection head: MLP of `layers` linear layers with GELU, unit length, prototypes. (..., D) -> (..., K)."
-    def __init__(self, in_dim:int, n_prototypes:int, hidden_dim:int=2048, bottleneck_dim:int=256, layers:int=3):
+
+    def __init__(
+        self,
+        in_dim: int,
+        n_prototypes: int,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        layers: int = 3,
+    ):
         super().__init__()
         dims = [in_dim] + [hidden_dim] * (layers - 1) + [bottleneck_dim]
         linear = [nn.Linear(a, b) for a, b in zip(dims, dims[1:])]
-        for l in linear: nn.init.trunc_normal_(l.weight, std=0.02); nn.init.zeros_(l.bias)
+        for l in linear:
+            nn.init.trunc_normal_(l.weight, std=0.02)
+            nn.init.zeros_(l.bias)
         self.mlp = nn.Sequential(*[m for l in linear for m in (l, nn.GELU())][:-1])
         self.last_layer = Prototypes(bottleneck_dim, n_prototypes)
 
-    def forward(self, x): return self.last_layer(F.normalize(self.mlp(x), dim=-1, eps=1e-12))
+    def forward(self, x):
+        return self.last_layer(F.normalize(self.mlp(x), dim=-1, eps=1e-12))
 
 # %% ../../nbs/losses/20_selfdistill.ipynb #a936b721
-def center_probs(outputs:torch.Tensor,      # (N, K) teacher's head outputs
-                 center:torch.Tensor,       # (1, K) running mean
-                 temperature:float,         # tau_t
-                ) -> torch.Tensor:
+def center_probs(
+    outputs: torch.Tensor,  # (N, K) teacher's head outputs
+    center: torch.Tensor,  # (1, K) running mean
+    temperature: float,  # tau_t
+) -> torch.Tensor:
     "(N, K) softmax of the centred and sharpened outputs."
     return ((outputs - center) / temperature).softmax(-1)
 
 
-def update_center(center:torch.Tensor, outputs:torch.Tensor, momentum:float=0.9) -> torch.Tensor:
+def update_center(center: torch.Tensor, outputs: torch.Tensor, momentum: float = 0.9) -> torch.Tensor:
     "The next centre: used from the next step on, so the present answers cannot react to themselves."
     return center * momentum + outputs.mean(0, keepdim=True) * (1 - momentum)
 
 # %% ../../nbs/losses/20_selfdistill.ipynb #89c803fb
-def sinkhorn_knopp(outputs:torch.Tensor,      # (N, K) teacher's head outputs
-                   temperature:float,         # tau_t
-                   iterations:int=3) -> torch.Tensor:
+def sinkhorn_knopp(
+    outputs: torch.Tensor,  # (N, K) teacher's head outputs
+    temperature: float,  # tau_t
+    iterations: int = 3,
+) -> torch.Tensor:
     "(N, K) probabilities: rows sum to one, all prototypes are used equally (Caron et al. 2020)."
     log_q = outputs.float() / temperature
     for _ in range(iterations):
-        log_q = log_q - log_q.logsumexp(0, keepdim=True)     # every prototype: the same total
-        log_q = log_q - log_q.logsumexp(1, keepdim=True)     # every sample: a distribution
+        log_q = log_q - log_q.logsumexp(0, keepdim=True)  # every prototype: the same total
+        log_q = log_q - log_q.logsumexp(1, keepdim=True)  # every sample: a distribution
     return log_q.exp()
 
 # %% ../../nbs/losses/20_selfdistill.ipynb #a1e67506
-def dino_loss(student:torch.Tensor,       # (S, B, K) head outputs of S views
-              teacher:torch.Tensor,       # (T, B, K) probabilities of T views
-              temperature:float=0.1,      # tau_s
-             ) -> torch.Tensor:
+def dino_loss(
+    student: torch.Tensor,  # (S, B, K) head outputs of S views
+    teacher: torch.Tensor,  # (T, B, K) probabilities of T views
+    temperature: float = 0.1,  # tau_s
+) -> torch.Tensor:
     "Cross-entropy summed over the S x T pairs of views, mean over the B images (DINO; Caron et al. 2021, eq. 3)."
     log_p = (student.float() / temperature).log_softmax(-1).sum(0)
     return -(teacher.sum(0) * log_p).sum(-1).mean()
 
 # %% ../../nbs/losses/20_selfdistill.ipynb #60e0024a
-def mask_weights(masks:torch.Tensor) -> torch.Tensor:
+def mask_weights(masks: torch.Tensor) -> torch.Tensor:
     "(B, P) masks -> (N,) weight 1 / (masked patches of its image) of every masked patch, in the order of `x[masks]`."
     return (1 / masks.sum(1, keepdim=True).clamp_min(1)).expand_as(masks)[masks]
 
 
-def ibot_loss(student:torch.Tensor,       # (N, K) head outputs of the masked patches
-              teacher:torch.Tensor,       # (N, K) probabilities of the same patches
-              masks:torch.Tensor,         # (B, P) bool
-              temperature:float=0.1,      # tau_s
-             ) -> torch.Tensor:
+def ibot_loss(
+    student: torch.Tensor,  # (N, K) head outputs of the masked patches
+    teacher: torch.Tensor,  # (N, K) probabilities of the same patches
+    masks: torch.Tensor,  # (B, P) bool
+    temperature: float = 0.1,  # tau_s
+) -> torch.Tensor:
     "Cross-entropy of masked patches, each image with weight one, mean over all B images (Zhou et al. 2022, eq. 2)."
     cross_entropy = -(teacher * (student.float() / temperature).log_softmax(-1)).sum(-1)
     return (cross_entropy * mask_weights(masks)).sum() / len(masks)
 
 # %% ../../nbs/losses/20_selfdistill.ipynb #32f3bd0b
-def koleo_loss(x:torch.Tensor,       # (B, D) features, any length
-               eps:float=1e-8) -> torch.Tensor:
+def koleo_loss(
+    x: torch.Tensor,  # (B, D) features, any length
+    eps: float = 1e-8,
+) -> torch.Tensor:
     "Minus the mean log distance to the nearest neighbour on the unit sphere (Sablayrolles et al. 2019)."
     with torch.autocast(x.device.type, enabled=False):
         x = F.normalize(x.float(), dim=-1, eps=eps)
-        similarity = (x @ x.T).detach().fill_diagonal_(-2)   # below any cosine: nobody is his own neighbour
+        similarity = (x @ x.T).detach().fill_diagonal_(-2)  # below any cosine: nobody is his own neighbour
     nearest = x[similarity.argmax(1)]
     return -((x - nearest + eps).norm(dim=-1) + eps).log().mean()

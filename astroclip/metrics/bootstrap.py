@@ -16,11 +16,15 @@ from ..losses.contrastive import contrastive_logits
 # %% ../../nbs/metrics/20_bootstrap.ipynb #f574808d
 def draw_counts(n, draws=1000, seed=0):
     "(1 + draws, n) float32: ones, then how often each of n galaxies is drawn."
-    return np.stack([np.ones(n), *(np.bincount(rows, minlength=n) for rows in resample(n, draws, seed))]).astype(np.float32)
+    return np.stack(
+        [np.ones(n), *(np.bincount(rows, minlength=n) for rows in resample(n, draws, seed))]
+    ).astype(np.float32)
+
 
 def mean_draws(values, counts):  # (n,), (1 + draws, n)
     "(1 + draws,) mean of a score that every galaxy has."
     return counts @ np.asarray(values, np.float64) / counts.sum(1)
+
 
 def r2_draws(predicted, true, counts):  # (n,), (n,), (1 + draws, n)
     "(1 + draws,) coefficients of determination."
@@ -35,9 +39,11 @@ def over_seeds(values, seed=0, level=0.95):  # (S, 1 + draws)
     values = np.atleast_2d(values)
     S, total = len(values), values[:, 1:].mean(0)
     spread = float(values[:, 0].std(ddof=1)) if S > 1 else float("nan")
-    if S > 1: total = total + spread / S**0.5 * np.random.default_rng(seed).standard_t(S - 1, total.shape)
+    if S > 1:
+        total = total + spread / S**0.5 * np.random.default_rng(seed).standard_t(S - 1, total.shape)
     low, high = np.percentile(total, [50 * (1 - level), 50 * (1 + level)])
     return dict(value=float(values[:, 0].mean()), low=float(low), high=float(high), spread=spread)
+
 
 def verdict(low, high):
     "above, below or level: where an interval of a difference lies."
@@ -51,4 +57,9 @@ def contrast_scores(image, spectrum, k=10):  # (n, E), (n, E)
     scales = np.geomspace(1, 300, 60)
     best = min(scales, key=lambda s: float(each(s).mean()))
     ranks = partner_ranks(image, spectrum), partner_ranks(spectrum, image)
-    return dict(loss=each(best).numpy(), scale=float(best), found_spectrum=(ranks[0] <= k).astype(float), found_image=(ranks[1] <= k).astype(float))
+    return dict(
+        loss=each(best).numpy(),
+        scale=float(best),
+        found_spectrum=(ranks[0] <= k).astype(float),
+        found_image=(ranks[1] <= k).astype(float),
+    )

@@ -14,8 +14,10 @@ from scipy.stats import betabinom, binom, kstwo
 def check_samples(samples, y):
     "Both as float64; `ValueError` unless samples (N, n, ...) and y (N, ...) belong together."
     samples, y = np.asarray(samples, np.float64), np.asarray(y, np.float64)
-    if samples.ndim != y.ndim + 1 or samples.shape[:1] + samples.shape[2:] != y.shape: raise ValueError(f"samples {samples.shape} and labels {y.shape}: expected (N, n, ...) and (N, ...)")
-    if not len(y) or samples.shape[1] < 2: raise ValueError(f"{len(y)} galaxies with {samples.shape[1]} samples: at least one with two")
+    if samples.ndim != y.ndim + 1 or samples.shape[:1] + samples.shape[2:] != y.shape:
+        raise ValueError(f"samples {samples.shape} and labels {y.shape}: expected (N, n, ...) and (N, ...)")
+    if not len(y) or samples.shape[1] < 2:
+        raise ValueError(f"{len(y)} galaxies with {samples.shape[1]} samples: at least one with two")
     return samples, y
 
 
@@ -63,11 +65,17 @@ def deviations_by_chance(u, draws=500, seed=0, levels=160):  # (n, C) -> (draws,
 def tarp(samples, y, references=None, seed=0):  # (N, n, T), (N, T), (N, T) or None -> (N,)
     "Credibility f of the ball around each reference through the truth. references: default uniform in the box of the labels."
     samples, y = check_samples(samples, y)
-    if y.ndim != 2: raise ValueError(f"labels {y.shape}: expected (N, T)")
+    if y.ndim != 2:
+        raise ValueError(f"labels {y.shape}: expected (N, T)")
     rng, unit = np.random.default_rng(seed), y.std(0)
-    if references is None: references = rng.uniform(y.min(0), y.max(0), y.shape)
+    if references is None:
+        references = rng.uniform(y.min(0), y.max(0), y.shape)
     distance = lambda v, r: np.sqrt((((v - r) / unit) ** 2).sum(-1))
-    return rank((distance(samples, references[:, None]) < distance(y, references)[:, None]).sum(1), samples.shape[1], rng)
+    return rank(
+        (distance(samples, references[:, None]) < distance(y, references)[:, None]).sum(1),
+        samples.shape[1],
+        rng,
+    )
 
 # %% ../../nbs/metrics/40_calibration.ipynb #5b7ef7b4
 def crps(samples, y):  # (N, n) and (N,), or (N, n, T) and (N, T) -> shape of y
@@ -88,7 +96,8 @@ def conformal_margin(low, high, y, level):  # (n,) each
 def coverage_range(n, m, level, confidence=0.95):
     "Range of the share covered among m new galaxies after calibration on n."
     k = int(np.ceil((n + 1) * level - 1e-9))
-    if k > n: return 1.0, 1.0
+    if k > n:
+        return 1.0, 1.0
     return tuple(float(v) / m for v in betabinom.interval(confidence, m, k, n + 1 - k))
 
 
@@ -100,4 +109,11 @@ def conformal(samples, y, samples_test, y_test, level):  # (n, S), (n,), (m, S),
     share = lambda wider: float(((y_test >= low - wider) & (y_test <= high + wider)).mean())
     least, most = coverage_range(len(y), len(y_test), level)
     width = np.maximum(high - low + 2 * margin, 0).mean()
-    return dict(raw=share(0), raw_width=float((high - low).mean()), covered=share(margin), width=float(width), low=least, high=most)
+    return dict(
+        raw=share(0),
+        raw_width=float((high - low).mean()),
+        covered=share(margin),
+        width=float(width),
+        low=least,
+        high=most,
+    )

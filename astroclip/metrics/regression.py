@@ -14,9 +14,13 @@ def check_pair(predicted, true) -> tuple[np.ndarray, np.ndarray]:
     "Both as float64 of one shape (n,); `ValueError` when shapes differ, nothing is left, or a value is not finite."
     predicted, true = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
     if predicted.shape != true.shape or true.ndim != 1 or not len(true):
-        raise ValueError(f"expected two arrays of one shape (n,), n > 0, got {predicted.shape} and {true.shape}")
+        raise ValueError(
+            f"expected two arrays of one shape (n,), n > 0, got {predicted.shape} and {true.shape}"
+        )
     if not (np.isfinite(predicted).all() and np.isfinite(true).all()):
-        raise ValueError("predictions and truths must be finite: drop the missing ones first, and say how many they were")
+        raise ValueError(
+            "predictions and truths must be finite: drop the missing ones first, and say how many they were"
+        )
     return predicted, true
 
 # %% ../../nbs/metrics/10_regression.ipynb #452926ee
@@ -29,19 +33,23 @@ def r2(predicted, true) -> float:  # (n,) each
 # %% ../../nbs/metrics/10_regression.ipynb #1b650f58
 OUTLIER = {"image": 0.05, "photometry": 0.05, "spectrum": 0.01}  # |dz| above which a redshift counts as wrong
 
+
 def dz(z_pred, z_true) -> np.ndarray:  # (n,) each -> (n,)
     "Redshift error in units of 1 + z."
     z_pred, z_true = check_pair(z_pred, z_true)
     return (z_pred - z_true) / (1 + z_true)
 
+
 def bias(z_pred, z_true) -> float:
     "Median of dz."
     return float(np.median(dz(z_pred, z_true)))
+
 
 def sigma_nmad(z_pred, z_true) -> float:
     "1.4826 median|dz - median dz|: the spread of the core, deaf to outliers."
     d = dz(z_pred, z_true)
     return float(1.4826 * np.median(np.abs(d - np.median(d))))
+
 
 def outlier_fraction(z_pred, z_true, threshold: float = 0.05) -> float:
     "Share of galaxies with |dz| > threshold."
@@ -51,7 +59,9 @@ def outlier_fraction(z_pred, z_true, threshold: float = 0.05) -> float:
 def resample(n: int, draws: int, seed: int):
     "`draws` times n row numbers drawn with replacement, one draw at a time (memory does not grow with `draws`)."
     rng = np.random.default_rng(seed)
-    for _ in range(draws): yield rng.integers(0, n, n)
+    for _ in range(draws):
+        yield rng.integers(0, n, n)
+
 
 def bootstrap(score, predicted, true, draws: int = 1000, level: float = 0.95, seed: int = 0) -> tuple:
     "Interval (low, high) of score(predicted, true), a number or several, over test galaxies drawn with replacement; the same for the same seed."
@@ -61,20 +71,32 @@ def bootstrap(score, predicted, true, draws: int = 1000, level: float = 0.95, se
     return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)
 
 # %% ../../nbs/metrics/10_regression.ipynb #9ab898c8
-def paired_bootstrap(score, first, second, true, draws: int = 1000, level: float = 0.95, seed: int = 0) -> dict:
+def paired_bootstrap(
+    score, first, second, true, draws: int = 1000, level: float = 0.95, seed: int = 0
+) -> dict:
     "score(first) - score(second) on the same galaxies: dict(difference, low, high, above), above = the interval lies above zero."
     (first, true), (second, _) = check_pair(first, true), check_pair(second, true)
-    values = [score(first[rows], true[rows]) - score(second[rows], true[rows]) for rows in resample(len(true), draws, seed)]
+    values = [
+        score(first[rows], true[rows]) - score(second[rows], true[rows])
+        for rows in resample(len(true), draws, seed)
+    ]
     low, high = np.percentile(values, [50 * (1 - level), 50 * (1 + level)])
-    return dict(difference=score(first, true) - score(second, true), low=float(low), high=float(high), above=bool(low > 0))
+    return dict(
+        difference=score(first, true) - score(second, true),
+        low=float(low),
+        high=float(high),
+        above=bool(low > 0),
+    )
 
 # %% ../../nbs/metrics/10_regression.ipynb #be5322ff
 def redshift_scores(z_pred, z_true, kind: str = "image", draws: int = 1000, seed: int = 0) -> dict:
     "r2, bias, sigma_nmad, outlier_fraction (threshold by `kind`: image, photometry or spectrum), each with <name>_low and <name>_high, and n_test."
-    if kind not in OUTLIER: raise ValueError(f"kind {kind!r}: one of {', '.join(OUTLIER)}")
+    if kind not in OUTLIER:
+        raise ValueError(f"kind {kind!r}: one of {', '.join(OUTLIER)}")
     names = ("r2", "bias", "sigma_nmad", "outlier_fraction")
     every = lambda p, t: [r2(p, t), bias(p, t), sigma_nmad(p, t), outlier_fraction(p, t, OUTLIER[kind])]
     low, high = bootstrap(every, z_pred, z_true, draws=draws, seed=seed)
     row = {}
-    for name, value, l, h in zip(names, every(z_pred, z_true), low, high): row |= {name: value, f"{name}_low": float(l), f"{name}_high": float(h)}
+    for name, value, l, h in zip(names, every(z_pred, z_true), low, high):
+        row |= {name: value, f"{name}_low": float(l), f"{name}_high": float(h)}
     return row | dict(n_test=len(z_true))

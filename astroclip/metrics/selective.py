@@ -15,19 +15,25 @@ from ..search.neighbours import Scale, nearest
 from ..probes.heads import few_threads
 
 # %% ../../nbs/metrics/50_selective.ipynb #50bca4a2
-THRESHOLD = OUTLIER | {"dex": 0.3}      # what counts as an outlier; 0.3 dex is a factor of two
+THRESHOLD = OUTLIER | {"dex": 0.3}  # what counts as an outlier; 0.3 dex is a factor of two
+
 
 def quantile_edges(x, bins: int = 5) -> np.ndarray:  # (n,) -> (<= bins + 1,)
     "Edges of bins with equal numbers; fewer where values repeat. NaN is left out."
     x = np.asarray(x, float)
-    if not np.isfinite(x).any(): raise ValueError("no finite value to make bins of")
+    if not np.isfinite(x).any():
+        raise ValueError("no finite value to make bins of")
     return np.unique(np.quantile(x[np.isfinite(x)], np.linspace(0, 1, bins + 1)))
 
-def binned_scores(predicted, true, x, edges, kind="image", draws: int = 1000, seed: int = 0, least: int = 10) -> list[dict]:
+
+def binned_scores(
+    predicted, true, x, edges, kind="image", draws: int = 1000, seed: int = 0, least: int = 10
+) -> list[dict]:
     """One row a bin of x (edges; the last is closed): low_edge, high_edge, median_x, n, and r2, bias, sigma_nmad, outlier_fraction with _low and _high.
 
     kind: image, photometry or spectrum for redshifts (errors dz), or dex. Bins with fewer than `least` galaxies are left out."""
-    if kind not in THRESHOLD: raise ValueError(f"kind {kind!r}: one of {', '.join(THRESHOLD)}")
+    if kind not in THRESHOLD:
+        raise ValueError(f"kind {kind!r}: one of {', '.join(THRESHOLD)}")
     predicted, true = check_pair(predicted, true)
     error = predicted - true if kind == "dex" else dz(predicted, true)
     x, edges = np.asarray(x, float), np.asarray(edges, float)
@@ -35,62 +41,99 @@ def binned_scores(predicted, true, x, edges, kind="image", draws: int = 1000, se
     rows = []
     for b, (low, high) in enumerate(zip(edges, edges[1:])):
         chosen = np.flatnonzero((which == b) & (x >= edges[0]) & (x <= edges[-1]))
-        if len(chosen) < least: continue
+        if len(chosen) < least:
+            continue
         d, p, t = error[chosen], predicted[chosen], true[chosen]
-        def scores(i):                                            # i (..., n): rows of one draw each
+
+        def scores(i):  # i (..., n): rows of one draw each
             spread = np.maximum(((t[i] - t[i].mean(-1, keepdims=True)) ** 2).sum(-1), 1e-300)
             middle = np.median(d[i], -1, keepdims=True)
-            return np.stack([1 - ((p[i] - t[i]) ** 2).sum(-1) / spread, middle[..., 0], 1.4826 * np.median(np.abs(d[i] - middle), -1), (np.abs(d[i]) > THRESHOLD[kind]).mean(-1)])
-        value, drawn = scores(np.arange(len(chosen))), scores(np.stack(list(resample(len(chosen), draws, seed))))
-        row = dict(low_edge=float(low), high_edge=float(high), median_x=float(np.median(x[chosen])), n=len(chosen))
-        for name, v, (l, h) in zip(("r2", "bias", "sigma_nmad", "outlier_fraction"), value, np.percentile(drawn, [2.5, 97.5], axis=1).T):
+            return np.stack(
+                [
+                    1 - ((p[i] - t[i]) ** 2).sum(-1) / spread,
+                    middle[..., 0],
+                    1.4826 * np.median(np.abs(d[i] - middle), -1),
+                    (np.abs(d[i]) > THRESHOLD[kind]).mean(-1),
+                ]
+            )
+
+        value, drawn = (
+            scores(np.arange(len(chosen))),
+            scores(np.stack(list(resample(len(chosen), draws, seed)))),
+        )
+        row = dict(
+            low_edge=float(low), high_edge=float(high), median_x=float(np.median(x[chosen])), n=len(chosen)
+        )
+        for name, v, (l, h) in zip(
+            ("r2", "bias", "sigma_nmad", "outlier_fraction"),
+            value,
+            np.percentile(drawn, [2.5, 97.5], axis=1).T,
+        ):
             row |= {name: float(v), f"{name}_low": float(l), f"{name}_high": float(h)}
         rows.append(row)
     return rows
 
 # %% ../../nbs/metrics/50_selective.ipynb #f64277b9
-def training_distances(train, x, k: int = 16, metric: str = "euclidean") -> np.ndarray:  # (n, D), (q, D) -> (q, k), nearest first
+def training_distances(
+    train, x, k: int = 16, metric: str = "euclidean"
+) -> np.ndarray:  # (n, D), (q, D) -> (q, k), nearest first
     "Distances to the k nearest training rows: standardised euclidean, or 1 - cosine."
-    if metric not in ("euclidean", "cosine"): raise ValueError(f"metric {metric!r}: euclidean or cosine")
-    if metric == "cosine": return 1 - nearest(x, train, k, "cosine")[1]
+    if metric not in ("euclidean", "cosine"):
+        raise ValueError(f"metric {metric!r}: euclidean or cosine")
+    if metric == "cosine":
+        return 1 - nearest(x, train, k, "cosine")[1]
     scale = Scale(train)
     return nearest(scale(x), scale(train), k, "euclidean")[1]
 
-def distance_to_training(train, x, k: int = 16, metric: str = "euclidean") -> np.ndarray:  # (n, D), (q, D) -> (q,)
+
+def distance_to_training(
+    train, x, k: int = 16, metric: str = "euclidean"
+) -> np.ndarray:  # (n, D), (q, D) -> (q,)
     "Mean of `training_distances`."
     return training_distances(train, x, k, metric).mean(1)
+
 
 def neighbour_scatter(train, y, x, k: int = 16) -> np.ndarray:  # (n, D), (n,), (q, D) -> (q,)
     "Standard deviation of y among the k nearest training rows in standardised features."
     scale = Scale(train)
     return np.asarray(y, np.float64)[nearest(scale(x), scale(train), k, "euclidean")[0]].std(1)
 
+
 def percentile_among(score, reference) -> np.ndarray:  # (q,), (n,) -> (q,) in 0 ... 1
     "Share of reference scores below each score (ties count half)."
     reference = np.sort(np.asarray(reference))
-    return (np.searchsorted(reference, score, "left") + np.searchsorted(reference, score, "right")) / (2 * len(reference))
+    return (np.searchsorted(reference, score, "left") + np.searchsorted(reference, score, "right")) / (
+        2 * len(reference)
+    )
 
 # %% ../../nbs/metrics/50_selective.ipynb #0ebd8c29
 def finite_pair(score, loss):
     "Both as float64 of one shape (n,), or `ValueError`."
     score, loss = np.asarray(score, float), np.asarray(loss, float)
-    if score.shape != loss.shape or not np.isfinite(score).all() or not np.isfinite(loss).all(): raise ValueError("score and loss: two finite arrays of one shape (n,)")
+    if score.shape != loss.shape or not np.isfinite(score).all() or not np.isfinite(loss).all():
+        raise ValueError("score and loss: two finite arrays of one shape (n,)")
     return score, loss
+
 
 def places(score) -> np.ndarray:  # (n,) -> (n,) int: 0 for the smallest value, equal values alike
     "Dense ranks: sorted once, they serve every bootstrap draw by counting."
     return np.unique(score, return_inverse=True)[1]
 
+
 def sorted_risk(place, loss):  # (n,) dense ranks, (n,) -> (n,), (n,)
     "Mean loss of the 1, 2, ... n galaxies of lowest place (equal places share theirs), and the rank of every galaxy."
     size = np.bincount(place)
     mean = np.bincount(place, loss) / np.maximum(size, 1)
-    return np.cumsum(np.repeat(mean, size)) / np.arange(1, len(loss) + 1), (np.cumsum(size) - (size - 1) / 2)[place]
+    return np.cumsum(np.repeat(mean, size)) / np.arange(1, len(loss) + 1), (np.cumsum(size) - (size - 1) / 2)[
+        place
+    ]
+
 
 def risk_curve(score, loss) -> np.ndarray:  # (n,), (n,) -> (n,)
     "Mean loss of the 1, 2, ... n galaxies with the smallest score."
     score, loss = finite_pair(score, loss)
     return sorted_risk(places(score), loss)[0]
+
 
 def risk_coverage(score, loss, draws: int = 1000, seed: int = 0, points: int = 50) -> dict:
     """Curve and area: coverage (points,), risk with risk_low, risk_high, oracle (points,), random (mean loss);
@@ -98,17 +141,39 @@ def risk_coverage(score, loss, draws: int = 1000, seed: int = 0, points: int = 5
     score, loss = finite_pair(score, loss)
     n, s, l = len(loss), places(score), places(loss)
     keep = np.unique((np.linspace(0.02, 1, points) * n).astype(int).clip(1)) - 1
+
     def everything(rows):
         (curve, a), (best, b) = sorted_risk(s[rows], loss[rows]), sorted_risk(l[rows], loss[rows])
         aurc, chance, oracle = curve.mean(), curve[-1], best.mean()
         spearman = np.corrcoef(a, b)[0, 1] if np.ptp(a) and np.ptp(b) else np.nan
-        return curve[keep], best[keep], np.array([aurc, (chance - aurc) / (chance - oracle) if chance > oracle else np.nan, spearman]), (chance, oracle)
+        return (
+            curve[keep],
+            best[keep],
+            np.array([aurc, (chance - aurc) / (chance - oracle) if chance > oracle else np.nan, spearman]),
+            (chance, oracle),
+        )
+
     curve, best, values, (chance, oracle) = everything(slice(None))
     drawn = [everything(rows) for rows in resample(n, draws, seed)]
     band = np.percentile([d[0] for d in drawn], [2.5, 97.5], axis=0)
-    found = dict(coverage=(keep + 1) / n, risk=curve, risk_low=band[0], risk_high=band[1], oracle=best, random=float(chance), aurc_random=float(chance), aurc_oracle=float(oracle), n=n)
-    ends = np.nanpercentile([d[2] for d in drawn], [2.5, 97.5], axis=0) if np.isfinite(values).all() else np.full((2, 3), np.nan)
-    for name, v, low, high in zip(("aurc", "gain", "spearman"), values, *ends): found |= {name: float(v), f"{name}_low": float(low), f"{name}_high": float(high)}
+    found = dict(
+        coverage=(keep + 1) / n,
+        risk=curve,
+        risk_low=band[0],
+        risk_high=band[1],
+        oracle=best,
+        random=float(chance),
+        aurc_random=float(chance),
+        aurc_oracle=float(oracle),
+        n=n,
+    )
+    ends = (
+        np.nanpercentile([d[2] for d in drawn], [2.5, 97.5], axis=0)
+        if np.isfinite(values).all()
+        else np.full((2, 3), np.nan)
+    )
+    for name, v, low, high in zip(("aurc", "gain", "spearman"), values, *ends):
+        found |= {name: float(v), f"{name}_low": float(low), f"{name}_high": float(high)}
     return found
 
 # %% ../../nbs/metrics/50_selective.ipynb #492f0a5d
@@ -116,9 +181,11 @@ def gain_difference(first, second, loss, draws: int = 1000, seed: int = 0) -> di
     "gain(first) - gain(second): dict(difference, low, high)."
     (first, loss), (second, _) = finite_pair(first, loss), finite_pair(second, loss)
     one, two, best = places(first), places(second), places(loss)
+
     def difference(rows):
         a, b, c = (sorted_risk(place[rows], loss[rows])[0] for place in (one, two, best))
         return (b.mean() - a.mean()) / (c[-1] - c.mean()) if c[-1] > c.mean() else np.nan
+
     low, high = np.nanpercentile([difference(rows) for rows in resample(len(loss), draws, seed)], [2.5, 97.5])
     return dict(difference=float(difference(slice(None))), low=float(low), high=float(high))
 
@@ -129,39 +196,75 @@ def roc_area(score, positive) -> float:  # (n,), (n,) bool
     a, b = positive.sum(), (~positive).sum()
     return float((rankdata(score)[positive].sum() - a * (a + 1) / 2) / (a * b)) if a and b else float("nan")
 
-def two_sample_area(first, second, folds: int = 5, components: int = 10, seed: int = 0) -> float:  # (a, D), (b, D)
+
+def two_sample_area(
+    first, second, folds: int = 5, components: int = 10, seed: int = 0
+) -> float:  # (a, D), (b, D)
     "Cross-validated ROC area of a linear discriminant on the first principal components: 0.5 where the samples cannot be told apart."
     from sklearn.decomposition import PCA
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+
     x, y = np.concatenate([first, second]), np.repeat([1, 0], [len(first), len(second)])
-    if min(len(first), len(second)) < 2 * folds: raise ValueError(f"{len(first)} and {len(second)} galaxies are too few for {folds} folds")
-    model = make_pipeline(StandardScaler(), PCA(min(components, x.shape[1], len(x) // 2), svd_solver="full"), LinearDiscriminantAnalysis())
-    return roc_area(cross_val_predict(model, x, y, cv=StratifiedKFold(folds, shuffle=True, random_state=seed), method="predict_proba")[:, 1], y == 1)
+    if min(len(first), len(second)) < 2 * folds:
+        raise ValueError(f"{len(first)} and {len(second)} galaxies are too few for {folds} folds")
+    model = make_pipeline(
+        StandardScaler(),
+        PCA(min(components, x.shape[1], len(x) // 2), svd_solver="full"),
+        LinearDiscriminantAnalysis(),
+    )
+    return roc_area(
+        cross_val_predict(
+            model, x, y, cv=StratifiedKFold(folds, shuffle=True, random_state=seed), method="predict_proba"
+        )[:, 1],
+        y == 1,
+    )
+
 
 def two_sample_test(real, simulated, draws: int = 20, seed: int = 0) -> dict:  # (a, D), (b, D) with b > 2 a
     "Median area over draws of as many simulated galaxies (area, area_low, area_high), and the same between two simulated sets (control...); n."
     n, rng = len(real), np.random.default_rng(seed)
-    if len(simulated) < 2 * n: raise ValueError(f"{len(simulated)} simulated galaxies: at least twice the {n} real ones are needed")
-    picks = [rng.permutation(len(simulated))[:2 * n] for _ in range(draws)]
-    with few_threads(): areas = [[two_sample_area(one, simulated[rows[:n]], seed=seed) for one in (real, simulated[rows[n:]])] for rows in picks]
+    if len(simulated) < 2 * n:
+        raise ValueError(f"{len(simulated)} simulated galaxies: at least twice the {n} real ones are needed")
+    picks = [rng.permutation(len(simulated))[: 2 * n] for _ in range(draws)]
+    with few_threads():
+        areas = [
+            [two_sample_area(one, simulated[rows[:n]], seed=seed) for one in (real, simulated[rows[n:]])]
+            for rows in picks
+        ]
     (low, control_low), (area, control), (high, control_high) = np.percentile(areas, [2.5, 50, 97.5], axis=0)
-    return dict(area=float(area), area_low=float(low), area_high=float(high), control=float(control), control_low=float(control_low), control_high=float(control_high), n=n)
+    return dict(
+        area=float(area),
+        area_low=float(low),
+        area_high=float(high),
+        control=float(control),
+        control_low=float(control_low),
+        control_high=float(control_high),
+        n=n,
+    )
 
 # %% ../../nbs/metrics/50_selective.ipynb #90322617
 def binned_panel(ax, rows, score, colour, style="-", marker="o", label=None):
     "One model's score against the median of each bin, with its interval; rows as from `binned_scores`."
-    x, y, low, high = (np.array([r[k] for r in rows]) for k in ("median_x", score, f"{score}_low", f"{score}_high"))
+    x, y, low, high = (
+        np.array([r[k] for r in rows]) for k in ("median_x", score, f"{score}_low", f"{score}_high")
+    )
     ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
     ax.plot(x, y, style, marker=marker, ms=3.5, lw=1.2, color=colour, label=label)
+
 
 def risk_panel(ax, curves, band=None, loss=1.0):
     "Risk-coverage curves (name -> dict of `risk_coverage`, colour), the band of one of them, random order and oracle; `loss` scales the axis."
     for name, (r, colour, style) in curves.items():
-        if name == band: ax.fill_between(r["coverage"], loss * r["risk_low"], loss * r["risk_high"], color=colour, alpha=0.2, lw=0)
-        ax.plot(r["coverage"], loss * r["risk"], style, color=colour, lw=1.3, label=f"{name} ({r['gain']:.2f})")
+        if name == band:
+            ax.fill_between(
+                r["coverage"], loss * r["risk_low"], loss * r["risk_high"], color=colour, alpha=0.2, lw=0
+            )
+        ax.plot(
+            r["coverage"], loss * r["risk"], style, color=colour, lw=1.3, label=f"{name} ({r['gain']:.2f})"
+        )
     ax.axhline(loss * r["random"], color="0.55", lw=1, ls=":", label="random order (0)")
     ax.plot(r["coverage"], loss * r["oracle"], color="0.55", lw=1, ls="--", label="oracle (1)")
     ax.set(xlim=(0, 1), xlabel="coverage: share of galaxies answered", ylim=(0, None))

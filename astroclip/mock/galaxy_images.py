@@ -17,18 +17,32 @@ import numpy as np
 from scipy import fft
 from scipy.special import expit, i0e, kv
 
-from .light_profiles import (GRID, OVERSAMPLE, SIZE, SUBPIXEL, along_axes, axis, convolve, fibre_fraction, half_width, moffat_transform, paste, point_source_fraction, sersic)
+from astroclip.mock.light_profiles import (
+    GRID,
+    OVERSAMPLE,
+    SIZE,
+    SUBPIXEL,
+    along_axes,
+    axis,
+    convolve,
+    fibre_fraction,
+    half_width,
+    moffat_transform,
+    paste,
+    point_source_fraction,
+    sersic,
+)
 from .population import ELLIPTICAL, IRREGULAR, S0, SPIRAL, arcsec_per_kpc
 
 # %% ../../nbs/mock/30_galaxy_images.ipynb #4dd2ee0a
 def half_light_radius(
-    rng,        # numpy Generator
-    z,          # (n,) redshift
+    rng,  # numpy Generator
+    z,  # (n,) redshift
     log_mstar,  # (n,) log10 stellar mass, Msun
-    early,      # (n,) bool: elliptical or lenticular
+    early,  # (n,) bool: elliptical or lenticular
 ):  # (n,) kpc
     "Draw half-light radii from the size-mass relation."
-    mass, past = 10.**np.asarray(log_mstar) / 5e10, np.log10((1 + np.asarray(z)) / 1.25)
+    mass, past = 10.0 ** np.asarray(log_mstar) / 5e10, np.log10((1 + np.asarray(z)) / 1.25)
     early_size = 0.60 + 0.75 * np.log10(np.maximum(mass, 0.4)) - 1.48 * past + rng.normal(0, 0.10, len(mass))
     late_size = 0.86 + 0.25 * np.log10(mass) - 0.75 * past + rng.normal(0, 0.16, len(mass))
     return 10 ** np.where(early, early_size, late_size)
@@ -39,11 +53,12 @@ def draw_arms(rng, morph_type, bulge_to_total):
     n = len(morph_type)
     shown = (morph_type == SPIRAL) & (rng.random(n) > 0.15)
     return dict(
-        arm_count=rng.choice([1, 2, 3, 4, 5], n, p=[.04, .62, .17, .10, .07]).astype(np.int8),
+        arm_count=rng.choice([1, 2, 3, 4, 5], n, p=[0.04, 0.62, 0.17, 0.10, 0.07]).astype(np.int8),
         arm_pitch=np.clip(rng.normal(22 - 18 * bulge_to_total, 6), 7, 40),
         arm_amplitude=np.clip(rng.normal(0.9, 0.35, n), 0, 1.6) * shown,
         arm_phase=rng.uniform(0, 2 * np.pi, n),
-        arm_sense=rng.choice([-1, 1], n).astype(np.int8))
+        arm_sense=rng.choice([-1, 1], n).astype(np.int8),
+    )
 
 
 def draw_bar(rng, morph_type, log_mstar):
@@ -53,7 +68,8 @@ def draw_bar(rng, morph_type, log_mstar):
     return dict(
         bar_fraction=np.where(rng.random(n) < chance, rng.uniform(0.15, 0.40, n), 0),
         bar_length=rng.uniform(0.7, 1.4, n),
-        bar_angle=rng.uniform(0, np.pi, n))
+        bar_angle=rng.uniform(0, np.pi, n),
+    )
 
 
 def draw_interaction(rng, n):
@@ -64,16 +80,17 @@ def draw_interaction(rng, n):
         companion_ratio=np.where(merger, rng.uniform(0.15, 0.7, n), 0),
         companion_distance=rng.uniform(1.2, 3.0, n),
         companion_angle=rng.uniform(0, 2 * np.pi, n),
-        tail_fraction=np.where(merger, rng.uniform(0.08, 0.25, n), 0))
+        tail_fraction=np.where(merger, rng.uniform(0.08, 0.25, n), 0),
+    )
 
 # %% ../../nbs/mock/30_galaxy_images.ipynb #aa5bc776
 def projected(cos_i, thickness):
     "Axis ratio of a disc (or bulge) of intrinsic `thickness`."
-    return np.sqrt(cos_i ** 2 * (1 - thickness ** 2) + thickness ** 2)
+    return np.sqrt(cos_i**2 * (1 - thickness**2) + thickness**2)
 
 
 def structure(
-    rng,         # numpy Generator
+    rng,  # numpy Generator
     population,  # dict of (n,) arrays: z, log_mstar, morph_type, bulge_to_total, cos_i
     magnitudes=None,  # (n, 3): not used; shapes are drawn from mass, type and redshift alone
 ):  # dict of (n,) arrays; lengths in arcsec, position_angle in degrees north through east
@@ -86,7 +103,9 @@ def structure(
     disc_scale = r_e / 1.678 * (1 + 0.9 * b_t)
     flat = projected(cos_i, np.where(morph == IRREGULAR, 0.35, 0.2))
     drawn = dict(
-        r_e_kpc=r_e_kpc, r_e_arcsec=r_e, disc_scale=disc_scale,
+        r_e_kpc=r_e_kpc,
+        r_e_arcsec=r_e,
+        disc_scale=disc_scale,
         sersic_n=np.where(ellipse, np.clip(rng.normal(4 + 0.8 * (log_mstar - 10.7), 0.7), 1.5, 6), 1),
         axis_ratio=np.where(ellipse, np.clip(1 - np.abs(rng.normal(0.22, 0.16, n)), 0.3, 1), flat),
         position_angle=rng.uniform(0, 180, n),
@@ -94,13 +113,14 @@ def structure(
         bulge_r_e=rng.uniform(0.25, 0.5, n) * (1 + b_t) * disc_scale,
         bulge_axis_ratio=projected(cos_i, 0.6),
         disc_height=rng.uniform(0.13, 0.25, n),  # of the disc's scale length
-        edge_on=((cos_i < 0.22) & ((morph == S0) | (morph == SPIRAL))).astype(np.int8))
+        edge_on=((cos_i < 0.22) & ((morph == S0) | (morph == SPIRAL))).astype(np.int8),
+    )
     drawn |= draw_arms(rng, morph, b_t) | draw_bar(rng, morph, log_mstar) | draw_interaction(rng, n)
     return {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in drawn.items()}
 
 # %% ../../nbs/mock/30_galaxy_images.ipynb #9dcbf18f
 @lru_cache(None)
-def textures(count: int = 8, size: int = 256, length: float = 4.):
+def textures(count: int = 8, size: int = 256, length: float = 4.0):
     "(count, size, size) periodic Gaussian random fields of unit variance, smooth below `length` cells; the same in every run."
     k = np.hypot(fft.fftfreq(size)[:, None], fft.rfftfreq(size)[None])
     amplitude = np.exp(-0.5 * (np.pi * k * length) ** 2) / np.maximum(k, 2 / size) ** 0.8
@@ -119,15 +139,23 @@ def texture(rng, X, Y, scale, cells):
 
 
 def arm_contrast(
-    R, phi,       # polar coordinates in the disc plane; R in disc scale lengths
-    count, pitch, phase, sense,  # arms, degrees, radians, +-1
-    wobble=0.,    # random field eta
-    inner=0.6,    # scale lengths where the arms begin
+    R,
+    phi,  # polar coordinates in the disc plane; R in disc scale lengths
+    count,
+    pitch,
+    phase,
+    sense,  # arms, degrees, radians, +-1
+    wobble=0.0,  # random field eta
+    inner=0.6,  # scale lengths where the arms begin
 ):  # contrast a, at least -1
     "Contrast of logarithmic spiral arms."
     psi = count * (phi - phase - sense * np.log(R) / np.tan(np.deg2rad(pitch))) + 0.35 * wobble
     arm = np.exp(np.float32(2.2) * (np.cos(psi.astype(np.float32)) - 1)) / np.float32(i0e(2.2))
-    return expit((R - np.float32(inner)) / np.float32(0.12)) * expit((np.float32(4.2) - R) / np.float32(0.4)) * (arm - 1)
+    return (
+        expit((R - np.float32(inner)) / np.float32(0.12))
+        * expit((np.float32(4.2) - R) / np.float32(0.4))
+        * (arm - 1)
+    )
 
 # %% ../../nbs/mock/30_galaxy_images.ipynb #597380b1
 def same_light(patch, like):
@@ -147,15 +175,21 @@ def add_bar(disc, X, Y, galaxy):
     "Move `bar_fraction` of a disc's light into a bar of axis ratio 0.3."
     if not galaxy["bar_fraction"] > 0:
         return disc
-    s, c, length = np.sin(galaxy["bar_angle"]), np.cos(galaxy["bar_angle"]), galaxy["bar_length"] * galaxy["disc_scale"]
+    s, c, length = (
+        np.sin(galaxy["bar_angle"]),
+        np.cos(galaxy["bar_angle"]),
+        galaxy["bar_length"] * galaxy["disc_scale"],
+    )
     along, across = (X * c + Y * s) / length, (Y * c - X * s) / (0.3 * length)
-    bar = np.exp(-(along ** 2 + across ** 2).astype(np.float32) ** np.float32(1.5))
+    bar = np.exp(-((along**2 + across**2).astype(np.float32) ** np.float32(1.5)))
     return (1 - galaxy["bar_fraction"]) * disc + galaxy["bar_fraction"] * same_light(bar, disc)
 
 
-def smooth_disc(galaxy, half, wider=1., n=1):
+def smooth_disc(galaxy, half, wider=1.0, n=1):
     "Exponential disc (n = 1) of total light 1."
-    return sersic(1.678 * wider * galaxy["disc_scale"], n, galaxy["axis_ratio"], galaxy["position_angle"], half)
+    return sersic(
+        1.678 * wider * galaxy["disc_scale"], n, galaxy["axis_ratio"], galaxy["position_angle"], half
+    )
 
 # %% ../../nbs/mock/30_galaxy_images.ipynb #8d20be2d
 def spiral_discs(rng, galaxy, half):
@@ -168,12 +202,16 @@ def spiral_discs(rng, galaxy, half):
         inner = galaxy["bar_length"]
         phase = galaxy["bar_angle"] - galaxy["arm_sense"] * np.log(inner) / np.tan(np.deg2rad(pitch))
     ragged, knotty = texture(rng, X, Y, r_d, 12), texture(rng, X, Y, r_d, 24)
-    contrast = np.float32(galaxy["arm_amplitude"]) * arm_contrast(R, phi, galaxy["arm_count"], pitch, phase, galaxy["arm_sense"], ragged, inner)
+    contrast = np.float32(galaxy["arm_amplitude"]) * arm_contrast(
+        R, phi, galaxy["arm_count"], pitch, phase, galaxy["arm_sense"], ragged, inner
+    )
     old, young = smooth_disc(galaxy, half), smooth_disc(galaxy, half, 1.15)
-    hole = 1 - np.float32(0.7) * np.exp(-(R / np.float32(0.5)) ** 2)
+    hole = 1 - np.float32(0.7) * np.exp(-((R / np.float32(0.5)) ** 2))
     knots = np.exp(np.float32(0.75) * knotty) * hole
     old_arms = same_light(old * np.maximum(1 + np.float32(0.45) * contrast, 0.1), old)
-    return add_bar(old_arms, X, Y, galaxy), same_light(young * np.maximum(1 + np.float32(0.95) * contrast, 0.05) * knots, young)
+    return add_bar(old_arms, X, Y, galaxy), same_light(
+        young * np.maximum(1 + np.float32(0.95) * contrast, 0.05) * knots, young
+    )
 
 
 def irregular_discs(rng, galaxy, half):
@@ -184,7 +222,9 @@ def irregular_discs(rng, galaxy, half):
     broad, fine = texture(rng, X, Y, r_d, 5), texture(rng, X, Y, r_d, 14)
     lopsided = np.clip(1 + np.float32(0.35) * X / np.float32(r_d), 0.3, 2)
     old_light = same_light(old * np.exp(np.float32(0.35) * broad) * lopsided, old)
-    return add_bar(old_light, X, Y, galaxy), same_light(young * np.exp(np.float32(0.8) * (broad + fine)) * lopsided, young)
+    return add_bar(old_light, X, Y, galaxy), same_light(
+        young * np.exp(np.float32(0.8) * (broad + fine)) * lopsided, young
+    )
 
 
 def lenticular_discs(rng, galaxy, half):
@@ -193,11 +233,13 @@ def lenticular_discs(rng, galaxy, half):
     return add_bar(disc, *disc_plane(galaxy, half), galaxy), disc
 
 # %% ../../nbs/mock/30_galaxy_images.ipynb #fd86b569
-LANE_DEPTH = np.array([2.45, 2.00, 1.55], np.float32)  # optical depth on the ridge of a lane in g, r, z; the seeing hides most of it
+LANE_DEPTH = np.array(
+    [2.45, 2.00, 1.55], np.float32
+)  # optical depth on the ridge of a lane in g, r, z; the seeing hides most of it
 
 
 @lru_cache(None)
-def bessel_profile(points: int = 8192, largest: float = 30.):
+def bessel_profile(points: int = 8192, largest: float = 30.0):
     "x K_1(x) on a uniform grid: points per unit, values."
     x = (np.arange(points) + 0.5) * largest / points
     return np.float32(points / largest), (x * kv(1, x)).astype(np.float32)
@@ -241,21 +283,31 @@ def tidal_tail(galaxy, half):
     "One curved tail that starts on the companion's side; total light 1."
     x = axis(half)
     r, phi = np.hypot(x[None], x[:, None]) / np.float32(galaxy["r_e_arcsec"]), np.arctan2(x[:, None], x[None])
-    phase = phi - galaxy["companion_angle"] - galaxy["arm_sense"] * np.log(np.maximum(r, 0.1) / 1.5) / np.tan(np.deg2rad(38))
+    phase = (
+        phi
+        - galaxy["companion_angle"]
+        - galaxy["arm_sense"] * np.log(np.maximum(r, 0.1) / 1.5) / np.tan(np.deg2rad(38))
+    )
     angle = np.abs((phase + np.pi) % (2 * np.pi) - np.pi)
-    tail = np.exp(-0.5 * (angle * r / (0.30 * np.sqrt(1 + r))) ** 2 - r / 1.8) * expit((r - 1.2) / 0.2) * expit((5 - r) / 0.4)
+    tail = (
+        np.exp(-0.5 * (angle * r / (0.30 * np.sqrt(1 + r))) ** 2 - r / 1.8)
+        * expit((r - 1.2) / 0.2)
+        * expit((5 - r) / 0.4)
+    )
     return (tail / tail.sum()).astype(np.float32)
 
 
 def templates(
-    rng,     # numpy Generator
+    rng,  # numpy Generator
     galaxy,  # dict of one galaxy's scalars: what `population.draw` and `structure` drew
 ):  # list of three square patches (bulge, old disc, young disc), each of total light 1
     "The light of the three components before the PSF."
     kind, r_d = galaxy["morph_type"], galaxy["disc_scale"]
     half = GRID // 2 if galaxy["merger"] else max(half_width(8 * r_d), 16)
     if kind == ELLIPTICAL:
-        parts = [sersic(galaxy["r_e_arcsec"], galaxy["sersic_n"], galaxy["axis_ratio"], galaxy["position_angle"])] * 3
+        parts = [
+            sersic(galaxy["r_e_arcsec"], galaxy["sersic_n"], galaxy["axis_ratio"], galaxy["position_angle"])
+        ] * 3
     else:
         ratio = 0.75 if galaxy["edge_on"] else galaxy["bulge_axis_ratio"]
         bulge_half = max(half_width(max(25 * galaxy["bulge_r_e"], 8 * r_d)), 16)
@@ -273,13 +325,27 @@ def draw_neighbours(rng):
     n = rng.poisson(4.5 * (GRID / (OVERSAMPLE * SIZE)) ** 2)  # as many per area in the margin
     r = 23.3 + np.log10(rng.uniform(10 ** (0.33 * (14 - 23.3)), 1, n)) / 0.33
     star = rng.random(n) < 0.3
-    stellar = rng.choice([0.45, 0.75, 1.35], n, p=[.35, .25, .4]) + rng.normal(0, 0.12, n)  # halo, disc, red dwarfs
+    stellar = rng.choice([0.45, 0.75, 1.35], n, p=[0.35, 0.25, 0.4]) + rng.normal(
+        0, 0.12, n
+    )  # halo, disc, red dwarfs
     g_r = np.clip(np.where(star, stellar, rng.normal(0.75, 0.35, n)), 0.1, 1.7)
-    r_z = np.where(star, np.where(g_r > 1.2, rng.uniform(0.6, 1.7, n), 0.45 * g_r), 0.25 + 0.35 * g_r + rng.normal(0, 0.12, n))
+    r_z = np.where(
+        star,
+        np.where(g_r > 1.2, rng.uniform(0.6, 1.7, n), 0.45 * g_r),
+        0.25 + 0.35 * g_r + rng.normal(0, 0.12, n),
+    )
     place = rng.integers(-GRID // 2, GRID // 2, (2, n))
-    field = dict(flux=10 ** (0.4 * (22.5 - np.stack([r + g_r, r, r - r_z], 1))), star=star, row=place[0], column=place[1],
-                 size=0.55 * 10 ** (-0.12 * (r - 21.5)) * np.exp(rng.normal(0, 0.35, n)), n=np.where(rng.random(n) < 0.7, 1, 3),
-                 axis_ratio=rng.uniform(0.3, 1, n), position_angle=rng.uniform(0, 180, n), r=r)
+    field = dict(
+        flux=10 ** (0.4 * (22.5 - np.stack([r + g_r, r, r - r_z], 1))),
+        star=star,
+        row=place[0],
+        column=place[1],
+        size=0.55 * 10 ** (-0.12 * (r - 21.5)) * np.exp(rng.normal(0, 0.35, n)),
+        n=np.where(rng.random(n) < 0.7, 1, 3),
+        axis_ratio=rng.uniform(0.3, 1, n),
+        position_angle=rng.uniform(0, 180, n),
+        r=r,
+    )
     away = np.hypot(*place) * SUBPIXEL > 3
     return {k: v[away] for k, v in field.items()}
 
@@ -290,7 +356,13 @@ def paint_neighbours(scenes, field):
         if field["star"][i]:
             patch = np.full((2, 2), 0.25, np.float32)
         else:
-            patch = sersic(field["size"][i], field["n"][i], field["axis_ratio"][i], field["position_angle"][i], max(half_width(9 * field["size"][i]), 8))
+            patch = sersic(
+                field["size"][i],
+                field["n"][i],
+                field["axis_ratio"][i],
+                field["position_angle"][i],
+                max(half_width(9 * field["size"][i]), 8),
+            )
         for scene, flux in zip(scenes, field["flux"][i]):
             paste(scene, patch, field["row"][i], field["column"][i], flux)
 
@@ -298,44 +370,76 @@ def paint_neighbours(scenes, field):
 def paint_companion(rng, scenes, galaxy, flux):
     "Add the companion of an interacting galaxy of `flux` (3,): `companion_ratio` of it, 0.1 mag bluer or redder."
     distance = galaxy["companion_distance"] * galaxy["r_e_arcsec"] / SUBPIXEL
-    row, column = int(distance * np.sin(galaxy["companion_angle"])), int(distance * np.cos(galaxy["companion_angle"]))
+    row, column = (
+        int(distance * np.sin(galaxy["companion_angle"])),
+        int(distance * np.cos(galaxy["companion_angle"])),
+    )
     size = 0.7 * galaxy["r_e_arcsec"] * np.sqrt(galaxy["companion_ratio"])
-    patch = sersic(size, rng.choice([1., 2.5]), rng.uniform(0.5, 1), rng.uniform(0, 180), max(half_width(12 * size), 8))
+    patch = sersic(
+        size, rng.choice([1.0, 2.5]), rng.uniform(0.5, 1), rng.uniform(0, 180), max(half_width(12 * size), 8)
+    )
     tilt = 10 ** (-0.4 * rng.normal(0, 0.1) * np.array([1, 0, -0.6]))
     for scene, f in zip(scenes, galaxy["companion_ratio"] * flux * tilt):
         paste(scene, patch, row, column, f)
 
 # %% ../../nbs/mock/30_galaxy_images.ipynb #c3e65a92
-PSF_SHAPE, PSF_LOC, PSF_SCALE = (.211, .301, .347), (1.081, 1.239, 1.193), (1.315, .916, .823)
-NOISE_SHAPE, NOISE_LOC, NOISE_SCALE = (.226, .243, .133), (-.00067, -.00237, -.01434), (.00376, .00674, .02608)
+PSF_SHAPE, PSF_LOC, PSF_SCALE = (0.211, 0.301, 0.347), (1.081, 1.239, 1.193), (1.315, 0.916, 0.823)
+NOISE_SHAPE, NOISE_LOC, NOISE_SCALE = (
+    (0.226, 0.243, 0.133),
+    (-0.00067, -0.00237, -0.01434),
+    (0.00376, 0.00674, 0.02608),
+)
 PSF_CORRELATION = 0.5  # between bands: independent widths would put a coloured ring around every tenth galaxy
 ELECTRONS = np.array([11400, 15700, 13700], np.float32)  # per nanomaggie in g, r, z
 
 
 def draw_conditions(rng):
     "PSF widths (3,) in arcsec and sky noise (3,) in nanomaggies per pixel, g, r, z, of one stamp."
-    lognormal = lambda shape, loc, scale, x: np.array(loc) + np.array(scale) * np.exp(np.array(shape) * np.clip(x, -2.5, 2.5))
-    seeing = np.sqrt(PSF_CORRELATION) * rng.standard_normal() + np.sqrt(1 - PSF_CORRELATION) * rng.standard_normal(3)
+    lognormal = lambda shape, loc, scale, x: (
+        np.array(loc) + np.array(scale) * np.exp(np.array(shape) * np.clip(x, -2.5, 2.5))
+    )
+    seeing = np.sqrt(PSF_CORRELATION) * rng.standard_normal() + np.sqrt(
+        1 - PSF_CORRELATION
+    ) * rng.standard_normal(3)
     noise = lognormal(NOISE_SHAPE, NOISE_LOC, NOISE_SCALE, rng.standard_normal(3))
     return 0.617 * lognormal(PSF_SHAPE, PSF_LOC, PSF_SCALE, seeing), np.maximum(noise, 0.0011)
 
 
 def add_noise(rng, image, noise):
     "Add sky noise and the photon noise of the sources to an image (3, H, W) in nanomaggies."
-    sigma = np.sqrt(noise.astype(np.float32)[:, None, None] ** 2 + np.maximum(image, 0) / ELECTRONS[:, None, None])
+    sigma = np.sqrt(
+        noise.astype(np.float32)[:, None, None] ** 2 + np.maximum(image, 0) / ELECTRONS[:, None, None]
+    )
     return image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
 
 # %% ../../nbs/mock/30_galaxy_images.ipynb #e846c397
-NEEDED = ("morph_type", "cos_i", "r_e_arcsec", "disc_scale", "axis_ratio", "position_angle", "edge_on", "merger")
+NEEDED = (
+    "morph_type",
+    "cos_i",
+    "r_e_arcsec",
+    "disc_scale",
+    "axis_ratio",
+    "position_angle",
+    "edge_on",
+    "merger",
+)
 
 
 def check_galaxy(galaxy, component_flux):
     "Stop with a message when a galaxy cannot be rendered."
     missing = [k for k in NEEDED if k not in galaxy]
     if missing:
-        raise ValueError(f"render needs {', '.join(missing)}: pass the scalars that population.draw and galaxy_images.structure drew for one galaxy")
-    if np.shape(component_flux) != (3, 3) or not np.all(np.isfinite(component_flux)) or np.min(component_flux) < 0:
-        raise ValueError(f"component_flux is (3, 3): bulge, old disc, young disc by g, r, z, in nanomaggies, none negative; got {component_flux!r}")
+        raise ValueError(
+            f"render needs {', '.join(missing)}: pass the scalars that population.draw and galaxy_images.structure drew for one galaxy"
+        )
+    if (
+        np.shape(component_flux) != (3, 3)
+        or not np.all(np.isfinite(component_flux))
+        or np.min(component_flux) < 0
+    ):
+        raise ValueError(
+            f"component_flux is (3, 3): bulge, old disc, young disc by g, r, z, in nanomaggies, none negative; got {component_flux!r}"
+        )
 
 
 def paint(rng, galaxy, parts, component_flux):
@@ -354,10 +458,10 @@ def paint(rng, galaxy, parts, component_flux):
 
 # %% ../../nbs/mock/30_galaxy_images.ipynb #2eff91c0
 def render(
-    rng,                      # numpy Generator
-    galaxy,                   # dict of scalars of one galaxy: what `population.draw` and `structure` drew
-    component_flux,           # (3, 3) bulge, old disc, young disc by g, r, z, nanomaggies
-    noise: bool = True,       # False: the image without noise
+    rng,  # numpy Generator
+    galaxy,  # dict of scalars of one galaxy: what `population.draw` and `structure` drew
+    component_flux,  # (3, 3) bulge, old disc, young disc by g, r, z, nanomaggies
+    noise: bool = True,  # False: the image without noise
     neighbours: bool = True,  # False: the galaxy (and its companion) alone
 ):  # image (3, 152, 152) float32, nanomaggies per pixel; dict fibre_fraction (3,), point_source_fraction, psf_fwhm (3,), noise (3,), n_neighbours
     "One galaxy as the survey would see it: rows are y, north is up, east is left, the galaxy in the middle."
@@ -371,8 +475,14 @@ def render(
         paint_neighbours(scenes, field)
     fwhm, sigma = draw_conditions(for_sky)
     e, angle = 0.02, for_sky.uniform(0, 2 * np.pi)
-    image = np.stack([convolve(s, moffat_transform(w, e * np.cos(angle), e * np.sin(angle))) for s, w in zip(scenes, fwhm)])
+    image = np.stack(
+        [convolve(s, moffat_transform(w, e * np.cos(angle), e * np.sin(angle))) for s, w in zip(scenes, fwhm)]
+    )
     info = dict(
-        fibre_fraction=np.array([fibre_fraction(p) for p in parts], np.float32), point_source_fraction=np.float32(point_source_fraction()),
-        psf_fwhm=fwhm.astype(np.float32), noise=sigma.astype(np.float32), n_neighbours=np.int16(len(field["r"]) if neighbours else 0))
+        fibre_fraction=np.array([fibre_fraction(p) for p in parts], np.float32),
+        point_source_fraction=np.float32(point_source_fraction()),
+        psf_fwhm=fwhm.astype(np.float32),
+        noise=sigma.astype(np.float32),
+        n_neighbours=np.int16(len(field["r"]) if neighbours else 0),
+    )
     return add_noise(for_noise, image, sigma).astype(np.float32) if noise else image, info

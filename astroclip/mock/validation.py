@@ -16,9 +16,10 @@ from .spectrograph import broaden
 
 # %% ../../nbs/mock/60_validation.ipynb #fb38f788
 def luminosity_function(
-    rng, grids,
-    edges,    # magnitudes, ascending
-    n=2500,   # galaxies drawn
+    rng,
+    grids,
+    edges,  # magnitudes, ascending
+    n=2500,  # galaxies drawn
 ):  # (len(edges) - 1,) per Mpc^3 and magnitude
     "Luminosity function of the simulated population in the SDSS r filter shifted to z = 0.1."
     total, z = np.zeros(len(edges) - 1), 0.1
@@ -36,12 +37,15 @@ def luminosity_function(
 def blanton_2003(magnitude, h=0.6774):
     "Schechter fit of Blanton et al. (2003) in the same filter: phi* 0.0149 h^3, M* - 5 log h = -20.44, alpha = -1.05."
     x = 10 ** (-0.4 * (magnitude + 20.44 - 5 * np.log10(h)))
-    return 0.4 * np.log(10) * 0.0149 * h ** 3 * x ** (1 - 1.05) * np.exp(-x)
+    return 0.4 * np.log(10) * 0.0149 * h**3 * x ** (1 - 1.05) * np.exp(-x)
 
 # %% ../../nbs/mock/60_validation.ipynb #ed40bb46
 def line_ratios(lines, grids):
     "log [N II]/H-alpha and log [O III]/H-beta of line luminosities (n, L): (2, n)."
-    strength = {name: lines[:, grids.line(wave)] for name, wave in dict(ha=6564.6, hb=4862.7, n2=6585.3, o3=5008.2).items()}
+    strength = {
+        name: lines[:, grids.line(wave)]
+        for name, wave in dict(ha=6564.6, hb=4862.7, n2=6585.3, o3=5008.2).items()
+    }
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.log10([strength["n2"] / strength["ha"], strength["o3"] / strength["hb"]])
 
@@ -73,13 +77,17 @@ def redshift_templates(rng, grids, n=600, k=12):
 
 
 def fit_redshift(
-    wavelength, flux, ivar,  # (L,) vacuum A; ivar 0 where there is nothing
-    templates,               # (k, TEMPLATE_GRID) of `redshift_templates`
+    wavelength,
+    flux,
+    ivar,  # (L,) vacuum A; ivar 0 where there is nothing
+    templates,  # (k, TEMPLATE_GRID) of `redshift_templates`
     z_max=0.9,
 ):  # float
     "Redshift of the least chi squared."
     good = ivar > 0
-    inside = (TEMPLATE_GRID > max(wavelength[good].min(), 3600)) & (TEMPLATE_GRID < min(wavelength[good].max(), 9824))
+    inside = (TEMPLATE_GRID > max(wavelength[good].min(), 3600)) & (
+        TEMPLATE_GRID < min(wavelength[good].max(), 9824)
+    )
     first, size = np.flatnonzero(inside)[0], inside.sum()
     y, weight = (np.interp(TEMPLATE_GRID[inside], wavelength, np.where(good, x, 0)) for x in (flux, ivar))
     weight = weight / (1 + weight * (0.02 * np.median(y)) ** 2)
@@ -87,16 +95,18 @@ def fit_redshift(
     starts = starts[starts + size <= len(TEMPLATE_GRID)]
     gain = np.empty(len(starts))
     for i, start in enumerate(starts):
-        moved = templates[:, start:start + size]
+        moved = templates[:, start : start + size]
         weighted = moved * weight
         gain[i] = (weighted @ y) @ np.linalg.lstsq(weighted @ moved.T, weighted @ y, rcond=None)[0]
     return float(np.expm1((first - starts[np.argmax(gain)]) * TEMPLATE_STEP))
 
 # %% ../../nbs/mock/60_validation.ipynb #290c1009
 def flux_limited(
-    rng, n, grids,
-    limit=17.77,          # r magnitude
-    bands="sdss",         # "decam", "sdss" or "north"
+    rng,
+    n,
+    grids,
+    limit=17.77,  # r magnitude
+    bands="sdss",  # "decam", "sdss" or "north"
     z_range=(0.005, 0.6),
 ):  # population (dict of (n,)), magnitudes (n, 3) in g, r, z
     "n simulated galaxies brighter than a limit: a catalogue without images, to lay beside a real one."
@@ -104,7 +114,7 @@ def flux_limited(
     while count < n:
         pop = draw(rng, 128, limit=limit, z_range=z_range)
         magnitude = photometry(pop, grids, bands=bands)[1]
-        keep = np.flatnonzero(magnitude[:, 1] < limit)[:n - count]
+        keep = np.flatnonzero(magnitude[:, 1] < limit)[: n - count]
         parts.append({k: v[keep] for k, v in pop.items()} | dict(magnitude=magnitude[keep]))
         count += len(keep)
     joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
@@ -119,9 +129,16 @@ def sdss_galaxies(path):
     bands = [1, 2, 4]  # of u, g, r, i, z
 
     def magnitude(name):
-        return (22.5 - 2.5 * np.log10(np.maximum(data[name], 1e-3)) - data["EXTINCTION"])[:, bands].astype(float)
+        return (22.5 - 2.5 * np.log10(np.maximum(data[name], 1e-3)) - data["EXTINCTION"])[:, bands].astype(
+            float
+        )
 
-    out = dict(z=data["Z"].astype(float), r=magnitude("PETROFLUX")[:, 1], magnitude=magnitude("MODELFLUX"), k=data["K_M_EXT"].astype(float))
+    out = dict(
+        z=data["Z"].astype(float),
+        r=magnitude("PETROFLUX")[:, 1],
+        magnitude=magnitude("MODELFLUX"),
+        k=data["K_M_EXT"].astype(float),
+    )
     good = (out["k"] > 5) & (out["r"] > 13) & (abs(out["magnitude"] - out["r"][:, None]) < 3).all(1)
     return {name: value[good] for name, value in out.items()}
 

@@ -40,8 +40,23 @@ ASKED_OF = {  # question -> (parent question, parent answers)
 }
 
 # %% ../../nbs/mock/40_votes.ipynb #1fcddbab
-NEEDED = ("magnitude", "psf_fwhm", "r_e_arcsec", "axis_ratio", "cos_i", "morph_type", "bulge_to_total", "arm_amplitude", "arm_count",
-          "arm_pitch", "bar_fraction", "edge_on", "merger", "companion_ratio", "tail_fraction")
+NEEDED = (
+    "magnitude",
+    "psf_fwhm",
+    "r_e_arcsec",
+    "axis_ratio",
+    "cos_i",
+    "morph_type",
+    "bulge_to_total",
+    "arm_amplitude",
+    "arm_count",
+    "arm_pitch",
+    "bar_fraction",
+    "edge_on",
+    "merger",
+    "companion_ratio",
+    "tail_fraction",
+)
 
 
 def visible(
@@ -50,15 +65,23 @@ def visible(
     "What an eye can tell: visibility, blurred axis ratio, inclination (degrees), strengths of arms and bars."
     missing = [k for k in NEEDED if k not in g]
     if missing:
-        raise ValueError(f"votes need {', '.join(missing)} of population.draw, galaxy_images.structure and render; the dict has {', '.join(sorted(g))}")
+        raise ValueError(
+            f"votes need {', '.join(missing)} of population.draw, galaxy_images.structure and render; the dict has {', '.join(sorted(g))}"
+        )
     r, fwhm, size = np.asarray(g["magnitude"])[:, 1], np.asarray(g["psf_fwhm"])[:, 1], g["r_e_arcsec"]
     v = expit(2 * (np.log(size / (0.5 * fwhm)) - 0.9) + 0.35 * (19.5 - r))
     blur = (0.42 * fwhm) ** 2
-    ratio = np.sqrt((g["axis_ratio"] ** 2 * size ** 2 + blur) / (size ** 2 + blur))
+    ratio = np.sqrt((g["axis_ratio"] ** 2 * size**2 + blur) / (size**2 + blur))
     disc = (g["morph_type"] != ELLIPTICAL) & (g["morph_type"] != IRREGULAR)
     tilt = np.degrees(np.arccos(np.clip(np.where(disc, g["cos_i"], ratio), 0, 1)))
     face = np.clip(g["cos_i"] / 0.5, 0, 1)  # arms and bars fade towards edge-on
-    return dict(v=v, ratio=ratio, tilt=tilt, arms=v * face * g["arm_amplitude"], bar=(0.3 + 0.7 * v) * face * g["bar_fraction"])
+    return dict(
+        v=v,
+        ratio=ratio,
+        tilt=tilt,
+        arms=v * face * g["arm_amplitude"],
+        bar=(0.3 + 0.7 * v) * face * g["bar_fraction"],
+    )
 
 # %% ../../nbs/mock/40_votes.ipynb #4663c825
 def scale(x, centres, width):
@@ -69,7 +92,17 @@ def scale(x, centres, width):
 def first_answers(g, see):
     "smooth, featured-or-disk, artifact; and how rounded the smooth ones are."
     kind, disc = g["morph_type"], g["morph_type"] != ELLIPTICAL
-    shown = 5.0 * see["arms"] + 8 * see["bar"] + see["v"] * (4.2 * g["edge_on"] + 0.3 * (kind == S0) + 2.0 * (kind == IRREGULAR) + 1.6 * (g["tail_fraction"] > 0))
+    shown = (
+        5.0 * see["arms"]
+        + 8 * see["bar"]
+        + see["v"]
+        * (
+            4.2 * g["edge_on"]
+            + 0.3 * (kind == S0)
+            + 2.0 * (kind == IRREGULAR)
+            + 1.6 * (g["tail_fraction"] > 0)
+        )
+    )
     featured = expit(-1.9 + shown - 0.6 * ~disc + 0.5 * see["v"] * disc) * 0.98
     first = np.stack([0.98 - featured, featured, np.full(len(kind), 0.02)], 1)
     q = see["ratio"]
@@ -86,24 +119,44 @@ def disc_answers(g, see):
     bar = softmax(np.stack([30 * (see["bar"] - 0.17), 22 * (see["bar"] - 0.11), np.full(n, 1.2)], 1), axis=1)
     spiral = expit(-1.5 + 9 * see["arms"])
     two = lambda p: np.stack([p, 1 - p], 1)
-    return {"disk-edge-on": two(edge), "edge-on-bulge": edge_bulge, "has-spiral-arms": two(spiral), "bar": bar,
-            "bulge-size": scale(np.sqrt(b_t), (0.95, 0.75, 0.52, 0.30, 0.05), 0.10)}
+    return {
+        "disk-edge-on": two(edge),
+        "edge-on-bulge": edge_bulge,
+        "has-spiral-arms": two(spiral),
+        "bar": bar,
+        "bulge-size": scale(np.sqrt(b_t), (0.95, 0.75, 0.52, 0.30, 0.05), 0.10),
+    }
 
 
 def spiral_answers(g, see):
     "How tightly the arms are wound and how many there are."
     sure = np.clip(1.1 * see["arms"], 0.05, 0.9)[:, None]
     exact = np.eye(6)[np.clip(g["arm_count"], 1, 5) - 1]
-    return {"spiral-winding": scale(g["arm_pitch"], (10, 19, 30), 5.5),
-            "spiral-arm-count": sure * exact + (1 - sure) * np.array([.06, .36, .08, .04, .04, .42])}
+    return {
+        "spiral-winding": scale(g["arm_pitch"], (10, 19, 30), 5.5),
+        "spiral-arm-count": sure * exact + (1 - sure) * np.array([0.06, 0.36, 0.08, 0.04, 0.04, 0.42]),
+    }
 
 
 def merging_answers(g, see):
     "Undisturbed, disturbed, or merging."
     strong = g["merger"] * (0.4 + 0.6 * see["v"])
     minor = 1.0 * (g["morph_type"] == IRREGULAR) + strong * 2.0
-    return {"merging": softmax(np.stack([np.full(len(minor), 2.4), minor, strong * 14 * g["tail_fraction"], strong * (2.2 + 3.5 * g["companion_ratio"])], 1)
-                               - np.array([0, 0.6, 1.6, 0.9]), axis=1)}
+    return {
+        "merging": softmax(
+            np.stack(
+                [
+                    np.full(len(minor), 2.4),
+                    minor,
+                    strong * 14 * g["tail_fraction"],
+                    strong * (2.2 + 3.5 * g["companion_ratio"]),
+                ],
+                1,
+            )
+            - np.array([0, 0.6, 1.6, 0.9]),
+            axis=1,
+        )
+    }
 
 
 def probabilities(
@@ -114,7 +167,7 @@ def probabilities(
     return first_answers(g, see) | disc_answers(g, see) | spiral_answers(g, see) | merging_answers(g, see)
 
 # %% ../../nbs/mock/40_votes.ipynb #eeb67d7e
-CONCENTRATION = 25.
+CONCENTRATION = 25.0
 
 
 def draw_volunteers(rng, n):
@@ -123,9 +176,9 @@ def draw_volunteers(rng, n):
 
 
 def draw_votes(
-    rng,                # numpy Generator
-    galaxies,           # dict of (n,) arrays, `magnitude` and `psf_fwhm` (n, 3): see NEEDED
-    volunteers=None,    # (n,) people per galaxy; drawn when None
+    rng,  # numpy Generator
+    galaxies,  # dict of (n,) arrays, `magnitude` and `psf_fwhm` (n, 3): see NEEDED
+    volunteers=None,  # (n,) people per galaxy; drawn when None
 ):  # dict question -> (n, answers) int16
     "Vote counts of the ten Galaxy Zoo DECaLS questions."
     p = probabilities(galaxies)

@@ -18,9 +18,13 @@ from .vit import VisionTransformer
 # %% ../../nbs/models/40_astroclip.ipynb #ee6a6b6f
 class Head(nn.Module):
     "Tokens (B, N, D) -> embedding (B, E): one query, layer norm, and an MLP with or without a residual around it."
+
     def __init__(self, dim, embed_dim, num_heads, residual, dropout):
         super().__init__()
-        self.cross_attention, self.dropout = CrossAttentionPool(dim, embed_dim, num_heads), nn.Dropout(dropout)
+        self.cross_attention, self.dropout = (
+            CrossAttentionPool(dim, embed_dim, num_heads),
+            nn.Dropout(dropout),
+        )
         self.mlp, self.residual = MLP(embed_dim, dropout=dropout), residual
 
     def forward(self, tokens):
@@ -30,42 +34,68 @@ class Head(nn.Module):
 # %% ../../nbs/models/40_astroclip.ipynb #981c31c0
 class ImageEncoder(nn.Module):
     "Display-scaled images (B, 3, H, W) -> embeddings (B, E)."
+
     def __init__(self, backbone, head, positions):
         super().__init__()
         self.backbone, self.head, self.positions = backbone, head, positions
 
-    def tokens(self, x): return self.backbone.forward_tokens(x, positions=self.positions, cls=self.positions)
-    def forward(self, x): return self.head(self.tokens(x))
+    def tokens(self, x):
+        return self.backbone.forward_tokens(x, positions=self.positions, cls=self.positions)
+
+    def forward(self, x):
+        return self.head(self.tokens(x))
 
 
 class SpectrumEncoder(nn.Module):
     "Spectra (B, L) or (B, L, 1) -> embeddings (B, E)."
+
     def __init__(self, backbone, head):
         super().__init__()
         self.backbone, self.head = backbone, head
 
-    def tokens(self, x): return self.backbone.forward_tokens(self.backbone.preprocess(x))
-    def forward(self, x): return self.head(self.tokens(x))
+    def tokens(self, x):
+        return self.backbone.forward_tokens(self.backbone.preprocess(x))
+
+    def forward(self, x):
+        return self.head(self.tokens(x))
 
 # %% ../../nbs/models/40_astroclip.ipynb #e610dccd
 class FromArrays:
     "The part of `AstroCLIP` that speaks numpy."
-    def embed_images(self, images, batch_size=256, progress=False, precision="float32", unit=None, zeropoint=None,
-                     pixel_scale=None, kind="flux", mask=None):
+
+    def embed_images(
+        self,
+        images,
+        batch_size=256,
+        progress=False,
+        precision="float32",
+        unit=None,
+        zeropoint=None,
+        pixel_scale=None,
+        kind="flux",
+        mask=None,
+    ):
         """Images (N, 3, H, W) or (3, H, W), g, r, z nanomaggies -> (N, E) float32 numpy.
 
         Other flux: say `unit` ("Jy", "maggy", ...) or `zeropoint`, and `pixel_scale` in arcsec where it is not 0.262.
         Pictures of the viewer: `kind="rgb"`, uint8 or [0, 1], channels first or last, rows = y up like all arrays here
         (a picture opened elsewhere has its first row on top: flip it). `mask`: True where a pixel was not observed."""
-        n, prepare = image_batches(images, self.image_encoder.backbone.image_size, unit, zeropoint, pixel_scale, kind, mask)
+        n, prepare = image_batches(
+            images, self.image_encoder.backbone.image_size, unit, zeropoint, pixel_scale, kind, mask
+        )
         return in_batches(self, self.image_encoder, prepare, n, batch_size, progress, precision)
 
     def embed_cutouts(self, cutouts, batch_size=256, progress=False, precision="float32"):
         "A list of `data.images.Cutout`, flux and pictures mixed, of any sizes -> (N, E) float32 numpy, in their order."
-        size, out = self.image_encoder.backbone.image_size, np.zeros((len(cutouts), self.embed_dim), np.float32)
+        size, out = (
+            self.image_encoder.backbone.image_size,
+            np.zeros((len(cutouts), self.embed_dim), np.float32),
+        )
         for i, c in enumerate(cutouts):
             if min(c.image.shape[-2:]) < size:
-                raise ValueError(f"cutout {i} ({c.source}) has {c.image.shape[-1]} pixels, the network needs {size}")
+                raise ValueError(
+                    f"cutout {i} ({c.source}) has {c.image.shape[-1]} pixels, the network needs {size}"
+                )
         for kind, unit in sorted({(c.kind, c.unit) for c in cutouts}, key=str):
             rows = [i for i, c in enumerate(cutouts) if (c.kind, c.unit) == (kind, unit)]
             images = np.stack([center_crop(cutouts[i].image, size) for i in rows])
@@ -74,19 +104,19 @@ class FromArrays:
 
     def embed_spectra(
         self,
-        flux,                  # (N, L) or (L,), any container; a Quantity is converted
-        wavelength=None,       # (L,) or (N, L) vacuum Angstrom, rising; None: the DESI grid of 7,781 pixels
-        ivar=None,             # like flux; 0 = bad pixel
+        flux,  # (N, L) or (L,), any container; a Quantity is converted
+        wavelength=None,  # (L,) or (N, L) vacuum Angstrom, rising; None: the DESI grid of 7,781 pixels
+        ivar=None,  # like flux; 0 = bad pixel
         batch_size=256,
         progress=False,
         precision="float32",
-        mask=None,             # like flux; non-zero = bad pixel
-        unit=None,             # of plain numbers: 'erg/s/cm2/A', 'mJy', ...; None: 1e-17 erg/s/cm2/A
+        mask=None,  # like flux; non-zero = bad pixel
+        unit=None,  # of plain numbers: 'erg/s/cm2/A', 'mJy', ...; None: 1e-17 erg/s/cm2/A
         wavelength_unit=None,  # of plain numbers: 'nm', 'um', 'log10(Angstrom)', ...; None: Angstrom
-        air=False,             # True: wavelengths are those in air
-        on_bad="raise",        # or "nan": spectra that cannot be used come back as NaN
-        reasons=None,          # a list to fill: why, one sentence a row, "" = fine
-    ):                         # (N, E) float32 numpy
+        air=False,  # True: wavelengths are those in air
+        on_bad="raise",  # or "nan": spectra that cannot be used come back as NaN
+        reasons=None,  # a list to fill: why, one sentence a row, "" = fine
+    ):  # (N, E) float32 numpy
         "Spectra on the DESI grid or with their wavelength -> (N, E) float32 numpy."
         how = dict(mask=mask, unit=unit, wavelength_unit=wavelength_unit, air=air)
         how |= dict(on_bad=on_bad, reasons=reasons)
@@ -96,10 +126,14 @@ class FromArrays:
     def image_attention(self, images, batch_size=256, **said):
         """Images, and what is said of them, as for `embed_images` -> (N, heads, rows, columns), sums to one.
         In the corrected configuration the class token takes a share as well, which is left out here."""
+
         def weights(x):
             encoder = self.image_encoder
-            w = encoder.head.cross_attention.weights(encoder.tokens(x))[..., int(encoder.positions):]
-            return (w / w.sum(-1, keepdim=True)).unflatten(-1, [s // encoder.backbone.patch_size for s in x.shape[-2:]])
+            w = encoder.head.cross_attention.weights(encoder.tokens(x))[..., int(encoder.positions) :]
+            return (w / w.sum(-1, keepdim=True)).unflatten(
+                -1, [s // encoder.backbone.patch_size for s in x.shape[-2:]]
+            )
+
         n, prepare = image_batches(images, self.image_encoder.backbone.image_size, **said)
         return in_batches(self, weights, prepare, n, batch_size)
 
@@ -107,22 +141,44 @@ class FromArrays:
         """Spectra as for `embed_spectra` -> (N, heads, tokens): what each head takes from each token;
         the first is the statistics token."""
         encoder = self.spectrum_encoder
-        def weights(x): return encoder.head.cross_attention.weights(encoder.tokens(x))
+
+        def weights(x):
+            return encoder.head.cross_attention.weights(encoder.tokens(x))
+
         return through_spectra(self, weights, flux, wavelength, ivar, batch_size=batch_size, **how)
 
 # %% ../../nbs/models/40_astroclip.ipynb #551908ef
 class AstroCLIP(FromArrays, Pretrained, nn.Module):
     "Two towers into one space. `configuration`: 'corrected' (default) or 'released' (what the published weights were trained with)."
-    def __init__(self, image_backbone, spectrum_backbone, embed_dim=1024, num_heads=4, configuration="corrected", logit_scale=15.5,
-                 dropout=0.1, positions=None, residual=None):
+
+    def __init__(
+        self,
+        image_backbone,
+        spectrum_backbone,
+        embed_dim=1024,
+        num_heads=4,
+        configuration="corrected",
+        logit_scale=15.5,
+        dropout=0.1,
+        positions=None,
+        residual=None,
+    ):
         super().__init__()
         if configuration not in ("corrected", "released"):
             raise ValueError(f"configuration {configuration!r}: expected 'corrected' or 'released'")
         corrected = configuration == "corrected"
         positions, residual = [corrected if v is None else v for v in (positions, residual)]
-        self.config = dict(image_backbone=image_backbone.config, spectrum_backbone=spectrum_backbone.config, embed_dim=embed_dim,
-                           num_heads=num_heads, configuration=configuration, logit_scale=logit_scale, dropout=dropout,
-                           positions=positions, residual=residual)
+        self.config = dict(
+            image_backbone=image_backbone.config,
+            spectrum_backbone=spectrum_backbone.config,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            configuration=configuration,
+            logit_scale=logit_scale,
+            dropout=dropout,
+            positions=positions,
+            residual=residual,
+        )
         self.embed_dim, self.configuration, self.logit_scale = embed_dim, configuration, logit_scale
         head = lambda backbone, residual: Head(backbone.embed_dim, embed_dim, num_heads, residual, dropout)
         self.image_encoder = ImageEncoder(image_backbone, head(image_backbone, residual), positions)
@@ -130,15 +186,34 @@ class AstroCLIP(FromArrays, Pretrained, nn.Module):
 
     @classmethod
     def from_config(cls, config):
-        return cls(VisionTransformer(**config["image_backbone"]), SpecFormer(**config["spectrum_backbone"]),
-                   **{k: v for k, v in config.items() if not k.endswith("_backbone")})
+        return cls(
+            VisionTransformer(**config["image_backbone"]),
+            SpecFormer(**config["spectrum_backbone"]),
+            **{k: v for k, v in config.items() if not k.endswith("_backbone")},
+        )
 
     @classmethod
-    def from_pretrained(cls, source, device="auto", image_num_heads=None, spectrum_num_heads=None, cross_num_heads=None, revision=None):
+    def from_pretrained(
+        cls,
+        source,
+        device="auto",
+        image_num_heads=None,
+        spectrum_num_heads=None,
+        cross_num_heads=None,
+        revision=None,
+    ):
         "From a folder or .safetensors of ours, an official .ckpt, or a hub repository; head counts only where the file cannot say."
         from astroclip.models.checkpoints import load
-        return load(cls, source, device=device, revision=revision, image_num_heads=image_num_heads,
-                    spectrum_num_heads=spectrum_num_heads, cross_num_heads=cross_num_heads)
+
+        return load(
+            cls,
+            source,
+            device=device,
+            revision=revision,
+            image_num_heads=image_num_heads,
+            spectrum_num_heads=spectrum_num_heads,
+            cross_num_heads=cross_num_heads,
+        )
 
     def forward(self, images, spectra):
         "Display-scaled images (B, 3, H, W), spectra (B, L) -> image (B, E) and spectrum (B, E) embeddings."

@@ -29,43 +29,70 @@ from .vit import VisionTransformer
 # %% ../../nbs/models/50_checkpoints.ipynb #2da2bbfe
 PREFIX = re.compile(r"^(?:module\.|backbone\.|_orig_mod\.)+")
 CHUNK = re.compile(r"^blocks\.\d+\.(\d+)\.")
-SPECTRUM_NAMES = [("layernorm1.", "norm1."), ("layernorm2.", "norm2."), ("attention.attention.", "attn.qkv."),
-                  ("attention.projection.", "attn.proj."), ("mlp.encoder.", "mlp.fc1."), ("mlp.decoder.", "mlp.fc2."), ("final_layernorm.", "norm.")]
-HEAD_NAMES = [("multihead_attn.out_proj.", "proj."), ("multihead_attn.q_proj_", "q."), ("multihead_attn.k_proj_", "k."),
-              ("multihead_attn.v_proj_", "v."), ("layernorm.", "norm."), ("mlp.encoder.", "mlp.fc1."), ("mlp.decoder.", "mlp.fc2.")]
-IGNORED = ("dino_head.", "ibot_head.", "logit_scale")   # training only: the projection heads, a scale that the loss never used
+SPECTRUM_NAMES = [
+    ("layernorm1.", "norm1."),
+    ("layernorm2.", "norm2."),
+    ("attention.attention.", "attn.qkv."),
+    ("attention.projection.", "attn.proj."),
+    ("mlp.encoder.", "mlp.fc1."),
+    ("mlp.decoder.", "mlp.fc2."),
+    ("final_layernorm.", "norm."),
+]
+HEAD_NAMES = [
+    ("multihead_attn.out_proj.", "proj."),
+    ("multihead_attn.q_proj_", "q."),
+    ("multihead_attn.k_proj_", "k."),
+    ("multihead_attn.v_proj_", "v."),
+    ("layernorm.", "norm."),
+    ("mlp.encoder.", "mlp.fc1."),
+    ("mlp.decoder.", "mlp.fc2."),
+]
+IGNORED = (
+    "dino_head.",
+    "ibot_head.",
+    "logit_scale",
+)  # training only: the projection heads, a scale that the loss never used
 
 # %% ../../nbs/models/50_checkpoints.ipynb #2cdb6c9f
 def renamed(name, table):
-    for old, new in table: name = name.replace(old, new)
+    for old, new in table:
+        name = name.replace(old, new)
     return name
 
 
 def our_names(name):
     "The name of an official tensor -> the name(s) that hold it here: three of them where it is packed, none where we do not need it."
     name = PREFIX.sub("", name)
-    if name.startswith(IGNORED): return []
+    if name.startswith(IGNORED):
+        return []
     tower, _, rest = name.partition(".")
     if tower in ("image_encoder", "spectrum_encoder"):
-        if rest.startswith("backbone."): return [f"{tower}.backbone.{n}" for n in our_names(rest)]
+        if rest.startswith("backbone."):
+            return [f"{tower}.backbone.{n}" for n in our_names(rest)]
         head = f"{tower}.head." + renamed(rest, HEAD_NAMES)
-        return [re.sub(r"multihead_attn\.in_proj_", f"{x}.", head) for x in "qkv"] if "in_proj_" in head else [head]
+        return (
+            [re.sub(r"multihead_attn\.in_proj_", f"{x}.", head) for x in "qkv"]
+            if "in_proj_" in head
+            else [head]
+        )
     return [CHUNK.sub(r"blocks.\1.", renamed(name, SPECTRUM_NAMES))]
 
 # %% ../../nbs/models/50_checkpoints.ipynb #b6f33919
 @dataclass
 class Weights:
     "A model on disk: `tensors` maps our names to (shape, function that reads it)."
-    kind: str                # "VisionTransformer", "SpecFormer", "AstroCLIP", ...
-    config: dict             # arguments of its constructor; head counts may be None in official files
+
+    kind: str  # "VisionTransformer", "SpecFormer", "AstroCLIP", ...
+    config: dict  # arguments of its constructor; head counts may be None in official files
     tensors: dict
     path: Path
-    layout: str              # "astroclip", "official"
-    ignored: int = 0         # numbers in the file that the model does not need
-    training: dict = field(default_factory=dict)   # plain settings of the original training, for the record
+    layout: str  # "astroclip", "official"
+    ignored: int = 0  # numbers in the file that the model does not need
+    training: dict = field(default_factory=dict)  # plain settings of the original training, for the record
 
     @property
-    def parameters(self): return sum(torch.Size(shape).numel() for shape, _ in self.tensors.values())
+    def parameters(self):
+        return sum(torch.Size(shape).numel() for shape, _ in self.tensors.values())
 
 
 def state_of(tree):
@@ -74,7 +101,9 @@ def state_of(tree):
     state = plain(tree.get("teacher", tree.get("state_dict", tree)))
     odd = [k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, TensorRef))]
     if odd or not state:
-        raise CheckpointError(f"no table of tensors where one was expected ({short(odd[0]) if odd else 'empty'} is none)")
+        raise CheckpointError(
+            f"no table of tensors where one was expected ({short(odd[0]) if odd else 'empty'} is none)"
+        )
     return state
 
 
@@ -87,13 +116,15 @@ def plain(x):
 def depth_of(names):
     "How many blocks: their indices must be 0, 1, ... without a gap."
     found = {int(m[1]) for n in names if (m := re.match(r"blocks\.(\d{1,4})\.", n))}
-    if found != set(range(len(found))): raise CheckpointError(f"transformer blocks are missing: found only {sorted(found)[:30]}")
+    if found != set(range(len(found))):
+        raise CheckpointError(f"transformer blocks are missing: found only {sorted(found)[:30]}")
     return len(found)
 
 
 def shape_at(shapes, name, n):
     "The shape of a tensor that must be there, with n axes."
-    if name not in shapes: raise CheckpointError(f"tensor {name} is missing")
+    if name not in shapes:
+        raise CheckpointError(f"tensor {name} is missing")
     if len(shapes[name]) != n or 0 in shapes[name]:
         raise CheckpointError(f"tensor {name} has shape {tuple(shapes[name])}: expected {n} axes")
     return shapes[name]
@@ -102,8 +133,14 @@ def shape_at(shapes, name, n):
 def vit_sizes(shapes):
     D, C, p, _ = shape_at(shapes, "patch_embed.proj.weight", 4)
     grid = round((shape_at(shapes, "pos_embed", 3)[1] - 1) ** 0.5)
-    return dict(image_size=grid * p, patch_size=p, embed_dim=D, depth=depth_of(shapes), in_channels=C,
-                mlp_ratio=shape_at(shapes, "blocks.0.mlp.fc1.weight", 2)[0] // D)
+    return dict(
+        image_size=grid * p,
+        patch_size=p,
+        embed_dim=D,
+        depth=depth_of(shapes),
+        in_channels=C,
+        mlp_ratio=shape_at(shapes, "blocks.0.mlp.fc1.weight", 2)[0] // D,
+    )
 
 
 def specformer_sizes(shapes, said):
@@ -111,31 +148,64 @@ def specformer_sizes(shapes, said):
     D, width = shape_at(shapes, "data_embed.weight", 2)
     window = width - 2
     if said.get("slice_section_length", window) != window:
-        raise CheckpointError(f"windows of {said['slice_section_length']} pixels, but the tensors are made for {window}")
-    stride, positions = window - said.get("slice_overlap", window // 2), shape_at(shapes, "position_embed.weight", 2)[0]
-    return dict(window=window, stride=stride, embed_dim=D, depth=depth_of(shapes), max_len=positions,
-                n_pixels=min(7781, window + (positions - 1) * stride), mlp_ratio=shape_at(shapes, "blocks.0.mlp.fc1.weight", 2)[0] // D)
+        raise CheckpointError(
+            f"windows of {said['slice_section_length']} pixels, but the tensors are made for {window}"
+        )
+    stride, positions = (
+        window - said.get("slice_overlap", window // 2),
+        shape_at(shapes, "position_embed.weight", 2)[0],
+    )
+    return dict(
+        window=window,
+        stride=stride,
+        embed_dim=D,
+        depth=depth_of(shapes),
+        max_len=positions,
+        n_pixels=min(7781, window + (positions - 1) * stride),
+        mlp_ratio=shape_at(shapes, "blocks.0.mlp.fc1.weight", 2)[0] // D,
+    )
 
 # %% ../../nbs/models/50_checkpoints.ipynb #3c108f30
-HEADS = {"VisionTransformer": {"num_heads": ()}, "SpecFormer": {"num_heads": ()},      # argument -> where it stands in the configuration
-         "AstroCLIP": {"image_num_heads": ("image_backbone",), "spectrum_num_heads": ("spectrum_backbone",), "cross_num_heads": ()}}
-PUBLISHED = [(dict(image_size=144, patch_size=12, embed_dim=1024, depth=24), 16),       # ViT-L/12 of AstroDINO
-             (dict(window=20, embed_dim=768, depth=6, max_len=800), 6),                 # SpecFormer
-             (dict(image_backbone=dict(embed_dim=1024, depth=24), spectrum_backbone=dict(embed_dim=768, depth=6), embed_dim=1024), 4)]
+HEADS = {
+    "VisionTransformer": {"num_heads": ()},
+    "SpecFormer": {"num_heads": ()},  # argument -> where it stands in the configuration
+    "AstroCLIP": {
+        "image_num_heads": ("image_backbone",),
+        "spectrum_num_heads": ("spectrum_backbone",),
+        "cross_num_heads": (),
+    },
+}
+PUBLISHED = [
+    (dict(image_size=144, patch_size=12, embed_dim=1024, depth=24), 16),  # ViT-L/12 of AstroDINO
+    (dict(window=20, embed_dim=768, depth=6, max_len=800), 6),  # SpecFormer
+    (
+        dict(
+            image_backbone=dict(embed_dim=1024, depth=24),
+            spectrum_backbone=dict(embed_dim=768, depth=6),
+            embed_dim=1024,
+        ),
+        4,
+    ),
+]
 
 
 def fits(config, wanted):
-    return all(fits(config.get(k, {}), v) if isinstance(v, dict) else config.get(k) == v for k, v in wanted.items())
+    return all(
+        fits(config.get(k, {}), v) if isinstance(v, dict) else config.get(k) == v for k, v in wanted.items()
+    )
 
 
 def settle_heads(kind, config, given):
     "Put head counts into `config` (in place): from the file, the table of published models, or `given`; never a guess."
     unknown = set(given) - set(HEADS.get(kind, {}))
     if unknown:
-        raise TypeError(f"{', '.join(sorted(unknown))}: not an argument for a {kind}; it has {', '.join(HEADS.get(kind, {})) or 'none'}")
+        raise TypeError(
+            f"{', '.join(sorted(unknown))}: not an argument for a {kind}; it has {', '.join(HEADS.get(kind, {})) or 'none'}"
+        )
     for name, where in HEADS.get(kind, {}).items():
         part = config
-        for key in where: part = part[key]
+        for key in where:
+            part = part[key]
         known = part.get("num_heads") or next((n for sizes, n in PUBLISHED if fits(part, sizes)), None)
         wanted = given.get(name)
         if known is None and wanted is None:
@@ -143,8 +213,14 @@ def settle_heads(kind, config, given):
         if None not in (known, wanted) and known != wanted:
             raise CheckpointError(f"{name}={wanted}, but this model has {known}")
         part["num_heads"] = known or wanted
-        if type(part["num_heads"]) is not int or part["num_heads"] < 1 or part["embed_dim"] % part["num_heads"]:
-            raise CheckpointError(f"{name}={part['num_heads']!r} does not divide the width {part['embed_dim']}")
+        if (
+            type(part["num_heads"]) is not int
+            or part["num_heads"] < 1
+            or part["embed_dim"] % part["num_heads"]
+        ):
+            raise CheckpointError(
+                f"{name}={part['num_heads']!r} does not divide the width {part['embed_dim']}"
+            )
 
 # %% ../../nbs/models/50_checkpoints.ipynb #9c108859
 def look(x, *path):
@@ -157,19 +233,39 @@ def look(x, *path):
 
 def official_config(kind, shapes, said):
     "Configuration from tensor shapes and the file's own hyper-parameters; head counts are None where neither says."
-    if kind == "VisionTransformer": return dict(vit_sizes(shapes), num_heads=None)
-    if kind == "SpecFormer": return dict(specformer_sizes(shapes, said), num_heads=said.get("num_heads"), dropout=float(said.get("dropout", 0.0)))
+    if kind == "VisionTransformer":
+        return dict(vit_sizes(shapes), num_heads=None)
+    if kind == "SpecFormer":
+        return dict(
+            specformer_sizes(shapes, said),
+            num_heads=said.get("num_heads"),
+            dropout=float(said.get("dropout", 0.0)),
+        )
     part = lambda prefix: {k.removeprefix(prefix): v for k, v in shapes.items() if k.startswith(prefix)}
     spectrum = plain(look(said, "spectrum_encoder", "backbone", "_hparams"))
-    cross = {look(said, e, "cross_attention", "multihead_attn", "num_heads") or look(said, e, "init_args", "n_head")
-             for e in ("image_encoder", "spectrum_encoder")} - {None}
-    if len(cross) > 1: raise CheckpointError(f"the two heads have different numbers of attention heads: {sorted(map(str, cross))}")
+    cross = {
+        look(said, e, "cross_attention", "multihead_attn", "num_heads")
+        or look(said, e, "init_args", "n_head")
+        for e in ("image_encoder", "spectrum_encoder")
+    } - {None}
+    if len(cross) > 1:
+        raise CheckpointError(
+            f"the two heads have different numbers of attention heads: {sorted(map(str, cross))}"
+        )
     image_heads = look(said, "image_encoder", "backbone", "num_heads")
-    spectrum_heads = spectrum.get("num_heads") or look(said, "spectrum_encoder", "backbone", "blocks", "0", "attention", "num_heads")
-    return dict(image_backbone=dict(vit_sizes(part("image_encoder.backbone.")), num_heads=image_heads),
-                spectrum_backbone=dict(specformer_sizes(part("spectrum_encoder.backbone."), spectrum), num_heads=spectrum_heads),
-                embed_dim=shape_at(shapes, "image_encoder.head.cross_attention.query", 3)[2], num_heads=next(iter(cross), None),
-                configuration="released", logit_scale=float(said.get("logit_scale", 15.5)))
+    spectrum_heads = spectrum.get("num_heads") or look(
+        said, "spectrum_encoder", "backbone", "blocks", "0", "attention", "num_heads"
+    )
+    return dict(
+        image_backbone=dict(vit_sizes(part("image_encoder.backbone.")), num_heads=image_heads),
+        spectrum_backbone=dict(
+            specformer_sizes(part("spectrum_encoder.backbone."), spectrum), num_heads=spectrum_heads
+        ),
+        embed_dim=shape_at(shapes, "image_encoder.head.cross_attention.query", 3)[2],
+        num_heads=next(iter(cross), None),
+        configuration="released",
+        logit_scale=float(said.get("logit_scale", 15.5)),
+    )
 
 # %% ../../nbs/models/50_checkpoints.ipynb #c89cc35d
 def official(path):
@@ -181,14 +277,19 @@ def official(path):
             ours = our_names(name)
             ignored += 0 if ours else torch.Size(ref.shape).numel()
             for i, n in enumerate(ours):
-                if n in tensors: raise CheckpointError(f"two tensors are both {n}")
+                if n in tensors:
+                    raise CheckpointError(f"two tensors are both {n}")
                 tensors[n] = part_of(archive, ref, i, len(ours))
         kind = kind_of(tensors)
         said = plain(archive.tree).get("hyper_parameters")
-        settings = {short(k): short(v) if isinstance(v, str) else v for k, v in plain(said).items()
-                    if isinstance(v, (float, str, bool)) or isinstance(v, int) and abs(v) < 2**63}
+        settings = {
+            short(k): short(v) if isinstance(v, str) else v
+            for k, v in plain(said).items()
+            if isinstance(v, (float, str, bool)) or isinstance(v, int) and abs(v) < 2**63
+        }
         config = official_config(kind, {n: shape for n, (shape, _) in tensors.items()}, plain(said))
-    except CheckpointError as e: raise CheckpointError(f"{path}: {e}") from e
+    except CheckpointError as e:
+        raise CheckpointError(f"{path}: {e}") from e
     except (TypeError, ValueError, ArithmeticError) as e:
         raise CheckpointError(f"{path}: its hyper-parameters make no sense ({short(str(e))})") from e
     return Weights(kind, config, tensors, Path(path), "official", ignored, settings)
@@ -196,16 +297,23 @@ def official(path):
 
 def part_of(archive, ref, i, n):
     "Third i of a packed tensor (n = 3), or all of it: (shape, function that reads it as float32)."
-    if n == 1: return ref.shape, lambda: archive.tensor(ref).float()
-    if not ref.shape or ref.shape[0] % n: raise CheckpointError(f"a packed tensor of shape {ref.shape} cannot be cut into {n}")
+    if n == 1:
+        return ref.shape, lambda: archive.tensor(ref).float()
+    if not ref.shape or ref.shape[0] % n:
+        raise CheckpointError(f"a packed tensor of shape {ref.shape} cannot be cut into {n}")
     return (ref.shape[0] // n, *ref.shape[1:]), lambda: archive.tensor(ref).float().chunk(n)[i].clone()
 
 
 def kind_of(names):
-    if any(n.startswith(("image_encoder.", "spectrum_encoder.")) for n in names): return "AstroCLIP"
-    if "patch_embed.proj.weight" in names or "cls_token" in names: return "VisionTransformer"
-    if "data_embed.weight" in names: return "SpecFormer"
-    raise CheckpointError(f"none of the models we know; its tensors begin with {', '.join(short(n) for n in list(names)[:3])}")
+    if any(n.startswith(("image_encoder.", "spectrum_encoder.")) for n in names):
+        return "AstroCLIP"
+    if "patch_embed.proj.weight" in names or "cls_token" in names:
+        return "VisionTransformer"
+    if "data_embed.weight" in names:
+        return "SpecFormer"
+    raise CheckpointError(
+        f"none of the models we know; its tensors begin with {', '.join(short(n) for n in list(names)[:3])}"
+    )
 
 # %% ../../nbs/models/50_checkpoints.ipynb #ad408f91
 def ours(path):
@@ -215,13 +323,26 @@ def ours(path):
     try:
         handle = safe_open(file, "pt")
         sidecar = file.with_name("config.json")
-        written = json.loads((handle.metadata() or {}).get("astroclip") or (sidecar.read_text() if sidecar.exists() else "null"))
-        tensors = {k: (tuple(handle.get_slice(k).get_shape()), lambda k=k: handle.get_tensor(k)) for k in handle.keys()}
+        written = json.loads(
+            (handle.metadata() or {}).get("astroclip")
+            or (sidecar.read_text() if sidecar.exists() else "null")
+        )
+        tensors = {
+            k: (tuple(handle.get_slice(k).get_shape()), lambda k=k: handle.get_tensor(k))
+            for k in handle.keys()
+        }
         if not isinstance(written, dict) or not isinstance(written.get("config"), dict):
             raise CheckpointError("it has no configuration of ours (config.json)")
     except (SafetensorError, ValueError, OSError, RecursionError) as e:
         raise CheckpointError(f"{file}: not a model of ours, or damaged ({short(str(e), 200)})") from e
-    return Weights(str(written.get("kind")), written["config"], tensors, file, "astroclip", training=written.get("training", {}))
+    return Weights(
+        str(written.get("kind")),
+        written["config"],
+        tensors,
+        file,
+        "astroclip",
+        training=written.get("training", {}),
+    )
 
 # %% ../../nbs/models/50_checkpoints.ipynb #11e975eb
 CARD = """---
@@ -245,17 +366,32 @@ library_name: astroclip
 def save(model, path, source="training", training=None):
     "Write a model into the folder `path`: model.safetensors, config.json, README.md (model card); each appears whole or not at all."
     from astroclip import __version__
+
     path, kind = Path(path), type(model).__name__
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    about = dict(kind=kind, config=model.config, training=training or {}, source=source, astroclip=__version__)
+    about = dict(
+        kind=kind, config=model.config, training=training or {}, source=source, astroclip=__version__
+    )
     with write_atomic(path / "model.safetensors") as file:
-        save_file(state, file, metadata={"astroclip": json.dumps(about)})   # one key: the library writes several in random order, and the same weights must be the same file
-        file.chmod(0o644)   # safetensors writes for the owner only
-    about |= dict(parameters=sum(v.numel() for v in state.values()), sha256=file_hash(path / "model.safetensors"))
-    card = CARD.format(kind=kind, parameters=about["parameters"], version=__version__, config=json.dumps(model.config),
-                       hash=about["sha256"], source=source)
-    with write_atomic(path / "README.md") as file: file.write_text(card)
-    with write_atomic(path / "config.json") as file: file.write_text(json.dumps(about, indent=1) + "\n")
+        save_file(
+            state, file, metadata={"astroclip": json.dumps(about)}
+        )  # one key: the library writes several in random order, and the same weights must be the same file
+        file.chmod(0o644)  # safetensors writes for the owner only
+    about |= dict(
+        parameters=sum(v.numel() for v in state.values()), sha256=file_hash(path / "model.safetensors")
+    )
+    card = CARD.format(
+        kind=kind,
+        parameters=about["parameters"],
+        version=__version__,
+        config=json.dumps(model.config),
+        hash=about["sha256"],
+        source=source,
+    )
+    with write_atomic(path / "README.md") as file:
+        file.write_text(card)
+    with write_atomic(path / "config.json") as file:
+        file.write_text(json.dumps(about, indent=1) + "\n")
     return path
 
 # %% ../../nbs/models/50_checkpoints.ipynb #6bc9a456
@@ -265,12 +401,13 @@ def read(source, revision=None):
     return ours(path) if is_ours(path) else official(path)
 
 # %% ../../nbs/models/50_checkpoints.ipynb #4df2e7fc
-ALIGNMENT = 64   # bytes
+ALIGNMENT = 64  # bytes
 
 
 def aligned(tensor):
     "The tensor itself when it is contiguous and begins at a multiple of 64 bytes, else a copy that does."
-    if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0: return tensor
+    if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
+        return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
 
 # %% ../../nbs/models/50_checkpoints.ipynb #7863e14d
@@ -279,31 +416,58 @@ def build(cls, weights):
     if biggest_depth(weights.config) > len(weights.tensors):
         raise CheckpointError(f"{weights.path}: its configuration has more blocks than it has tensors")
     try:
-        with torch.device("meta"): model = cls.from_config(weights.config)
+        with torch.device("meta"):
+            model = cls.from_config(weights.config)
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RuntimeError) as e:
-        raise CheckpointError(f"{weights.path}: its configuration does not make a {cls.__name__} ({short(str(e), 300)})") from e
-    wanted, found = {k: tuple(v.shape) for k, v in model.state_dict().items()}, {k: tuple(s) for k, (s, _) in weights.tensors.items()}
-    problems = {"missing": sorted(wanted.keys() - found), "unexpected": sorted(found.keys() - wanted),
-                "of another shape": [f"{k} {found[k]} (expected {wanted[k]})" for k in wanted.keys() & found if found[k] != wanted[k]]}
-    text = "; ".join(f"{len(v)} {k}: {', '.join(v[:8])}{', ...' if len(v) > 8 else ''}" for k, v in problems.items() if v)
-    if text: raise CheckpointError(f"{weights.path}: its tensors are not those of this {cls.__name__}: {text}")
-    model.load_state_dict({k: aligned(read_tensor()) for k, (_, read_tensor) in weights.tensors.items()}, strict=True, assign=True)
+        raise CheckpointError(
+            f"{weights.path}: its configuration does not make a {cls.__name__} ({short(str(e), 300)})"
+        ) from e
+    wanted, found = (
+        {k: tuple(v.shape) for k, v in model.state_dict().items()},
+        {k: tuple(s) for k, (s, _) in weights.tensors.items()},
+    )
+    problems = {
+        "missing": sorted(wanted.keys() - found),
+        "unexpected": sorted(found.keys() - wanted),
+        "of another shape": [
+            f"{k} {found[k]} (expected {wanted[k]})" for k in wanted.keys() & found if found[k] != wanted[k]
+        ],
+    }
+    text = "; ".join(
+        f"{len(v)} {k}: {', '.join(v[:8])}{', ...' if len(v) > 8 else ''}" for k, v in problems.items() if v
+    )
+    if text:
+        raise CheckpointError(f"{weights.path}: its tensors are not those of this {cls.__name__}: {text}")
+    model.load_state_dict(
+        {k: aligned(read_tensor()) for k, (_, read_tensor) in weights.tensors.items()},
+        strict=True,
+        assign=True,
+    )
     return model
 
 
 def biggest_depth(config):
     "The largest `depth` in a configuration, at any level."
-    return max([v if k == "depth" and isinstance(v, int) else biggest_depth(v) if isinstance(v, dict) else 0
-                for k, v in config.items()], default=0)
+    return max(
+        [
+            v if k == "depth" and isinstance(v, int) else biggest_depth(v) if isinstance(v, dict) else 0
+            for k, v in config.items()
+        ],
+        default=0,
+    )
 
 # %% ../../nbs/models/50_checkpoints.ipynb #f5ccb15e
 def load(cls, source, device="auto", revision=None, **heads):
     "What `from_pretrained` does: find, read, settle the head counts, build, check, load; in evaluation mode on `device`."
     device, weights = resolve_device(device), read(source, revision)
     if weights.kind != cls.__name__:
-        raise CheckpointError(f"{weights.path} is a checkpoint of {weights.kind}: use {weights.kind}.from_pretrained, not {cls.__name__}")
-    try: settle_heads(weights.kind, weights.config, {k: v for k, v in heads.items() if v is not None})
-    except CheckpointError as e: raise CheckpointError(f"{weights.path}: {e}") from e
+        raise CheckpointError(
+            f"{weights.path} is a checkpoint of {weights.kind}: use {weights.kind}.from_pretrained, not {cls.__name__}"
+        )
+    try:
+        settle_heads(weights.kind, weights.config, {k: v for k, v in heads.items() if v is not None})
+    except CheckpointError as e:
+        raise CheckpointError(f"{weights.path}: {e}") from e
     return build(cls, weights).eval().to(device)
 
 
@@ -312,24 +476,56 @@ def convert(source, folder, revision=None, **heads):
     weights = read(source, revision)
     classes = {c.__name__: c for c in (AstroCLIP, SpecFormer, VisionTransformer)}
     if weights.kind not in classes:
-        raise CheckpointError(f"{weights.path} is a checkpoint of {weights.kind}, which has no official format to convert from")
+        raise CheckpointError(
+            f"{weights.path} is a checkpoint of {weights.kind}, which has no official format to convert from"
+        )
     model = load(classes[weights.kind], weights.path, device="cpu", **heads)
-    return save(model, folder, source=f"{weights.path.name}, SHA-256 `{file_hash(weights.path)}`", training=weights.training)
+    return save(
+        model,
+        folder,
+        source=f"{weights.path.name}, SHA-256 `{file_hash(weights.path)}`",
+        training=weights.training,
+    )
 
 
 def model_hash(model) -> str:
     "SHA-256 of a model's weights and acting settings: the same for a model, the folder it is saved in, and its copy."
-    names = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
-             torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}   # those of safetensors
-    def numbers(x): return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    def row(name, x): return name, names.get(x.dtype, str(x.dtype)), x.shape, lambda: numbers(x)
+    names = {
+        torch.float32: "F32",
+        torch.float64: "F64",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.int64: "I64",
+        torch.int32: "I32",
+        torch.uint8: "U8",
+        torch.bool: "BOOL",
+    }  # those of safetensors
+
+    def numbers(x):
+        return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+    def row(name, x):
+        return name, names.get(x.dtype, str(x.dtype)), x.shape, lambda: numbers(x)
+
     return weights_hash([row(*item) for item in model.state_dict().items()], model.config)
 
 
 def describe(source, revision=None):
     "What a checkpoint is, without reading its numbers: kind, layout, parameters, configuration, hash."
     w = read(source, revision)
-    try: settle_heads(w.kind, w.config, {})
-    except CheckpointError: pass   # the published sizes are in our table; head counts of other models may stay unknown
-    return dict(path=str(w.path), kind=w.kind, layout=w.layout, parameters=w.parameters, ignored_parameters=w.ignored, tensors=len(w.tensors),
-                config=w.config, training=w.training, bytes=w.path.stat().st_size, sha256=file_hash(w.path))
+    try:
+        settle_heads(w.kind, w.config, {})
+    except CheckpointError:
+        pass  # the published sizes are in our table; head counts of other models may stay unknown
+    return dict(
+        path=str(w.path),
+        kind=w.kind,
+        layout=w.layout,
+        parameters=w.parameters,
+        ignored_parameters=w.ignored,
+        tensors=len(w.tensors),
+        config=w.config,
+        training=w.training,
+        bytes=w.path.stat().st_size,
+        sha256=file_hash(w.path),
+    )

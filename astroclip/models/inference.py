@@ -11,117 +11,150 @@ import torch
 
 # %% ../../nbs/models/15_inference.ipynb #780bddf6
 def in_batches(
-    network,             # torch module; its device decides where
-    function,            # (torch batch) -> torch, or a tuple of them
-    prepare,             # slice -> numpy batch (float32)
-    n,                   # rows in all
+    network,  # torch module; its device decides where
+    function,  # (torch batch) -> torch, or a tuple of them
+    prepare,  # slice -> numpy batch (float32)
+    n,  # rows in all
     batch_size=256,
-    progress=False,      # True: a progress bar
-    precision="float32", # or "bfloat16"
-):                       # numpy float32, (n, ...)
+    progress=False,  # True: a progress bar
+    precision="float32",  # or "bfloat16"
+):  # numpy float32, (n, ...)
     "Run `function` over n rows in batches, in evaluation mode and without gradients."
-    if batch_size < 1: raise ValueError(f"batch_size {batch_size}: expected at least 1")
-    if precision not in ("float32", "bfloat16"): raise ValueError(f"precision {precision!r}: expected 'float32' or 'bfloat16'")
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size}: expected at least 1")
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision {precision!r}: expected 'float32' or 'bfloat16'")
     device, training, out = network.device, network.training, []
     batch_size = min(batch_size, 32) if device.type == "cpu" else batch_size
     starts, threads = range(0, max(n, 1), batch_size), torch.get_num_threads()
     if progress:
         from tqdm.auto import tqdm
+
         starts = tqdm(starts, unit="batch")
     network.eval()
     try:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+        ):
             for i in starts:
                 x = torch.from_numpy(prepare(slice(i, min(i + batch_size, n))))
-                torch.set_num_threads(threads)     # the compiled kernels of `prepare` share OpenMP with torch, and change its setting
+                torch.set_num_threads(
+                    threads
+                )  # the compiled kernels of `prepare` share OpenMP with torch, and change its setting
                 y = function(x.to(device)).float().cpu().numpy()
                 if not np.isfinite(y).all():
-                    raise ValueError(f"rows {i} to {i + len(y) - 1} give numbers that are not finite: are the weights damaged?")
+                    raise ValueError(
+                        f"rows {i} to {i + len(y) - 1} give numbers that are not finite: are the weights damaged?"
+                    )
                 out.append(y)
-    finally: network.train(training)
+    finally:
+        network.train(training)
     return np.concatenate(out)[:n]
 
 # %% ../../nbs/models/15_inference.ipynb #c0f92960
-def as_array(x): return x.detach().cpu().numpy() if torch.is_tensor(x) else np.asarray(x)
+def as_array(x):
+    return x.detach().cpu().numpy() if torch.is_tensor(x) else np.asarray(x)
 
 
 def _depth(x):
     "Number of axes of an array, or of arrays in nested lists."
-    if isinstance(x, (list, tuple)): return 1 + (_depth(x[0]) if len(x) else 0)
+    if isinstance(x, (list, tuple)):
+        return 1 + (_depth(x[0]) if len(x) else 0)
     return len(getattr(x, "shape", ()))
 
 
 def _image_rows(images):
     "(n, function of a slice -> its images) of any container, without a copy where it can be sliced."
     from astroclip.data.arrays import as_floats
+
     depth = _depth(images)
-    if depth == 3: return 1, lambda rows: [images]
+    if depth == 3:
+        return 1, lambda rows: [images]
     if depth != 4 and not (isinstance(images, (list, tuple)) and not len(images)):
-        images = as_floats(images, "images")            # a column of arrays, for instance
+        images = as_floats(images, "images")  # a column of arrays, for instance
     return len(images), lambda rows: images[rows]
 
 
 def image_batches(
-    images,            # (N, 3, H, W) or (3, H, W) bands g, r, z, nanomaggies per 0.262" pixel; any container
-    size,              # pixels that the network sees
-    unit=None,         # these five: see `astroclip.data.images.check_images`
+    images,  # (N, 3, H, W) or (3, H, W) bands g, r, z, nanomaggies per 0.262" pixel; any container
+    size,  # pixels that the network sees
+    unit=None,  # these five: see `astroclip.data.images.check_images`
     zeropoint=None,
     pixel_scale=None,
     kind="flux",
     mask=None,
-):                     # (n, function of a slice -> (n, 3, size, size) display-scaled float32)
+):  # (n, function of a slice -> (n, 3, size, size) display-scaled float32)
     "Check images once; convert, crop and stretch them batch by batch."
     from astroclip.data.image_gate import gate
     from astroclip.data.images import center_crop, to_rgb
+
     n, take = _image_rows(images)
-    if not n: return 0, lambda rows: np.zeros((1, 3, size, size), np.float32)   # its answer is cut off
-    if mask is not None: mask = as_array(mask)[None] if _depth(images) == 3 else as_array(mask)
-    if mask is not None and len(mask) != n: raise ValueError(f"mask has {len(mask)} rows, images have {n}")
+    if not n:
+        return 0, lambda rows: np.zeros((1, 3, size, size), np.float32)  # its answer is cut off
+    if mask is not None:
+        mask = as_array(mask)[None] if _depth(images) == 3 else as_array(mask)
+    if mask is not None and len(mask) != n:
+        raise ValueError(f"mask has {len(mask)} rows, images have {n}")
 
     def checked(rows, judge):
         bad = None if mask is None else mask[rows]
         return gate(take(rows), size, unit, zeropoint, pixel_scale, kind, bad, judge, rows.start)
 
-    for i in range(0, n, 128): checked(slice(i, min(i + 128, n)), True)
+    for i in range(0, n, 128):
+        checked(slice(i, min(i + 128, n)), True)
 
     def prepare(rows):
         x = np.ascontiguousarray(center_crop(checked(rows, False), size), np.float32)
         return np.ascontiguousarray(to_rgb(x)) if kind == "flux" else x
+
     return n, prepare
 
 # %% ../../nbs/models/15_inference.ipynb #0a43991f
 def spectrum_batches(
-    flux,             # (N, L) or (L,), any container; on the DESI grid, or with its wavelength
+    flux,  # (N, L) or (L,), any container; on the DESI grid, or with its wavelength
     wavelength=None,  # (L,) or (N, L) vacuum Angstrom
-    ivar=None,        # like flux; 0 = bad pixel
-    on_bad="raise",   # or "nan": rows that cannot be used are filled with zeros
-    reasons=None,     # a list to which every batch appends why, one sentence a row, "" = fine
-    **how,            # mask, unit, wavelength_unit, air: as for `check_spectra`
-):                    # (n, function of a slice -> (n, 7781) float32)
+    ivar=None,  # like flux; 0 = bad pixel
+    on_bad="raise",  # or "nan": rows that cannot be used are filled with zeros
+    reasons=None,  # a list to which every batch appends why, one sentence a row, "" = fine
+    **how,  # mask, unit, wavelength_unit, air: as for `check_spectra`
+):  # (n, function of a slice -> (n, 7781) float32)
     "Open spectra once; check, resample and fill them batch by batch."
     from astroclip.data.spectra import N_PIXELS, check_rows, fill_missing, open_spectra
-    if on_bad not in ("raise", "nan"): raise ValueError(f"on_bad {on_bad!r}: expected 'raise' or 'nan'")
+
+    if on_bad not in ("raise", "nan"):
+        raise ValueError(f"on_bad {on_bad!r}: expected 'raise' or 'nan'")
     spectra = open_spectra(flux, wavelength, ivar, **how)
-    if not len(spectra): return 0, lambda rows: np.zeros((1, N_PIXELS), np.float32)
+    if not len(spectra):
+        return 0, lambda rows: np.zeros((1, N_PIXELS), np.float32)
 
     def prepare(rows):
         f, w = check_rows(spectra, rows, on_bad, reasons)
         return np.ascontiguousarray(fill_missing(f, w)[0], np.float32)
+
     return len(spectra), prepare
 
 
 def through_spectra(
-    network, function,                 # as for `in_batches`
-    flux, wavelength, ivar,            # as for `spectrum_batches`
-    on_bad="raise", reasons=None,      # "nan": rows that cannot be used become NaN; the list is filled with why
-    mask=None, unit=None, wavelength_unit=None, air=False,
-    **batching,                        # batch_size, progress, precision
-):                                     # numpy float32, (n, ...)
+    network,
+    function,  # as for `in_batches`
+    flux,
+    wavelength,
+    ivar,  # as for `spectrum_batches`
+    on_bad="raise",
+    reasons=None,  # "nan": rows that cannot be used become NaN; the list is filled with why
+    mask=None,
+    unit=None,
+    wavelength_unit=None,
+    air=False,
+    **batching,  # batch_size, progress, precision
+):  # numpy float32, (n, ...)
     "Spectra of any kind through a network, batch by batch."
     found = []
     how = dict(mask=mask, unit=unit, wavelength_unit=wavelength_unit, air=air)
     n, prepare = spectrum_batches(flux, wavelength, ivar, on_bad, found, **how)
     out = in_batches(network, function, prepare, n, **batching)
     out[[i for i, reason in enumerate(found) if reason]] = np.nan
-    if reasons is not None: reasons[:] = found
+    if reasons is not None:
+        reasons[:] = found
     return out

@@ -16,9 +16,12 @@ def resolve_device(
     device="auto",  # "auto", "cpu", "cuda", "cuda:1", "mps" or a torch.device
 ) -> torch.device:
     "`auto` is the GPU where there is one, else the CPU; anything else is taken as it is."
-    if str(device) == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try: return torch.device(device)
-    except RuntimeError as e: raise ValueError(f"device {device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:<n>'") from e
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as e:
+        raise ValueError(f"device {device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:<n>'") from e
 
 # %% ../../nbs/models/10_layers.ipynb #72028564
 def attention(
@@ -35,9 +38,11 @@ def attention(
 # %% ../../nbs/models/10_layers.ipynb #9599df73
 class SelfAttention(nn.Module):
     "Tokens (B, N, D) attend to each other in `num_heads` heads -> (B, N, D)."
+
     def __init__(self, dim, num_heads):
         super().__init__()
-        if dim % num_heads: raise ValueError(f"width {dim} is not a multiple of {num_heads} heads")
+        if dim % num_heads:
+            raise ValueError(f"width {dim} is not a multiple of {num_heads} heads")
         self.num_heads = num_heads
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
@@ -49,37 +54,47 @@ class SelfAttention(nn.Module):
 # %% ../../nbs/models/10_layers.ipynb #fe06154a
 class MLP(nn.Module):
     "Widen `ratio` times, exact GELU, narrow again: (..., D) -> (..., D)."
+
     def __init__(self, dim, ratio=4, dropout=0.0):
         super().__init__()
-        self.fc1, self.fc2, self.dropout = nn.Linear(dim, ratio * dim), nn.Linear(ratio * dim, dim), nn.Dropout(dropout)
+        self.fc1, self.fc2, self.dropout = (
+            nn.Linear(dim, ratio * dim),
+            nn.Linear(ratio * dim, dim),
+            nn.Dropout(dropout),
+        )
 
-    def forward(self, x): return self.dropout(self.fc2(F.gelu(self.fc1(x))))
+    def forward(self, x):
+        return self.dropout(self.fc2(F.gelu(self.fc1(x))))
 
 
 class LayerScale(nn.Module):
     "A learned factor for each channel."
+
     def __init__(self, dim, initial=1e-5):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), initial))
 
-    def forward(self, x): return x * self.gamma
+    def forward(self, x):
+        return x * self.gamma
 
 # %% ../../nbs/models/10_layers.ipynb #d28d3fb2
 def drop_path(
-    x,           # (B, N, D)
+    x,  # (B, N, D)
     correction,  # function of (b, N, D) -> (b, N, D)
-    rate,        # share of the batch that goes without
+    rate,  # share of the batch that goes without
 ):
     "x + correction(x), the correction computed for a random 1 - rate of the batch only, and scaled to keep its mean."
     B = len(x)
     kept = max(1, round(B * (1 - rate)))
-    if kept == B: return x + correction(x)
+    if kept == B:
+        return x + correction(x)
     rows = torch.randperm(B, device=x.device)[:kept]
     return torch.index_add(x, 0, rows, correction(x[rows]).to(x.dtype), alpha=B / kept)
 
 # %% ../../nbs/models/10_layers.ipynb #3d3d0fe5
 class Block(nn.Module):
     "Pre-norm transformer block; `layer_scale` None: no gammas; `rate` of stochastic depth acts in training only."
+
     def __init__(self, dim, num_heads, ratio=4, eps=1e-5, layer_scale=None, rate=0.0, dropout=0.0):
         super().__init__()
         scale = lambda: nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
@@ -95,34 +110,44 @@ class Block(nn.Module):
 # %% ../../nbs/models/10_layers.ipynb #76dbf81f
 class CrossAttentionPool(nn.Module):
     "One learned query attends to tokens (B, N, D) -> (B, E), normalised; equal to `nn.MultiheadAttention` with that query."
+
     def __init__(self, dim, embed_dim, num_heads=4):
         super().__init__()
-        if embed_dim % num_heads: raise ValueError(f"width {embed_dim} is not a multiple of {num_heads} heads")
+        if embed_dim % num_heads:
+            raise ValueError(f"width {embed_dim} is not a multiple of {num_heads} heads")
         self.num_heads, self.query = num_heads, nn.Parameter(torch.randn(1, 1, embed_dim))
-        self.q, self.k, self.v = nn.Linear(embed_dim, embed_dim), nn.Linear(dim, embed_dim), nn.Linear(dim, embed_dim)
+        self.q, self.k, self.v = (
+            nn.Linear(embed_dim, embed_dim),
+            nn.Linear(dim, embed_dim),
+            nn.Linear(dim, embed_dim),
+        )
         self.proj, self.norm = nn.Linear(embed_dim, embed_dim), nn.LayerNorm(embed_dim)
-        for part in (self.q, self.k, self.v, self.proj): nn.init.zeros_(part.bias)          # as nn.MultiheadAttention starts
-        for part in (self.q, self.k, self.v): nn.init.xavier_uniform_(part.weight)
+        for part in (self.q, self.k, self.v, self.proj):
+            nn.init.zeros_(part.bias)  # as nn.MultiheadAttention starts
+        for part in (self.q, self.k, self.v):
+            nn.init.xavier_uniform_(part.weight)
 
     def weights(self, x):
         "(B, N, D) -> (B, H, N): how much each head takes from each token; sums to one over N."
-        q = self.q(self.query).view(self.num_heads, 1, -1)                        # (H, 1, d)
+        q = self.q(self.query).view(self.num_heads, 1, -1)  # (H, 1, d)
         u = (q @ self.k.weight.view(self.num_heads, -1, x.shape[-1])).squeeze(1)  # (H, D) = W_k^T q
-        b = (q.squeeze(1) * self.k.bias.view(self.num_heads, -1)).sum(-1)         # (H,)   = q . b_k
+        b = (q.squeeze(1) * self.k.bias.view(self.num_heads, -1)).sum(-1)  # (H,)   = q . b_k
         scores = F.linear(x, u, b) * q.shape[-1] ** -0.5
         return scores.float().softmax(1).transpose(1, 2)
 
     def forward(self, x):
-        pooled = self.weights(x).to(x.dtype) @ x                                          # (B, H, D)
-        W_v = self.v.weight.view(self.num_heads, -1, x.shape[-1])                         # (H, d, D)
-        value = torch.einsum("bhD,hdD->bhd", pooled, W_v).flatten(1) + self.v.bias        # (B, E)
+        pooled = self.weights(x).to(x.dtype) @ x  # (B, H, D)
+        W_v = self.v.weight.view(self.num_heads, -1, x.shape[-1])  # (H, d, D)
+        value = torch.einsum("bhD,hdD->bhd", pooled, W_v).flatten(1) + self.v.bias  # (B, E)
         return self.norm(self.proj(value))
 
 # %% ../../nbs/models/10_layers.ipynb #9a379265
 def init_weights(module):
     "Truncated normal (0.02) for linear and embedding weights, zero biases; for `model.apply`."
-    if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d)): nn.init.trunc_normal_(module.weight, std=0.02)
-    if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None: nn.init.zeros_(module.bias)
+    if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 def arguments(scope):
@@ -132,19 +157,24 @@ def arguments(scope):
 # %% ../../nbs/models/10_layers.ipynb #3cd8bc9c
 class Pretrained:
     "Reading and writing, the same for every model. A model has `config`: the arguments that build it again."
+
     @classmethod
-    def from_config(cls, config): return cls(**config)
+    def from_config(cls, config):
+        return cls(**config)
 
     @classmethod
     def from_pretrained(cls, source, device="auto", num_heads=None, revision=None):
         "From a folder or .safetensors of ours, an official .ckpt, or a hub repository; see `models.checkpoints.load`."
         from astroclip.models.checkpoints import load
+
         return load(cls, source, device=device, revision=revision, num_heads=num_heads)
 
     def save_pretrained(self, path):
         "Write `model.safetensors`, `config.json` and a model card into the folder `path`."
         from astroclip.models.checkpoints import save
+
         return save(self, path)
 
     @property
-    def device(self): return next(self.parameters()).device
+    def device(self):
+        return next(self.parameters()).device

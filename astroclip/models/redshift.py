@@ -17,11 +17,13 @@ from .layers import Pretrained, arguments
 from ..data.log_grid import LOG_EDGES, LOG_STEP, N_LOG, line_channels, to_log_grid
 
 # %% ../../nbs/models/60_redshift.ipynb #5e61082d
-def correlate(features,    # (B, C, M)
-              templates):  # (K, C, M + S - 1), rest frame; index x - s + S - 1
+def correlate(
+    features,  # (B, C, M)
+    templates,
+):  # (K, C, M + S - 1), rest frame; index x - s + S - 1
     "(B, K, S) correlation of every spectrum with every template at every shift, in float32 by FFT."
     L, S = templates.shape[-1], templates.shape[-1] - features.shape[-1] + 1
-    n = -(-L // 128) * 128                                                   # a length that FFTs like
+    n = -(-L // 128) * 128  # a length that FFTs like
     with torch.autocast(features.device.type, enabled=False):
         f, t = torch.fft.rfft(features.float(), n=n).conj(), torch.fft.rfft(templates.float(), n=n)
         return torch.fft.irfft(torch.einsum("bcw,kcw->bkw", f, t), n=n)[..., :S].flip(-1)
@@ -29,22 +31,35 @@ def correlate(features,    # (B, C, M)
 # %% ../../nbs/models/60_redshift.ipynb #c13cc3c3
 class RedshiftNetwork(nn.Module):
     "Spectra on the log grid -> logits over shifts, i.e. over ln(1 + z) in steps of two pixels."
+
     def __init__(self, features=16, templates=16, hidden=32, z_max=0.95):
         super().__init__()
         self.config = arguments(locals())
         M, S = N_LOG // 2, math.ceil(math.log1p(z_max) / (2 * LOG_STEP))
         convolution = lambda a, b, k, **more: nn.Conv1d(a, b, k, padding=k // 2, **more)
-        self.features = nn.Sequential(convolution(3, hidden, 9, stride=2), nn.GELU(), convolution(hidden, hidden, 7), nn.GELU(), convolution(hidden, features, 5))
+        self.features = nn.Sequential(
+            convolution(3, hidden, 9, stride=2),
+            nn.GELU(),
+            convolution(hidden, hidden, 7),
+            nn.GELU(),
+            convolution(hidden, features, 5),
+        )
         self.templates = nn.Parameter(0.02 * torch.randn(templates, features, M + S - 1))
-        self.vote = nn.Sequential(convolution(templates, 2 * hidden, 5), nn.GELU(), convolution(2 * hidden, 1, 5))
-        self.register_buffer("centres", 2 * LOG_STEP * torch.arange(S))                # (S,) y = ln(1 + z) of every shift
-        self.register_buffer("calibration", torch.tensor([1., 0.]))                    # slope and offset in log odds; identity until fitted
+        self.vote = nn.Sequential(
+            convolution(templates, 2 * hidden, 5), nn.GELU(), convolution(2 * hidden, 1, 5)
+        )
+        self.register_buffer("centres", 2 * LOG_STEP * torch.arange(S))  # (S,) y = ln(1 + z) of every shift
+        self.register_buffer(
+            "calibration", torch.tensor([1.0, 0.0])
+        )  # slope and offset in log odds; identity until fitted
 
     def forward(self, flux, good):
         "Flux and mask (B, N) on the log grid -> logits (B, S)."
         x = line_channels(flux, good)
         f = self.features(x).float() * F.avg_pool1d(x[:, 2:], 2)
-        f = f / (f.square().sum((1, 2), keepdim=True) + 1e-12).sqrt()            # 1e-12: a spectrum without any good pixel has a gradient too
+        f = (
+            f / (f.square().sum((1, 2), keepdim=True) + 1e-12).sqrt()
+        )  # 1e-12: a spectrum without any good pixel has a gradient too
         return self.vote(8 * correlate(f, self.templates)).float()[:, 0]
 
     def importance(self):
@@ -54,56 +69,66 @@ class RedshiftNetwork(nn.Module):
         return np.exp(ln_wavelength), self.templates.detach().square().mean((0, 1)).sqrt().cpu().numpy()
 
 # %% ../../nbs/models/60_redshift.ipynb #0a6297e2
-RIGHT = 0.003    # |dz| / (1 + z) below this is right; 900 km/s
+RIGHT = 0.003  # |dz| / (1 + z) below this is right; 900 km/s
+
 
 def estimate(logits, centres, near=6):  # (B, S), (S,)
     "(y (B,), raw probability (B,)): mean of ln(1 + z) around the peak, and the mass within `RIGHT` of it."
     p = logits.float().softmax(-1)
     shifts = torch.arange(p.shape[-1], device=p.device)
-    peak = torch.where((shifts - p.argmax(-1, keepdim=True)).abs() <= near, p, 0.)
+    peak = torch.where((shifts - p.argmax(-1, keepdim=True)).abs() <= near, p, 0.0)
     y = (peak * centres).sum(-1) / peak.sum(-1)
-    return y, torch.where((centres - y[:, None]).abs() < RIGHT, p, 0.).sum(-1)
+    return y, torch.where((centres - y[:, None]).abs() < RIGHT, p, 0.0).sum(-1)
 
 # %% ../../nbs/models/60_redshift.ipynb #0edce789
 class RedshiftClassifier(Pretrained, RedshiftNetwork):
     "The network with the border around it: any spectra in, redshifts and calibrated probabilities out."
+
     @torch.no_grad()
     def logits_of(
         self,
-        flux, wavelength=None, ivar=None,
+        flux,
+        wavelength=None,
+        ivar=None,
         batch_size=256,
-        on_bad="raise", reasons=None,
-        **how,              # mask, unit, wavelength_unit, air
-    ):                      # (N, K) float32, NaN for rows that say nothing
+        on_bad="raise",
+        reasons=None,
+        **how,  # mask, unit, wavelength_unit, air
+    ):  # (N, K) float32, NaN for rows that say nothing
         "Logits of spectra on any grid; arguments and errors as for `predict`."
         from astroclip.data.spectra import WAVELENGTH, gate_spectra, open_spectra, refuse_rows
-        if on_bad not in ("raise", "nan"): raise ValueError(f"on_bad {on_bad!r}: expected 'raise' or 'nan'")
+
+        if on_bad not in ("raise", "nan"):
+            raise ValueError(f"on_bad {on_bad!r}: expected 'raise' or 'nan'")
         spectra = open_spectra(flux, wavelength, ivar, **how)
         self.eval()
         found, out = [], [torch.zeros(0, len(self.centres), device=self.device)]
         for i in range(0, len(spectra), batch_size):
             flux, weight, _, _, why = gate_spectra(spectra, slice(i, i + batch_size))
-            if on_bad == "raise": refuse_rows(why, i, len(spectra))
-            weight = weight / np.maximum(weight.max(1, keepdims=True), 1e-300)      # only ratios matter
-            with np.errstate(over="ignore"): flux = torch.from_numpy(flux.astype(np.float32)).to(self.device)
+            if on_bad == "raise":
+                refuse_rows(why, i, len(spectra))
+            weight = weight / np.maximum(weight.max(1, keepdims=True), 1e-300)  # only ratios matter
+            with np.errstate(over="ignore"):
+                flux = torch.from_numpy(flux.astype(np.float32)).to(self.device)
             weight = torch.from_numpy(weight.astype(np.float32)).to(self.device)
             logits = self(*to_log_grid(flux, WAVELENGTH, weight)).float()
             logits[[j for j, reason in enumerate(why) if reason]] = torch.nan
             found, out = found + why, out + [logits]
-        if reasons is not None: reasons[:] = found
+        if reasons is not None:
+            reasons[:] = found
         return torch.cat(out)
 
     def predict(
         self,
-        flux,                  # (L,) or (N, L), any container; NaN = missing; a Quantity is converted
-        wavelength=None,       # (L,) or (N, L) vacuum A, rising; None: the DESI grid of 7,781 pixels
-        ivar=None,             # like flux; 0 = bad pixel
-        mask=None,             # like flux; non-zero = bad pixel
-        unit=None,             # of plain numbers: 'Jy', 'W/m2/um', ...; None: any flux per wavelength
+        flux,  # (L,) or (N, L), any container; NaN = missing; a Quantity is converted
+        wavelength=None,  # (L,) or (N, L) vacuum A, rising; None: the DESI grid of 7,781 pixels
+        ivar=None,  # like flux; 0 = bad pixel
+        mask=None,  # like flux; non-zero = bad pixel
+        unit=None,  # of plain numbers: 'Jy', 'W/m2/um', ...; None: any flux per wavelength
         wavelength_unit=None,  # of plain numbers: 'nm', 'log10(Angstrom)', ...; None: Angstrom
-        air=False,             # True: wavelengths are those in air
-        on_bad="raise",        # or "nan": rows that say nothing get NaN and NaN
-        reasons=None,          # a list to fill: why, one sentence a row, "" = fine
+        air=False,  # True: wavelengths are those in air
+        on_bad="raise",  # or "nan": rows that say nothing get NaN and NaN
+        reasons=None,  # a list to fill: why, one sentence a row, "" = fine
     ):
         """(z, probability), (N,) float32 each: redshift, and the probability that |dz| / (1 + z) < 0.003.
         ValueError: a spectrum that says nothing (all NaN, masked, zero, constant, or -9999 for missing), a wrong length,
@@ -124,5 +149,7 @@ class RedshiftClassifier(Pretrained, RedshiftNetwork):
         "Claimed probabilities, array -> calibrated ones: a straight line in log odds, fitted by `training.redshift_classifier.calibrate`."
         slope, offset = self.calibration.cpu().numpy()
         raw = np.clip(raw, 1e-6, 1 - 1e-6)
-        odds = np.clip(slope * np.log(raw / (1 - raw)) + offset, -80, 80)     # beyond, float32 knows only 0 and 1
+        odds = np.clip(
+            slope * np.log(raw / (1 - raw)) + offset, -80, 80
+        )  # beyond, float32 knows only 0 and 1
         return (1 / (1 + np.exp(-odds))).astype(np.float32)

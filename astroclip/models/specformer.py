@@ -32,7 +32,7 @@ def count_windows(length, window, stride):
 def tokenise(flux, window=20, stride=10):
     "Flux (B, L) -> tokens (B, T, window + 2): the statistics token, then the windows behind two zeros."
     x, mean, std = standardise(flux)
-    x = x.unfold(1, window, stride)[:, :count_windows(flux.shape[1], window, stride)]
+    x = x.unfold(1, window, stride)[:, : count_windows(flux.shape[1], window, stride)]
     first = torch.cat([(mean - 2) / 2, (std - 2) / 8, mean.new_zeros(len(x), window)], 1)
     return torch.cat([first[:, None], nn.functional.pad(x, (2, 0))], 1)
 
@@ -40,77 +40,131 @@ def tokenise(flux, window=20, stride=10):
 def unfilled(flux):  # (B, L)
     "(B, L) bool: finite pixels outside of constant stretches (three or more equal ones), which is how missing ones arrive."
     same = nn.functional.pad(flux.diff(dim=1) == 0, (1, 1), value=True)
-    inside = (same[:, 1:] & same[:, :-1]).float()                                # equal to both neighbours
+    inside = (same[:, 1:] & same[:, :-1]).float()  # equal to both neighbours
     return torch.isfinite(flux) & (nn.functional.max_pool1d(inside[:, None], 3, 1, 1)[:, 0] == 0)
 
 
 class RestFrame(nn.Module):
     "Flux (B, L) on the DESI grid -> phases (B, T, 2K) of every token in the rest frame that `network` finds; no gradient."
+
     def __init__(self, window, stride, num_tokens, place):
         super().__init__()
         self.network = RedshiftNetwork()
         centres = 3600 + 0.8 * (stride * torch.arange(num_tokens - 1) + (window - 1) / 2)
-        self.register_buffer("ln_wavelength", torch.cat([torch.zeros(1), centres.log()]))                 # (T,)
-        self.register_buffer("omega", 2 * math.pi / torch.logspace(math.log10(1.5), math.log10(0.004), place))   # (K,)
+        self.register_buffer("ln_wavelength", torch.cat([torch.zeros(1), centres.log()]))  # (T,)
+        self.register_buffer(
+            "omega", 2 * math.pi / torch.logspace(math.log10(1.5), math.log10(0.004), place)
+        )  # (K,)
 
     @torch.no_grad()
     def forward(self, flux):
         with torch.autocast(flux.device.type, enabled=False):
-            p = self.network(*to_log_grid(flux, 3600 + 0.8 * np.arange(flux.shape[1]), unfilled(flux))).softmax(-1)      # (B, S)
+            p = self.network(
+                *to_log_grid(flux, 3600 + 0.8 * np.arange(flux.shape[1]), unfilled(flux))
+            ).softmax(-1)  # (B, S)
             turn = lambda x: torch.polar(torch.ones_like(x), x)
-            phase = (p.to(torch.complex64) @ turn(-self.network.centres[:, None] * self.omega))[:, None] * turn(self.ln_wavelength[:, None] * self.omega)
+            phase = (p.to(torch.complex64) @ turn(-self.network.centres[:, None] * self.omega))[
+                :, None
+            ] * turn(self.ln_wavelength[:, None] * self.omega)
             return torch.cat([phase.real, phase.imag], -1)
 
 # %% ../../nbs/models/30_specformer.ipynb #7e8b459c
 class SpecFormer(Pretrained, nn.Module):
     "Transformer over windows of a spectrum; defaults are the published one (43,177,750 parameters, section 4.2)."
-    def __init__(self, window=20, stride=10, embed_dim=768, depth=6, num_heads=6, max_len=800, dropout=0.0, n_pixels=7781,
-                 mlp_ratio=4, place=0):
+
+    def __init__(
+        self,
+        window=20,
+        stride=10,
+        embed_dim=768,
+        depth=6,
+        num_heads=6,
+        max_len=800,
+        dropout=0.0,
+        n_pixels=7781,
+        mlp_ratio=4,
+        place=0,
+    ):
         super().__init__()
         self.config = arguments(locals())
-        if any(type(n) is not int or n < 1 for n in (window, stride)): raise ValueError(f"window {window!r} and stride {stride!r}: expected whole numbers of pixels")
+        if any(type(n) is not int or n < 1 for n in (window, stride)):
+            raise ValueError(f"window {window!r} and stride {stride!r}: expected whole numbers of pixels")
         self.window, self.stride, self.n_pixels, self.embed_dim = window, stride, n_pixels, embed_dim
         self.num_tokens = 1 + count_windows(n_pixels, window, stride)
-        if self.num_tokens > max_len: raise ValueError(f"{n_pixels} pixels give {self.num_tokens} tokens, more than max_len {max_len}")
-        self.finder = RestFrame(window, stride, self.num_tokens, place) if place else None      # our extension; None: as released
-        self.data_embed, self.position_embed = nn.Linear(window + 2 + 2 * place, embed_dim), nn.Embedding(max_len, embed_dim)
+        if self.num_tokens > max_len:
+            raise ValueError(f"{n_pixels} pixels give {self.num_tokens} tokens, more than max_len {max_len}")
+        self.finder = (
+            RestFrame(window, stride, self.num_tokens, place) if place else None
+        )  # our extension; None: as released
+        self.data_embed, self.position_embed = (
+            nn.Linear(window + 2 + 2 * place, embed_dim),
+            nn.Embedding(max_len, embed_dim),
+        )
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, dropout=dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, dropout=dropout) for _ in range(depth)
+        )
         self.norm, self.head = nn.LayerNorm(embed_dim), nn.Linear(embed_dim, window + 2)
         self.apply(init_weights)
 
     def preprocess(self, flux):
         "Flux (B, L) or (B, L, 1) -> tokens (B, T, window + 2), with `place` followed by 2 x place phases in the rest frame."
         flux = flux.squeeze(-1) if flux.ndim == 3 else flux
-        if flux.ndim != 2 or not 0 < count_windows(flux.shape[1], self.window, self.stride) < self.position_embed.num_embeddings:
-            raise ValueError(f"flux of shape {tuple(flux.shape)}: expected (N, {self.n_pixels}) or (N, {self.n_pixels}, 1)")
+        if (
+            flux.ndim != 2
+            or not 0
+            < count_windows(flux.shape[1], self.window, self.stride)
+            < self.position_embed.num_embeddings
+        ):
+            raise ValueError(
+                f"flux of shape {tuple(flux.shape)}: expected (N, {self.n_pixels}) or (N, {self.n_pixels}, 1)"
+            )
         tokens = tokenise(flux, self.window, self.stride)
         return tokens if self.finder is None else torch.cat([tokens, self.finder(flux).to(tokens.dtype)], -1)
 
     def forward_tokens(self, tokens):
         "Tokens of `preprocess` -> normalised embeddings (B, T, D)."
-        x = self.dropout(self.data_embed(tokens.to(self.data_embed.weight.dtype)) + self.position_embed.weight[:tokens.shape[1]])
-        for block in self.blocks: x = block(x)
+        x = self.dropout(
+            self.data_embed(tokens.to(self.data_embed.weight.dtype))
+            + self.position_embed.weight[: tokens.shape[1]]
+        )
+        for block in self.blocks:
+            x = block(x)
         return self.norm(x)
 
     def forward(self, flux, masked=None):
         """Flux (B, L) -> dict: tokens (B, T, window + 2), embedding (B, T, D), reconstructions (B, T, window + 2).
         `masked` (B, T) bool: tokens that the network sees as zeros; `tokens` are always the true ones."""
         tokens, F = self.preprocess(flux), self.window + 2
-        seen = tokens if masked is None else torch.cat([tokens[..., :F].masked_fill(masked[..., None], 0.0), tokens[..., F:]], -1)
+        seen = (
+            tokens
+            if masked is None
+            else torch.cat([tokens[..., :F].masked_fill(masked[..., None], 0.0), tokens[..., F:]], -1)
+        )
         x = self.forward_tokens(seen)
         return {"tokens": tokens[..., :F], "embedding": x, "reconstructions": self.head(x)}
 
     def embed_spectra(
         self,
-        flux, wavelength=None, ivar=None,
-        batch_size=256, progress=False, precision="float32",
-        mask=None, unit=None, wavelength_unit=None, air=False,
-        on_bad="raise", reasons=None,
-    ):                      # (N, D) float32 numpy
+        flux,
+        wavelength=None,
+        ivar=None,
+        batch_size=256,
+        progress=False,
+        precision="float32",
+        mask=None,
+        unit=None,
+        wavelength_unit=None,
+        air=False,
+        on_bad="raise",
+        reasons=None,
+    ):  # (N, D) float32 numpy
         "The mean over all tokens of spectra (N, L); arguments and errors as for `AstroCLIP.embed_spectra`."
         how = dict(mask=mask, unit=unit, wavelength_unit=wavelength_unit, air=air)
         how |= dict(on_bad=on_bad, reasons=reasons)
         how |= dict(batch_size=batch_size, progress=progress, precision=precision)
-        def mean(x): return self.forward_tokens(self.preprocess(x)).mean(1)
+
+        def mean(x):
+            return self.forward_tokens(self.preprocess(x)).mean(1)
+
         return through_spectra(self, mean, flux, wavelength, ivar, **how)

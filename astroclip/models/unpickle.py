@@ -21,26 +21,42 @@ class CheckpointError(ValueError):
     "The file is damaged, hostile, or not one of the layouts we read; the message says which."
 
 
-DTYPES = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16, "Long": torch.int64,
-          "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool}
-MAX_PICKLE, MAX_STEPS = 32 << 20, 1_000_000   # bytes of the program and instructions it may have; AstroCLIP's has about 10^5
+DTYPES = {
+    "Float": torch.float32,
+    "Double": torch.float64,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+}
+MAX_PICKLE, MAX_STEPS = (
+    32 << 20,
+    1_000_000,
+)  # bytes of the program and instructions it may have; AstroCLIP's has about 10^5
 
 # %% ../../nbs/models/45_unpickle.ipynb #37920657
 @dataclass(eq=False)
 class Record:
     "What stands for an object of a class we do not know: its name and what the file says about it. It does nothing."
-    name: str                                      # "package.module.Class"
-    args: tuple = ()                               # what it would have been called with
-    state: object = None                           # its attributes
-    items: list = field(default_factory=list)      # if it is a kind of list
-    mapping: dict = field(default_factory=dict)    # if it is a kind of dict
 
-    def __repr__(self): return f"<record of {self.name}>"
+    name: str  # "package.module.Class"
+    args: tuple = ()  # what it would have been called with
+    state: object = None  # its attributes
+    items: list = field(default_factory=list)  # if it is a kind of list
+    mapping: dict = field(default_factory=dict)  # if it is a kind of dict
+
+    def __repr__(self):
+        return f"<record of {self.name}>"
 
 
 @dataclass(eq=False)
 class Storage:
     "A numbered block of the archive."
+
     dtype: torch.dtype
     key: str
     numel: int
@@ -49,6 +65,7 @@ class Storage:
 @dataclass(eq=False)
 class TensorRef:
     "A tensor that has not been read: a view of a storage."
+
     storage: Storage
     offset: int
     shape: tuple
@@ -57,22 +74,33 @@ class TensorRef:
     def __post_init__(self):
         numbers = (self.offset, *self.shape, *self.stride)
         whole = len(self.shape) == len(self.stride) <= 8 and all(type(n) is int and n >= 0 for n in numbers)
-        reach = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride)) + 1 if whole and 0 not in self.shape else 0
+        reach = (
+            self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride)) + 1
+            if whole and 0 not in self.shape
+            else 0
+        )
         if not whole or reach > self.storage.numel or math.prod(self.shape) > self.storage.numel:
-            raise CheckpointError(f"a tensor of shape {short(self.shape)} does not fit in its {self.storage.numel} numbers")
+            raise CheckpointError(
+                f"a tensor of shape {short(self.shape)} does not fit in its {self.storage.numel} numbers"
+            )
 
 
 def short(x, width=80):
     "A bounded text of what the file put there: plain values as they are, the rest as the name of its type."
+
     def one(v):
-        if isinstance(v, str): return v[:width]
-        if isinstance(v, int) and abs(v) >= 2**63: return "a huge number"
+        if isinstance(v, str):
+            return v[:width]
+        if isinstance(v, int) and abs(v) >= 2**63:
+            return "a huge number"
         return str(v) if isinstance(v, (int, float)) else type(v).__name__
+
     text = f"({', '.join(map(one, x[:8]))})" if isinstance(x, tuple) else one(x)
     return text if len(text) <= width else text[:width] + "..."
 
 # %% ../../nbs/models/45_unpickle.ipynb #28b7eca6
-def key_of(x): return x if isinstance(x, (str, int, float, bytes, type(None), Record)) else Record("unhashable", (x,))
+def key_of(x):
+    return x if isinstance(x, (str, int, float, bytes, type(None), Record)) else Record("unhashable", (x,))
 
 
 def storage_of(pid):
@@ -80,7 +108,8 @@ def storage_of(pid):
     match pid:
         case ("storage", Record(name=name), str(key), _, int(numel)) if 0 <= numel < 2**40:
             kind = name.rsplit(".", 1)[-1].removesuffix("Storage")
-            if name.startswith("torch") and (kind in DTYPES or kind == "Untyped"): return Storage(DTYPES.get(kind, torch.uint8), key, numel)
+            if name.startswith("torch") and (kind in DTYPES or kind == "Untyped"):
+                return Storage(DTYPES.get(kind, torch.uint8), key, numel)
     raise CheckpointError(f"unknown kind of storage: {short(pid)}")
 
 
@@ -90,17 +119,28 @@ def called(f, args):
     match name, args:
         case "torch._utils._rebuild_tensor_v2", (Storage() as s, offset, tuple(shape), tuple(stride), *_):
             return TensorRef(s, offset, shape, stride)
-        case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", (TensorRef() as t, *_): return t
-        case "collections.OrderedDict", (): return {}
-        case "collections.OrderedDict", ([*pairs],) if all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+        case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", (
+            TensorRef() as t,
+            *_,
+        ):
+            return t
+        case "collections.OrderedDict", ():
+            return {}
+        case "collections.OrderedDict", ([*pairs],) if all(
+            isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs
+        ):
             return {key_of(k): v for k, v in pairs}
-        case ("builtins.set" | "__builtin__.set" | "builtins.frozenset"), ([*items],): return {key_of(x) for x in items}
-        case ("builtins.dict" | "__builtin__.dict" | "builtins.list" | "__builtin__.list"), (): return {} if name.endswith("dict") else []
+        case (("builtins.set" | "__builtin__.set" | "builtins.frozenset"), ([*items],)):
+            return {key_of(x) for x in items}
+        case (("builtins.dict" | "__builtin__.dict" | "builtins.list" | "__builtin__.list"), ()):
+            return {} if name.endswith("dict") else []
     return Record(name or "not a name", args if isinstance(args, tuple) else (args,))
 
 # %% ../../nbs/models/45_unpickle.ipynb #8aec73ea
-PUSH = set("""INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE
-    SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8""".split())
+PUSH = set(
+    """INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE
+    SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8""".split()
+)
 CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}
 TUPLE = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -108,7 +148,9 @@ TUPLE = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 # %% ../../nbs/models/45_unpickle.ipynb #bf9c0c09
 class Machine:
     "Follows the instructions of a pickle; knows no import and no call."
-    def __init__(self): self.stack, self.marks, self.memo = [], [], {}
+
+    def __init__(self):
+        self.stack, self.marks, self.memo = [], [], {}
 
     def since_mark(self):
         start = self.marks.pop()
@@ -116,7 +158,8 @@ class Machine:
         return top
 
     def take(self, n):
-        if len(self.stack) - (self.marks[-1] if self.marks else 0) < n: raise IndexError("stack is empty")
+        if len(self.stack) - (self.marks[-1] if self.marks else 0) < n:
+            raise IndexError("stack is empty")
         top, self.stack[-n:] = self.stack[-n:], []
         return top
 
@@ -126,71 +169,122 @@ class Machine:
         if pairs:
             target = target.mapping if isinstance(target, Record) else target
             target.update((key_of(k), v) for k, v in zip(values[::2], values[1::2], strict=True))
-        elif isinstance(target, set): target.update(map(key_of, values))
-        else: (target.items if isinstance(target, Record) else target).extend(values)
+        elif isinstance(target, set):
+            target.update(map(key_of, values))
+        else:
+            (target.items if isinstance(target, Record) else target).extend(values)
 
     def step(self, op, arg):
         push = self.stack.append
         match op:
-            case "PROTO" | "FRAME": pass
-            case _ if op in PUSH: push(arg)
-            case _ if op in CONSTANT: push(CONSTANT[op])
-            case _ if op in EMPTY: push(EMPTY[op]())
-            case _ if op in TUPLE: push(tuple(self.take(TUPLE[op])))
-            case "MARK": self.marks.append(len(self.stack))
-            case "TUPLE": push(tuple(self.since_mark()))
-            case "LIST": push(self.since_mark())
-            case "DICT": v = self.since_mark(); push({}); self.fill(v, pairs=True)
-            case "FROZENSET": push(set(map(key_of, self.since_mark())))
-            case "APPENDS" | "ADDITEMS": self.fill(self.since_mark(), pairs=False)
-            case "APPEND": self.fill(self.take(1), pairs=False)
-            case "SETITEMS": self.fill(self.since_mark(), pairs=True)
-            case "SETITEM": self.fill(self.take(2), pairs=True)
-            case "POP": self.marks.pop() if self.marks and self.marks[-1] == len(self.stack) else self.take(1)
-            case "POP_MARK": self.since_mark()
-            case "DUP": push(self.stack[-1])
-            case "PUT" | "BINPUT" | "LONG_BINPUT": self.memo[int(arg)] = self.stack[-1]
-            case "MEMOIZE": self.memo[len(self.memo)] = self.stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET": push(self.memo[int(arg)])
-            case _: self.name_or_call(op, arg)
+            case "PROTO" | "FRAME":
+                pass
+            case _ if op in PUSH:
+                push(arg)
+            case _ if op in CONSTANT:
+                push(CONSTANT[op])
+            case _ if op in EMPTY:
+                push(EMPTY[op]())
+            case _ if op in TUPLE:
+                push(tuple(self.take(TUPLE[op])))
+            case "MARK":
+                self.marks.append(len(self.stack))
+            case "TUPLE":
+                push(tuple(self.since_mark()))
+            case "LIST":
+                push(self.since_mark())
+            case "DICT":
+                v = self.since_mark()
+                push({})
+                self.fill(v, pairs=True)
+            case "FROZENSET":
+                push(set(map(key_of, self.since_mark())))
+            case "APPENDS" | "ADDITEMS":
+                self.fill(self.since_mark(), pairs=False)
+            case "APPEND":
+                self.fill(self.take(1), pairs=False)
+            case "SETITEMS":
+                self.fill(self.since_mark(), pairs=True)
+            case "SETITEM":
+                self.fill(self.take(2), pairs=True)
+            case "POP":
+                self.marks.pop() if self.marks and self.marks[-1] == len(self.stack) else self.take(1)
+            case "POP_MARK":
+                self.since_mark()
+            case "DUP":
+                push(self.stack[-1])
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self.memo[int(arg)] = self.stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self.stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                push(self.memo[int(arg)])
+            case _:
+                self.name_or_call(op, arg)
 
     def name_or_call(self, op, arg):
         "The instructions with which an ordinary unpickler imports and calls: here they only write down."
         push = self.stack.append
         match op:
-            case "GLOBAL": push(Record(arg.replace(" ", ".", 1)))
-            case "STACK_GLOBAL": push(Record(".".join(map(str.strip, self.take(2)))))
-            case "REDUCE" | "NEWOBJ": push(called(*self.take(2)))
-            case "NEWOBJ_EX": f, args, _ = self.take(3); push(called(f, args))
-            case "OBJ": f, *args = self.since_mark(); push(called(f, tuple(args)))
-            case "INST": push(called(Record(arg.replace(" ", ".", 1)), tuple(self.since_mark())))
-            case "BINPERSID": push(storage_of(*self.take(1)))
+            case "GLOBAL":
+                push(Record(arg.replace(" ", ".", 1)))
+            case "STACK_GLOBAL":
+                push(Record(".".join(map(str.strip, self.take(2)))))
+            case "REDUCE" | "NEWOBJ":
+                push(called(*self.take(2)))
+            case "NEWOBJ_EX":
+                f, args, _ = self.take(3)
+                push(called(f, args))
+            case "OBJ":
+                f, *args = self.since_mark()
+                push(called(f, tuple(args)))
+            case "INST":
+                push(called(Record(arg.replace(" ", ".", 1)), tuple(self.since_mark())))
+            case "BINPERSID":
+                push(storage_of(*self.take(1)))
             case "BUILD":
-                state, = self.take(1)
-                if isinstance(self.stack[-1], Record): self.stack[-1].state = state
-            case _: raise CheckpointError(f"instruction {op} has no business in a checkpoint")
+                (state,) = self.take(1)
+                if isinstance(self.stack[-1], Record):
+                    self.stack[-1].state = state
+            case _:
+                raise CheckpointError(f"instruction {op} has no business in a checkpoint")
 
 # %% ../../nbs/models/45_unpickle.ipynb #eb754309
 def read_pickle(data):
     "Bytes of a pickle -> the plain objects it describes, with `Record`s for everything else."
-    if len(data) > MAX_PICKLE: raise CheckpointError(f"its pickle has {len(data):,} bytes, more than {MAX_PICKLE:,}")
+    if len(data) > MAX_PICKLE:
+        raise CheckpointError(f"its pickle has {len(data):,} bytes, more than {MAX_PICKLE:,}")
     machine = Machine()
     try:
         for n, (op, arg, _) in enumerate(genops(data)):
-            if n > MAX_STEPS: raise CheckpointError(f"its pickle has more than {MAX_STEPS:,} instructions")
-            if op.name == "STOP": return machine.take(1)[0]
+            if n > MAX_STEPS:
+                raise CheckpointError(f"its pickle has more than {MAX_STEPS:,} instructions")
+            if op.name == "STOP":
+                return machine.take(1)[0]
             machine.step(op.name, arg)
-    except CheckpointError: raise
+    except CheckpointError:
+        raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as e:
         raise CheckpointError(f"its pickle is damaged ({short(str(e))})") from e
     raise CheckpointError("its pickle ends too early")
 
 # %% ../../nbs/models/45_unpickle.ipynb #a945e2af
-BROKEN = (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, struct.error, ValueError, OverflowError, OSError, MemoryError)   # of zipfile
+BROKEN = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    ValueError,
+    OverflowError,
+    OSError,
+    MemoryError,
+)  # of zipfile
 
 
 class TorchArchive:
     "A file written by `torch.save`: `tree` holds its objects, `tensor` reads the numbers of one. Use it in a `with` statement."
+
     def __init__(self, path):
         self.path, self.storages = Path(path), {}
         try:
@@ -200,44 +294,67 @@ class TorchArchive:
         except CheckpointError as e:
             self.zip.close()
             raise CheckpointError(f"{self.path}: {e}") from e
-        except FileNotFoundError: raise
+        except FileNotFoundError:
+            raise
         except BROKEN as e:
-            raise CheckpointError(f"{self.path}: not a zip archive of torch.save, or a truncated one ({short(str(e))})") from e
+            raise CheckpointError(
+                f"{self.path}: not a zip archive of torch.save, or a truncated one ({short(str(e))})"
+            ) from e
 
     def check(self):
         infos, size = self.zip.infolist(), self.path.stat().st_size
         names = [i.filename for i in infos]
         roots = [n for n in names if n.split("/")[1:] == ["data.pkl"]]
-        if len(roots) != 1: raise CheckpointError(f"expected one <name>/data.pkl in the archive, found {len(roots)}")
-        if len(set(names)) < len(names): raise CheckpointError("two entries of the archive have one name")
+        if len(roots) != 1:
+            raise CheckpointError(f"expected one <name>/data.pkl in the archive, found {len(roots)}")
+        if len(set(names)) < len(names):
+            raise CheckpointError("two entries of the archive have one name")
         if any(i.compress_type != zipfile.ZIP_STORED or i.file_size != i.compress_size for i in infos):
             raise CheckpointError("entries of the archive are compressed")
-        if sum(i.file_size for i in infos) > size: raise CheckpointError("entries of the archive overlap")
+        if sum(i.file_size for i in infos) > size:
+            raise CheckpointError("entries of the archive overlap")
         self.prefix = roots[0].removesuffix("data.pkl")
-        if self.prefix + "byteorder" in names and self.read(self.prefix + "byteorder").numpy().tobytes() != b"little":
+        if (
+            self.prefix + "byteorder" in names
+            and self.read(self.prefix + "byteorder").numpy().tobytes() != b"little"
+        ):
             raise CheckpointError("numbers are big-endian")
 
     def read(self, name):
         "The bytes of an entry as a uint8 tensor, its checksum verified."
-        try: info = self.zip.getinfo(name)
-        except KeyError: raise CheckpointError(f"entry {short(name)} is missing from the archive") from None
+        try:
+            info = self.zip.getinfo(name)
+        except KeyError:
+            raise CheckpointError(f"entry {short(name)} is missing from the archive") from None
         data = torch.empty(info.file_size, dtype=torch.uint8)
         view, at = memoryview(data.numpy()), 0
         try:
             with self.zip.open(info) as f:
-                while got := f.readinto(view[at:at + (4 << 20)]): at += got   # to the end, where the checksum is compared
-        except BROKEN as e: raise CheckpointError(f"entry {short(name)} of the archive is damaged ({short(str(e))})") from e
-        if at < len(view): raise CheckpointError(f"entry {short(name)} of the archive is truncated")
+                while got := f.readinto(view[at : at + (4 << 20)]):
+                    at += got  # to the end, where the checksum is compared
+        except BROKEN as e:
+            raise CheckpointError(f"entry {short(name)} of the archive is damaged ({short(str(e))})") from e
+        if at < len(view):
+            raise CheckpointError(f"entry {short(name)} of the archive is truncated")
         return data
 
     def tensor(self, ref):
         "Read a `TensorRef`; views of one storage share its memory."
         s = ref.storage
-        try: data = self.storages[s.key] = self.storages[s.key] if s.key in self.storages else self.read(f"{self.prefix}data/{s.key}")
-        except CheckpointError as e: raise CheckpointError(f"{self.path}: {e}") from e
+        try:
+            data = self.storages[s.key] = (
+                self.storages[s.key] if s.key in self.storages else self.read(f"{self.prefix}data/{s.key}")
+            )
+        except CheckpointError as e:
+            raise CheckpointError(f"{self.path}: {e}") from e
         if len(data) != s.numel * s.dtype.itemsize:
-            raise CheckpointError(f"{self.path}: storage {short(s.key)} has {len(data)} bytes, not {s.numel} x {s.dtype.itemsize}")
+            raise CheckpointError(
+                f"{self.path}: storage {short(s.key)} has {len(data)} bytes, not {s.numel} x {s.dtype.itemsize}"
+            )
         return data.view(s.dtype).as_strided(ref.shape, ref.stride, ref.offset)
 
-    def __enter__(self): return self
-    def __exit__(self, *_): self.zip.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.zip.close()

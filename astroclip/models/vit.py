@@ -17,26 +17,32 @@ from .layers import Block, Pretrained, arguments, init_weights
 # %% ../../nbs/models/20_vit.ipynb #61397254
 class PatchEmbed(nn.Module):
     "Images (B, C, H, W) -> one linear embedding for each patch, row by row: (B, P, D)."
+
     def __init__(self, patch_size, in_channels, embed_dim):
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)   # holds the weights; see forward
+        self.proj = nn.Conv2d(
+            in_channels, embed_dim, patch_size, stride=patch_size
+        )  # holds the weights; see forward
 
     def forward(self, x):
         C, p = self.proj.weight.shape[1:3]
         if x.ndim != 4 or x.shape[1] != C or x.shape[2] % p or x.shape[3] % p or not x.shape[2] * x.shape[3]:
-            raise ValueError(f"images of shape {tuple(x.shape)}: expected (N, {C}, H, W) with H and W multiples of {p}")
-        patches = x.to(self.proj.weight.dtype).unfold(2, p, p).unfold(3, p, p)                # (B, C, rows, columns, p, p)
-        patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)                  # (B, P, C*p*p)
+            raise ValueError(
+                f"images of shape {tuple(x.shape)}: expected (N, {C}, H, W) with H and W multiples of {p}"
+            )
+        patches = x.to(self.proj.weight.dtype).unfold(2, p, p).unfold(3, p, p)  # (B, C, rows, columns, p, p)
+        patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # (B, P, C*p*p)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 # %% ../../nbs/models/20_vit.ipynb #451c193e
 def resize_positions(
     table,  # (1, 1 + G*G, D) class entry first
-    grid,   # (rows, columns) of patches wanted
+    grid,  # (rows, columns) of patches wanted
 ):
     "The position table for another grid of patches: (1, 1 + rows*columns, D), bicubic at the scale (g + 0.1) / G."
     G = round((table.shape[1] - 1) ** 0.5)
-    if tuple(grid) == (G, G): return table
+    if tuple(grid) == (G, G):
+        return table
     patches = table[:, 1:].reshape(1, G, G, -1).permute(0, 3, 1, 2).float()
     patches = F.interpolate(patches, scale_factor=[(g + 0.1) / G for g in grid], mode="bicubic")
     return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], 1)
@@ -44,7 +50,9 @@ def resize_positions(
 # %% ../../nbs/models/20_vit.ipynb #5592056d
 class Photometry(nn.Module):
     "Display-scaled images (B, 3, H, W) -> their aperture photometry about the centre as one vector (B, 1, D)."
-    RADII = (3.0, 5.7, 9.5, 15.0, 24.0)     # pixels of 0.262 arcsec; 5.7 is the 3 arcsec aperture
+
+    RADII = (3.0, 5.7, 9.5, 15.0, 24.0)  # pixels of 0.262 arcsec; 5.7 is the 3 arcsec aperture
+
     def __init__(self, embed_dim):
         super().__init__()
         self.embed = nn.Linear(3 * len(self.RADII), embed_dim)
@@ -55,30 +63,52 @@ class Photometry(nn.Module):
         f = x.mean(1, keepdim=True)
         flux = x * torch.sinh(Q**0.5 * f) / (Q * f.clamp(min=1e-6)) - M
         y, x = (torch.arange(s, device=flux.device) - (s - 1) / 2 for s in flux.shape[-2:])
-        inside = ((y[:, None]**2 + x**2) < flux.new_tensor(self.RADII)[:, None, None]**2).to(flux.dtype)       # (A, H, W)
+        inside = ((y[:, None] ** 2 + x**2) < flux.new_tensor(self.RADII)[:, None, None] ** 2).to(
+            flux.dtype
+        )  # (A, H, W)
         weight = inside / inside.sum((1, 2), keepdim=True).sqrt()
-        z, r, g = (flux.flatten(2) @ weight.flatten(1).T / flux.new_tensor([z, r, g])[:, None] / 0.05).asinh().unbind(1)
+        z, r, g = (
+            (flux.flatten(2) @ weight.flatten(1).T / flux.new_tensor([z, r, g])[:, None] / 0.05)
+            .asinh()
+            .unbind(1)
+        )
         return torch.stack([(r - 3) / 2, 2 * (z - r), 2 * (r - g)], 1)
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False): return self.embed(self.measure(x.float()).flatten(1))[:, None]
+        with torch.autocast(x.device.type, enabled=False):
+            return self.embed(self.measure(x.float()).flatten(1))[:, None]
 
 # %% ../../nbs/models/20_vit.ipynb #b12f41ca
 class VisionTransformer(Pretrained, nn.Module):
     "DINOv2-style vision transformer at any size; defaults are the published ViT-L/12 (302,954,496 parameters)."
-    def __init__(self, image_size=144, patch_size=12, embed_dim=1024, depth=24, num_heads=16, layer_scale=1e-5,
-                 drop_path=0.0, in_channels=3, mlp_ratio=4, photometry=False):
+
+    def __init__(
+        self,
+        image_size=144,
+        patch_size=12,
+        embed_dim=1024,
+        depth=24,
+        num_heads=16,
+        layer_scale=1e-5,
+        drop_path=0.0,
+        in_channels=3,
+        mlp_ratio=4,
+        photometry=False,
+    ):
         super().__init__()
         self.config = arguments(locals())
-        if image_size % patch_size: raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
+        if image_size % patch_size:
+            raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
         self.image_size, self.patch_size, self.embed_dim = image_size, patch_size, embed_dim
         self.num_patches = (image_size // patch_size) ** 2
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.num_patches, embed_dim))
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dim))
         self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, eps=1e-6, layer_scale=layer_scale, rate=drop_path)
-                                    for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, eps=1e-6, layer_scale=layer_scale, rate=drop_path)
+            for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.apply(init_weights)
         self.photometry = Photometry(embed_dim) if photometry else None
@@ -88,9 +118,11 @@ class VisionTransformer(Pretrained, nn.Module):
     def prepare(self, x, masks=None, positions=True, cls=True):
         "Images (B, C, H, W) -> tokens (B, N, D) that enter the blocks; masked patches (B, P) become the mask token."
         grid, first = [s // self.patch_size for s in x.shape[-2:]], self.cls_token
-        if self.photometry: first = first + self.photometry(x)
+        if self.photometry:
+            first = first + self.photometry(x)
         x = self.patch_embed(x)
-        if masks is not None: x = torch.where(masks[..., None], self.mask_token.to(x.dtype), x)
+        if masks is not None:
+            x = torch.where(masks[..., None], self.mask_token.to(x.dtype), x)
         if positions:
             table = resize_positions(self.pos_embed, grid)
             x, first = x + table[:, 1:], first + table[:, :1]
@@ -99,7 +131,8 @@ class VisionTransformer(Pretrained, nn.Module):
     def forward_tokens(self, x, positions=True, cls=True, masks=None):
         "Images (B, C, H, W) -> normalised tokens (B, N, D), class token first where `cls`."
         x = self.prepare(x, masks, positions, cls)
-        for block in self.blocks: x = block(x)
+        for block in self.blocks:
+            x = block(x)
         return self.norm(x)
 
     def forward_features(self, x, masks=None):
@@ -110,7 +143,8 @@ class VisionTransformer(Pretrained, nn.Module):
     def last_patch_tokens(self, x, n=1):
         "Images (B, C, H, W) -> patch tokens after each of the last n blocks, normalised: list of n tensors (B, P, D)."
         x, found = self.prepare(x), []
-        for block in self.blocks: found.append(x := block(x))
+        for block in self.blocks:
+            found.append(x := block(x))
         return [self.norm(x)[:, 1:] for x in found[-n:]]
 
     def forward(self, x):
@@ -121,7 +155,8 @@ class VisionTransformer(Pretrained, nn.Module):
         """Images (N, 3, H, W), g, r, z nanomaggies -> (N, D) float32 numpy: the class token ('cls') or the mean patch ('mean').
 
         What is `said` of other images (unit, zeropoint, pixel_scale, kind, mask): see `data.images.check_images`."""
-        if pool not in ("cls", "mean"): raise ValueError(f"pool {pool!r}: expected 'cls' or 'mean'")
+        if pool not in ("cls", "mean"):
+            raise ValueError(f"pool {pool!r}: expected 'cls' or 'mean'")
         n, prepare = image_batches(images, self.image_size, **said)
         one = self.forward if pool == "cls" else lambda x: self.forward_tokens(x)[:, 1:].mean(1)
         return in_batches(self, one, prepare, n, batch_size, progress, precision)

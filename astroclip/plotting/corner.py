@@ -10,7 +10,9 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 # %% ../../nbs/plotting/20_corner.ipynb #c691c3fb
-def smooth_histogram(samples, ranges, bins=48, blur=1.2):  # (n, 2), ((low, high), (low, high)) -> centres, centres, (bins, bins)
+def smooth_histogram(
+    samples, ranges, bins=48, blur=1.2
+):  # (n, 2), ((low, high), (low, high)) -> centres, centres, (bins, bins)
     "Smoothed share of the samples in each cell; rows of the result are the second column of `samples` (y)."
     share, x, y = np.histogram2d(*samples.T, bins=bins, range=ranges)
     share = gaussian_filter(share.T, blur, mode="nearest")
@@ -29,7 +31,10 @@ def corner(axes, posteriors, colors, labels, ranges, marks=()):
 
     posteriors: name -> samples (n, T); colors: name -> colour; labels: T names; ranges: T (low, high); marks: (values (T,), style dict) each."""
     T = len(labels)
-    if np.shape(axes) != (T, T) or any(s.ndim != 2 or s.shape[1] != T for s in posteriors.values()): raise ValueError(f"axes {np.shape(axes)} and samples {[s.shape for s in posteriors.values()]}: expected ({T}, {T}) and (n, {T})")
+    if np.shape(axes) != (T, T) or any(s.ndim != 2 or s.shape[1] != T for s in posteriors.values()):
+        raise ValueError(
+            f"axes {np.shape(axes)} and samples {[s.shape for s in posteriors.values()]}: expected ({T}, {T}) and (n, {T})"
+        )
     for i in range(T):
         for j in range(T):
             ax = axes[i, j]
@@ -39,22 +44,48 @@ def corner(axes, posteriors, colors, labels, ranges, marks=()):
             for name, samples in posteriors.items():
                 if i == j:
                     height, edges = np.histogram(samples[:, i], 60, ranges[i])
-                    ax.plot((edges[1:] + edges[:-1]) / 2, gaussian_filter(height / max(height.sum(), 1), 1.5), color=colors[name], lw=1.1)
+                    ax.plot(
+                        (edges[1:] + edges[:-1]) / 2,
+                        gaussian_filter(height / max(height.sum(), 1), 1.5),
+                        color=colors[name],
+                        lw=1.1,
+                    )
                 else:
                     x, y, share = smooth_histogram(samples[:, [j, i]], [ranges[j], ranges[i]])
                     levels = density_levels(share)
-                    if levels[0] < levels[1] < share.max(): ax.contourf(x, y, share, [*levels, share.max()], colors=[colors[name]] * 2, alpha=0.28)
-                    if levels[0] < levels[1]: ax.contour(x, y, share, levels, colors=[colors[name]], linewidths=[0.6, 1.1])
+                    if levels[0] < levels[1] < share.max():
+                        ax.contourf(
+                            x, y, share, [*levels, share.max()], colors=[colors[name]] * 2, alpha=0.28
+                        )
+                    if levels[0] < levels[1]:
+                        ax.contour(x, y, share, levels, colors=[colors[name]], linewidths=[0.6, 1.1])
             for values, style in marks:
-                if i == j: ax.axvline(values[i], color=style["color"], lw=0.9, ls=style.get("ls", "-"))
-                else: ax.plot(values[j], values[i], marker=style["marker"], color=style["color"], ms=style.get("ms", 5), mfc=style.get("mfc", style["color"]), ls="", zorder=5)
+                if i == j:
+                    ax.axvline(values[i], color=style["color"], lw=0.9, ls=style.get("ls", "-"))
+                else:
+                    ax.plot(
+                        values[j],
+                        values[i],
+                        marker=style["marker"],
+                        color=style["color"],
+                        ms=style.get("ms", 5),
+                        mfc=style.get("mfc", style["color"]),
+                        ls="",
+                        zorder=5,
+                    )
             ax.set_xlim(ranges[j])
-            if i == j: ax.set(yticks=[], ylim=(0, None))
-            else: ax.set_ylim(ranges[i])
-            if i < T - 1: ax.tick_params(labelbottom=False)
-            else: ax.set_xlabel(labels[j], fontsize=7.5)
-            if j > 0: ax.tick_params(labelleft=False)
-            elif i > 0: ax.set_ylabel(labels[i], fontsize=7.5)
+            if i == j:
+                ax.set(yticks=[], ylim=(0, None))
+            else:
+                ax.set_ylim(ranges[i])
+            if i < T - 1:
+                ax.tick_params(labelbottom=False)
+            else:
+                ax.set_xlabel(labels[j], fontsize=7.5)
+            if j > 0:
+                ax.tick_params(labelleft=False)
+            elif i > 0:
+                ax.set_ylabel(labels[i], fontsize=7.5)
             ax.tick_params(length=2, labelsize=6)
 
 

@@ -21,7 +21,9 @@ def leave_room(fig, inches: float = 0.16):
 def running_quantiles(x, y, bins: int = 10, quantiles=(16, 50, 84)):  # (n,), (n,)
     "Median x (bins,) and quantiles (len(quantiles), bins) of y in bins of x that hold equal numbers."
     groups = np.array_split(np.argsort(x), min(bins, len(x)))
-    return np.array([np.median(x[g]) for g in groups]), np.array([np.percentile(y[g], quantiles) for g in groups]).T
+    return np.array([np.median(x[g]) for g in groups]), np.array(
+        [np.percentile(y[g], quantiles) for g in groups]
+    ).T
 
 # %% ../../nbs/plotting/10_panels.ipynb #b8cc9665
 def redshift_panel(axes, z_true, z_pred, title, kind="image", limit=None, residual=None):
@@ -30,7 +32,15 @@ def redshift_panel(axes, z_true, z_pred, title, kind="image", limit=None, residu
     limit = limit or float(np.quantile(z_true, 0.995))
     threshold, colour = OUTLIER[kind], COLORS[kind]
     residual = residual or 4 * threshold
-    style = dict(marker=".", ls="", ms=2.5, alpha=min(1, 400 / len(z_true) + 0.15), color=colour, rasterized=True, mew=0)
+    style = dict(
+        marker=".",
+        ls="",
+        ms=2.5,
+        alpha=min(1, 400 / len(z_true) + 0.15),
+        color=colour,
+        rasterized=True,
+        mew=0,
+    )
     top.plot(z_true, z_pred, **style)
     top.plot([0, limit], [0, limit], color="0.3", lw=0.8)
     d = dz(z_pred, z_true)
@@ -38,26 +48,49 @@ def redshift_panel(axes, z_true, z_pred, title, kind="image", limit=None, residu
     x, (low, middle, high) = running_quantiles(np.asarray(z_true), d)
     bottom.fill_between(x, low, high, color="0.2", alpha=0.2, lw=0)
     bottom.plot(x, middle, color="k", lw=1.2)
-    for y in (-threshold, threshold): bottom.axhline(y, color="0.5", lw=0.7, ls="--")
+    for y in (-threshold, threshold):
+        bottom.axhline(y, color="0.5", lw=0.7, ls="--")
     beyond = np.mean(np.abs(d) > residual)
     text = f"$R^2$ = {r2(z_pred, z_true):.3f}\n$\\sigma_{{NMAD}}$ = {sigma_nmad(z_pred, z_true):.4f}\n|dz| > {threshold:g}: {100 * outlier_fraction(z_pred, z_true, threshold):.1f} %"
     top.text(0.04, 0.97, text, transform=top.transAxes, va="top", fontsize=8)
-    if beyond: bottom.text(0.98, 0.97, f"{100 * beyond:.1f} % outside", transform=bottom.transAxes, va="top", ha="right", fontsize=7, color="0.3")
+    if beyond:
+        bottom.text(
+            0.98,
+            0.97,
+            f"{100 * beyond:.1f} % outside",
+            transform=bottom.transAxes,
+            va="top",
+            ha="right",
+            fontsize=7,
+            color="0.3",
+        )
     top.set(xlim=(0, limit), ylim=(0, limit), title=title)
     bottom.set(xlim=(0, limit), ylim=(-residual, residual), xlabel="true redshift $z$")
+
 
 def redshift_figure(z_true, predictions, kind="image", limit=None, residual=None):
     "One column per entry of predictions (title -> (n,) redshifts); returns the figure."
     import matplotlib.pyplot as plt
+
     n = len(predictions)
-    fig, axes = plt.subplots(2, n, figsize=(2.6 * n + 0.5, 4.4), sharex="col", sharey="row", squeeze=False, gridspec_kw=dict(height_ratios=[2.3, 1]))
-    for column, (title, (z_pred, its_kind)) in zip(axes.T, predictions.items()): redshift_panel(column, z_true, z_pred, title, its_kind, limit, residual)
+    fig, axes = plt.subplots(
+        2,
+        n,
+        figsize=(2.6 * n + 0.5, 4.4),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        gridspec_kw=dict(height_ratios=[2.3, 1]),
+    )
+    for column, (title, (z_pred, its_kind)) in zip(axes.T, predictions.items()):
+        redshift_panel(column, z_true, z_pred, title, its_kind, limit, residual)
     axes[0, 0].set_ylabel("predicted redshift")
     axes[1, 0].set_ylabel("$dz$")
     return leave_room(fig)
 
 # %% ../../nbs/plotting/10_panels.ipynb #1b317be0
 HEAD_MARKERS = {"knn": "o", "mlp": "s", "trees": "^", "supervised": "D"}
+
 
 def score_panel(ax, rows, names, colour, score="r2"):
     "Dot plot of table rows (dicts with model, head, <score>, <score>_low, _high, paper_r2); names: model -> label, top to bottom."
@@ -67,41 +100,102 @@ def score_panel(ax, rows, names, colour, score="r2"):
         faded = row["model"].startswith("random") and not row["model"].endswith("classifier")
         c = COLORS["control"] if faded else colour
         ax.plot([row[f"{score}_low"], row[f"{score}_high"]], [y, y], color=c, lw=1.5, solid_capstyle="butt")
-        ax.plot(row[score], y, HEAD_MARKERS[row["head"]], color=c, ms=5, mfc=c if row["head"] != "mlp" else "white")
-        if row.get("paper_r2") is not None: ax.plot(row["paper_r2"], y, "d", color="0.55", mfc="none", ms=6, clip_on=False)
+        ax.plot(
+            row[score],
+            y,
+            HEAD_MARKERS[row["head"]],
+            color=c,
+            ms=5,
+            mfc=c if row["head"] != "mlp" else "white",
+        )
+        if row.get("paper_r2") is not None:
+            ax.plot(row["paper_r2"], y, "d", color="0.55", mfc="none", ms=6, clip_on=False)
     ax.set(yticks=-np.arange(len(names)), yticklabels=list(names.values()), ylim=(-len(names) + 0.4, 0.6))
     ax.grid(axis="x", color="0.92")
+
 
 def head_legend(fig, heads):
     "Explain the marks once, below the panels."
     from matplotlib.lines import Line2D
+
     words = {"knn": "kNN", "mlp": "MLP", "trees": "boosted trees", "supervised": "supervised network"}
-    marks = [Line2D([], [], marker=HEAD_MARKERS[h], ls="", color="0.2", mfc="white" if h == "mlp" else "0.2", label=words[h]) for h in heads]
-    fig.legend(handles=[*marks, Line2D([], [], marker="d", ls="", color="0.55", mfc="none", label="the paper (other sample)")], loc="outside lower center", ncol=len(heads) + 1, frameon=False, fontsize=8)
+    marks = [
+        Line2D(
+            [],
+            [],
+            marker=HEAD_MARKERS[h],
+            ls="",
+            color="0.2",
+            mfc="white" if h == "mlp" else "0.2",
+            label=words[h],
+        )
+        for h in heads
+    ]
+    fig.legend(
+        handles=[
+            *marks,
+            Line2D([], [], marker="d", ls="", color="0.55", mfc="none", label="the paper (other sample)"),
+        ],
+        loc="outside lower center",
+        ncol=len(heads) + 1,
+        frameon=False,
+        fontsize=8,
+    )
 
 # %% ../../nbs/plotting/10_panels.ipynb #42a1debf
 def gallery(rgb, queries, found, titles, redshift=None, side=4):
     "Figure: queries (rows of rgb (N, 3, h, w)) at the left, for each search (title) a block of its neighbours found[title] (len(queries), k), `side` to a line."
     import matplotlib.pyplot as plt
+
     k, blocks = found[titles[0]].shape[1], len(titles)
     lines = -(-k // side)
     fig = plt.figure(figsize=(9, 0.47 * lines * len(queries) + 0.6), layout="none")
-    outer = fig.add_gridspec(len(queries), 1 + blocks, width_ratios=[lines, *[side] * blocks], left=0.005, right=0.995, top=0.92, bottom=0.01, wspace=0.06, hspace=0.08)
+    outer = fig.add_gridspec(
+        len(queries),
+        1 + blocks,
+        width_ratios=[lines, *[side] * blocks],
+        left=0.005,
+        right=0.995,
+        top=0.92,
+        bottom=0.01,
+        wspace=0.06,
+        hspace=0.08,
+    )
     for i, query in enumerate(queries):
         ax = show_image(fig.add_subplot(outer[i, 0]), rgb[query])
         ax.add_patch(plt.Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False, color="#de8f05", lw=2.5))
-        if redshift is not None: ax.text(0.05, 0.05, f"z = {redshift[query]:.2f}", transform=ax.transAxes, color="white", fontsize=7)
-        if i == 0: ax.set_title("query", fontsize=9)
+        if redshift is not None:
+            ax.text(
+                0.05, 0.05, f"z = {redshift[query]:.2f}", transform=ax.transAxes, color="white", fontsize=7
+            )
+        if i == 0:
+            ax.set_title("query", fontsize=9)
         for b, title in enumerate(titles):
             inner = outer[i, 1 + b].subgridspec(lines, side, wspace=0.03, hspace=0.03)
             for j, row in enumerate(found[title][i]):
                 cell = show_image(fig.add_subplot(inner[j // side, j % side]), rgb[row])
-                if redshift is not None: cell.text(0.05, 0.05, f"{redshift[row]:.2f}", transform=cell.transAxes, color="white", fontsize=5)
-            if i == 0: fig.text(np.mean([cell.get_position().x1, outer[i, 1 + b].get_position(fig).x0]), 0.935, title, ha="center", fontsize=9)
+                if redshift is not None:
+                    cell.text(
+                        0.05,
+                        0.05,
+                        f"{redshift[row]:.2f}",
+                        transform=cell.transAxes,
+                        color="white",
+                        fontsize=5,
+                    )
+            if i == 0:
+                fig.text(
+                    np.mean([cell.get_position().x1, outer[i, 1 + b].get_position(fig).x0]),
+                    0.935,
+                    title,
+                    ha="center",
+                    fontsize=9,
+                )
     return fig
 
 # %% ../../nbs/plotting/10_panels.ipynb #5f77612b
 MARKED = {name: SPECTRAL_LINES[name] for name in ("[O II]", "Ca H", "[O III]", "Na D", "Hα")}
+
 
 def smooth_shape(flux, pixels: int = 25) -> np.ndarray:  # (..., L)
     "Spectrum over its median size, running mean over `pixels` (edges over what is there)."
@@ -109,29 +203,67 @@ def smooth_shape(flux, pixels: int = 25) -> np.ndarray:  # (..., L)
     weight = np.convolve(np.ones(flux.shape[-1]), kernel, "same")
     return np.convolve(flux, kernel, "same") / weight / max(np.median(np.abs(flux)), 1e-6)
 
+
 def spectrum_stack(ax, wavelength, flux, query, rows, redshift, step=1.0, every=5, marks=True):
     "flux[query] in black and flux[rows] above it, each a `step` higher, with redshifts at the right and lines at the query's redshift."
     cut = slice(None, None, every)
     for j, row in enumerate((query, *rows)):
         y = np.clip(smooth_shape(flux[row]), -0.5, 3.5) + j * step
-        ax.plot(wavelength[cut], y[cut], color=COLORS["spectrum"] if j else "k", lw=0.6, alpha=0.9 if j else 1, zorder=9 - j, rasterized=True)
-        ax.text(1.01, y[-200:].mean(), f"{redshift[row]:.2f}", transform=ax.get_yaxis_transform(), fontsize=6, va="center", color="0.3" if j else "k")
+        ax.plot(
+            wavelength[cut],
+            y[cut],
+            color=COLORS["spectrum"] if j else "k",
+            lw=0.6,
+            alpha=0.9 if j else 1,
+            zorder=9 - j,
+            rasterized=True,
+        )
+        ax.text(
+            1.01,
+            y[-200:].mean(),
+            f"{redshift[row]:.2f}",
+            transform=ax.get_yaxis_transform(),
+            fontsize=6,
+            va="center",
+            color="0.3" if j else "k",
+        )
     for name, rest in MARKED.items():
         where = rest * (1 + redshift[query])
         if wavelength[0] < where < wavelength[-1]:
             ax.axvline(where, color="0.55", lw=0.6, ls=":", zorder=0)
-            if marks: ax.text(where, 1.01, name, transform=ax.get_xaxis_transform(), rotation=90, fontsize=6.5, ha="center", va="bottom")
+            if marks:
+                ax.text(
+                    where,
+                    1.01,
+                    name,
+                    transform=ax.get_xaxis_transform(),
+                    rotation=90,
+                    fontsize=6.5,
+                    ha="center",
+                    va="bottom",
+                )
     ax.set(xlim=(wavelength[0], wavelength[-1]), ylim=(-0.3, (len(rows) + 2.2) * step), yticks=[])
+
 
 def spectrum_gallery(wavelength, flux, queries, found, titles, redshift):
     "Figure of len(queries) x len(titles) stacks: spectra found[title][i] above the query's; flux (N, L), redshift (N,)."
     import matplotlib.pyplot as plt
+
     k = found[titles[0]].shape[1]
-    fig, axes = plt.subplots(len(queries), len(titles), figsize=(10, (0.9 + 0.16 * k) * len(queries) + 0.9), sharex=True, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        len(queries),
+        len(titles),
+        figsize=(10, (0.9 + 0.16 * k) * len(queries) + 0.9),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
     for i, query in enumerate(queries):
         for ax, title in zip(axes[i], titles):
             spectrum_stack(ax, wavelength, flux, query, found[title][i], redshift)
-            if i == 0: ax.set_title(title, fontsize=9, pad=30)
+            if i == 0:
+                ax.set_title(title, fontsize=9, pad=30)
         axes[i, 0].set_ylabel(f"query at z = {redshift[query]:.3f}\nflux / median + constant", fontsize=7.5)
-    for ax in axes[-1]: ax.set_xlabel("observed wavelength [Å]")
+    for ax in axes[-1]:
+        ax.set_xlabel("observed wavelength [Å]")
     return leave_room(fig)

@@ -16,21 +16,36 @@ from .heads import KNN, MLP, Trees, few_threads
 from ..models.baselines import perceptron
 
 # %% ../../nbs/probes/20_few_shot.ipynb #20c67a8e
-PROPERTIES = dict(log_mstar="log stellar mass", log_z_mw="log metallicity", t_age_mw="age", log_ssfr="log SFR / mass", ln_sfr_over_z="ln SFR − ln Z (released “sSFR”)")
-FOUR = dict(corrected=("log_mstar", "log_z_mw", "t_age_mw", "log_ssfr"), released=("log_mstar", "log_z_mw", "t_age_mw", "ln_sfr_over_z"))
+PROPERTIES = dict(
+    log_mstar="log stellar mass",
+    log_z_mw="log metallicity",
+    t_age_mw="age",
+    log_ssfr="log SFR / mass",
+    ln_sfr_over_z="ln SFR − ln Z (released “sSFR”)",
+)
+FOUR = dict(
+    corrected=("log_mstar", "log_z_mw", "t_age_mw", "log_ssfr"),
+    released=("log_mstar", "log_z_mw", "t_age_mw", "ln_sfr_over_z"),
+)
 
 
 def property_labels(survey):  # Survey
     "The catalogue-like labels of every galaxy, (N, 5) float64 in the order of PROPERTIES; NaN where the catalogue has none."
     names = ("log_mstar", "log_z_mw", "t_age_mw", "log_ssfr", "log_sfr")
-    try: mass, metals, age, ssfr, sfr = (np.asarray(survey.label(name), np.float64) for name in names)
-    except KeyError as error: raise ValueError(f"{survey.path} has no catalogue of properties ({error}): label/{', label/'.join(names)} are needed") from None
+    try:
+        mass, metals, age, ssfr, sfr = (np.asarray(survey.label(name), np.float64) for name in names)
+    except KeyError as error:
+        raise ValueError(
+            f"{survey.path} has no catalogue of properties ({error}): label/{', label/'.join(names)} are needed"
+        ) from None
     return np.stack([mass, metals, age, ssfr, np.log(10) * (sfr - metals)], 1)
 
 # %% ../../nbs/probes/20_few_shot.ipynb #990ac090
 class ReleasedMLP:
     "The original's few-shot head; the validation galaxies are not used. The same seed gives the same network."
-    def __init__(self, seed=0, hidden=(64, 64)): self.seed, self.hidden = seed, hidden
+
+    def __init__(self, seed=0, hidden=(64, 64)):
+        self.seed, self.hidden = seed, hidden
 
     def fit(self, x, y, x_val=None, y_val=None):  # (n, D), (n,) or (n, T)
         self.sx, self.sy = Scale(x), Scale(y)
@@ -49,23 +64,28 @@ class ReleasedMLP:
         return self
 
     def predict(self, x):
-        with torch.no_grad(): out = self.net(torch.as_tensor(self.sx(x))).numpy()
+        with torch.no_grad():
+            out = self.net(torch.as_tensor(self.sx(x))).numpy()
         return self.sy.back(out[:, 0] if self.sy.mean.ndim == 0 else out)
 
 
 def head_of(
-    protocol,   # "corrected" or "released"
-    head,       # "knn", "mlp", or (corrected, one label) "trees"
-    n=10**9,    # training galaxies: with few, fewer neighbours are asked
+    protocol,  # "corrected" or "released"
+    head,  # "knn", "mlp", or (corrected, one label) "trees"
+    n=10**9,  # training galaxies: with few, fewer neighbours are asked
     seed=0,
-    hidden=(64, 64),   # of the network; the original's redshift from images: (32,)
+    hidden=(64, 64),  # of the network; the original's redshift from images: (32,)
 ):
     "A head with `fit(x, y, x_val, y_val)` and `predict(x)`."
     if (protocol, head) not in {(p, h) for p in FOUR for h in ("knn", "mlp")} | {("corrected", "trees")}:
-        raise ValueError(f"protocol {protocol!r} with head {head!r}: corrected or released, knn or mlp (corrected also trees)")
+        raise ValueError(
+            f"protocol {protocol!r} with head {head!r}: corrected or released, knn or mlp (corrected also trees)"
+        )
     k = dict(corrected=16, released=64)[protocol]
-    if head == "knn": return KNN(max(1, min(k, n // 4)))
-    if head == "trees": return Trees(seed=seed)
+    if head == "knn":
+        return KNN(max(1, min(k, n // 4)))
+    if head == "trees":
+        return Trees(seed=seed)
     return MLP(hidden, seed=seed) if protocol == "corrected" else ReleasedMLP(seed, hidden)
 
 # %% ../../nbs/probes/20_few_shot.ipynb #a28b769f
@@ -75,19 +95,27 @@ def r2_columns(predicted, true):  # (n, T) each -> (T,)
 
 
 def property_scores(
-    predicted, true,      # (n, T), columns named by `names`
+    predicted,
+    true,  # (n, T), columns named by `names`
     names,
-    four=(),              # the properties whose mean is scored too
-    draws=1000, seed=0,   # of the bootstrap over galaxies
-):                        # {name or "mean": (r2, low, high)}, 95 % intervals
+    four=(),  # the properties whose mean is scored too
+    draws=1000,
+    seed=0,  # of the bootstrap over galaxies
+):  # {name or "mean": (r2, low, high)}, 95 % intervals
     "R2 of each property, and the mean over `four`."
     predicted, true, names = np.asarray(predicted, np.float64), np.asarray(true, np.float64), list(names)
-    if predicted.shape != true.shape or true.shape[1:] != (len(names),): raise ValueError(f"predictions {predicted.shape}, labels {true.shape}, {len(names)} names: expected (n, {len(names)}) twice")
-    if not (np.isfinite(predicted).all() and np.isfinite(true).all()): raise ValueError("predictions and labels must be finite: leave the galaxies without a label out")
+    if predicted.shape != true.shape or true.shape[1:] != (len(names),):
+        raise ValueError(
+            f"predictions {predicted.shape}, labels {true.shape}, {len(names)} names: expected (n, {len(names)}) twice"
+        )
+    if not (np.isfinite(predicted).all() and np.isfinite(true).all()):
+        raise ValueError("predictions and labels must be finite: leave the galaxies without a label out")
     columns = [names.index(name) for name in four]
     extend = lambda s: np.append(s, s[columns].mean()) if columns else s
     best = extend(r2_columns(predicted, true))
-    drawn = np.array([extend(r2_columns(predicted[rows], true[rows])) for rows in resample(len(true), draws, seed)])
+    drawn = np.array(
+        [extend(r2_columns(predicted[rows], true[rows])) for rows in resample(len(true), draws, seed)]
+    )
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     return {name: (float(a), float(b), float(c)) for name, a, b, c in zip([*names, "mean"], best, low, high)}
 
@@ -103,13 +131,15 @@ def paired_means(first, second, true, draws=1000, seed=0):  # (n, T) each
 def label_budget(split, n, seed=0):
     "A copy of `split` (0, 1, 2; others unused) in which only n labels remain: a fifth of them (at least two) to validate; n None: all."
     split = np.asarray(split)
-    if n is None: return split.copy()
+    if n is None:
+        return split.copy()
     candidates = np.flatnonzero((split == 0) | (split == 1))
-    if not 4 <= n <= len(candidates): raise ValueError(f"a budget of {n} labels: at least 4, and there are {len(candidates)}")
+    if not 4 <= n <= len(candidates):
+        raise ValueError(f"a budget of {n} labels: at least 4, and there are {len(candidates)}")
     chosen = np.random.default_rng(spawn_seed(seed, "labels", n)).permutation(candidates)[:n]
     budget = np.where(split == 2, 2, -1)
     budget[chosen] = 0
-    budget[chosen[:max(2, n // 5)]] = 1
+    budget[chosen[: max(2, n // 5)]] = 1
     return budget
 
 
@@ -119,8 +149,16 @@ def few_labels(x, y, split, budgets, head="mlp", protocol="corrected", repeats=3
     for n in budgets:
         for repeat in range(1 if n is None else repeats):
             s = label_budget(split, n, spawn_seed(seed, repeat))
-            model = head_of(protocol, head, int((s == 0).sum()), seed).fit(x[s == 0], y[s == 0], x[s == 1], y[s == 1])
-            rows.append(dict(n=int(((s == 0) | (s == 1)).sum()), repeat=repeat, r2=r2_columns(model.predict(x[s == 2]), y[s == 2])))
+            model = head_of(protocol, head, int((s == 0).sum()), seed).fit(
+                x[s == 0], y[s == 0], x[s == 1], y[s == 1]
+            )
+            rows.append(
+                dict(
+                    n=int(((s == 0) | (s == 1)).sum()),
+                    repeat=repeat,
+                    r2=r2_columns(model.predict(x[s == 2]), y[s == 2]),
+                )
+            )
     return rows
 
 # %% ../../nbs/probes/20_few_shot.ipynb #f676c4c4
@@ -132,5 +170,6 @@ def crossings(first, second):  # {number of labels: score of each draw}, for two
     for i in range(repeats):
         d = [first[n][i % len(first[n])] - second[n][i % len(second[n])] for n in ns]
         for j in range(len(ns) - 1):
-            if d[j] * d[j + 1] < 0: found[i] = np.exp(np.log(ns[j]) + d[j] / (d[j] - d[j + 1]) * np.log(ns[j + 1] / ns[j]))
+            if d[j] * d[j + 1] < 0:
+                found[i] = np.exp(np.log(ns[j]) + d[j] / (d[j] - d[j + 1]) * np.log(ns[j + 1] / ns[j]))
     return found

@@ -32,11 +32,14 @@ def scale_of(mean, std):
 
 class Coordinates:
     "Labels y (n, T) to and from the coordinates u of a flow: columns in `positive` by their logarithm, all standardised on y."
+
     def __init__(self, y, positive=()):
         y = np.asarray(y, np.float64)
-        if y.ndim != 2 or not np.isfinite(y).all(): raise ValueError(f"labels of shape {y.shape}: expected (n, T), all finite")
+        if y.ndim != 2 or not np.isfinite(y).all():
+            raise ValueError(f"labels of shape {y.shape}: expected (n, T), all finite")
         self.positive, self.std = list(positive), Scale(y).std
-        if (y[:, self.positive] <= 0).any(): raise ValueError("a label that should be positive is not")
+        if (y[:, self.positive] <= 0).any():
+            raise ValueError("a label that should be positive is not")
         self.scale = Scale(self.logarithm(y))
 
     @classmethod
@@ -51,7 +54,8 @@ class Coordinates:
         y[..., self.positive] = np.log(y[..., self.positive])
         return y
 
-    def __call__(self, y): return self.scale(self.logarithm(y))  # (n, T) -> (n, T) float32
+    def __call__(self, y):
+        return self.scale(self.logarithm(y))  # (n, T) -> (n, T) float32
 
     def back(self, u):  # (..., T) -> (..., T) float64
         y = self.scale.back(u)
@@ -67,55 +71,105 @@ class Coordinates:
 @dataclass(frozen=True)
 class FlowConfig:
     "One group of flows of the same shape, and how they are trained."
+
     members: int = 5
-    transforms: int = 1          # spline layers
-    hidden: int = 32             # width of the networks that steer them
-    layers: int = 2              # and their number of hidden layers
+    transforms: int = 1  # spline layers
+    hidden: int = 32  # width of the networks that steer them
+    layers: int = 2  # and their number of hidden layers
     bins: int = 8
-    bottleneck: tuple = (64, 32) # network before the flow; () leaves it out
-    affine: bool = True          # a layer that places and scales before the splines
-    passes: int = 2              # of the splines; 2: coupling, 0: fully autoregressive
-    dropout: float = 0.0         # in the network before the flow
-    noise: float = 0.05          # added to the standardised embedding, in standard deviations
+    bottleneck: tuple = (64, 32)  # network before the flow; () leaves it out
+    affine: bool = True  # a layer that places and scales before the splines
+    passes: int = 2  # of the splines; 2: coupling, 0: fully autoregressive
+    dropout: float = 0.0  # in the network before the flow
+    noise: float = 0.05  # added to the standardised embedding, in standard deviations
     lr: float = 3e-3
     final_lr: float = 1e-6
     weight_decay: float = 0.1
     batch_size: int = 256
     epochs: int = 40
-    average: float = 0.98        # weights are averaged over steps with this memory, and the average is what is kept; 0: not at all
-    patience: int = 8            # epochs without improvement on the held-out fifth; 0: train to the end, keep the last weights
-    folds: int = 5               # each member holds another 1/folds of the galaxies out
+    average: float = 0.98  # weights are averaged over steps with this memory, and the average is what is kept; 0: not at all
+    patience: int = (
+        8  # epochs without improvement on the held-out fifth; 0: train to the end, keep the last weights
+    )
+    folds: int = 5  # each member holds another 1/folds of the galaxies out
 
 
 def released_configs(members=10, seed=0, epochs=25):
     "The original's ensemble: widths log-uniform in 16-32 (three layers), two or three spline layers, Adam, last weights."
     rng = np.random.default_rng(spawn_seed(seed, "released flows"))
-    draw = lambda: dict(hidden=int(round(math.exp(rng.uniform(math.log(16), math.log(32))))), transforms=int(rng.uniform(2, 4)))
-    return [FlowConfig(1, **draw(), layers=3, bottleneck=(), affine=False, passes=2, dropout=0.0, lr=5e-4, weight_decay=0.0, batch_size=128, epochs=epochs, patience=0, noise=0.0, average=0.0) for _ in range(members)]
+    draw = lambda: dict(
+        hidden=int(round(math.exp(rng.uniform(math.log(16), math.log(32))))),
+        transforms=int(rng.uniform(2, 4)),
+    )
+    return [
+        FlowConfig(
+            1,
+            **draw(),
+            layers=3,
+            bottleneck=(),
+            affine=False,
+            passes=2,
+            dropout=0.0,
+            lr=5e-4,
+            weight_decay=0.0,
+            batch_size=128,
+            epochs=epochs,
+            patience=0,
+            noise=0.0,
+            average=0.0,
+        )
+        for _ in range(members)
+    ]
 
 # %% ../../nbs/probes/40_flows.ipynb #f6108c56
 def need_zuko():
     "The library zuko, or the line that installs it."
-    try: import zuko
-    except ModuleNotFoundError: raise ModuleNotFoundError("normalizing flows need zuko: pip install 'astroclip[evaluation]'") from None
+    try:
+        import zuko
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "normalizing flows need zuko: pip install 'astroclip[evaluation]'"
+        ) from None
     return zuko
 
 
 class ConditionalFlow(nn.Module):
     "Density of u (n, T) given x (n, D): `forward` gives ln p(u | x), (n,); `distribution(x)` can be sampled."
+
     def __init__(self, targets, features, config):
         super().__init__()
         zuko = need_zuko()
         sizes = [features, *config.bottleneck]
-        self.context = nn.Sequential(*(layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.GELU(), nn.Dropout(config.dropout))))
+        self.context = nn.Sequential(
+            *(
+                layer
+                for a, b in zip(sizes, sizes[1:])
+                for layer in (nn.Linear(a, b), nn.GELU(), nn.Dropout(config.dropout))
+            )
+        )
         common = dict(features=targets, context=sizes[-1], passes=config.passes or None)
-        flow = zuko.flows.NSF(**common, bins=config.bins, transforms=config.transforms, hidden_features=(config.hidden,) * config.layers)
-        first = [zuko.flows.MaskedAutoregressiveTransform(**common | dict(passes=None), hidden_features=(config.hidden,))] if config.affine else []
+        flow = zuko.flows.NSF(
+            **common,
+            bins=config.bins,
+            transforms=config.transforms,
+            hidden_features=(config.hidden,) * config.layers,
+        )
+        first = (
+            [
+                zuko.flows.MaskedAutoregressiveTransform(
+                    **common | dict(passes=None), hidden_features=(config.hidden,)
+                )
+            ]
+            if config.affine
+            else []
+        )
         self.flow = zuko.flows.Flow([*first, *flow.transform.transforms], flow.base)
 
-    def distribution(self, x): return self.flow(self.context(x))
+    def distribution(self, x):
+        return self.flow(self.context(x))
 
-    def forward(self, x, u): return self.distribution(x).log_prob(u)
+    def forward(self, x, u):
+        return self.distribution(x).log_prob(u)
 
 # %% ../../nbs/probes/40_flows.ipynb #782bd1fb
 def held_out(n, config, first, seed):
@@ -123,7 +177,9 @@ def held_out(n, config, first, seed):
     folds = np.array_split(np.random.default_rng(spawn_seed(seed, "folds")).permutation(n), config.folds)
     size = min(len(f) for f in folds)
     out = [folds[m % config.folds][:size] for m in range(first, first + config.members)]
-    return torch.as_tensor(np.stack([np.setdiff1d(np.arange(n), f) for f in out])), torch.as_tensor(np.stack(out))
+    return torch.as_tensor(np.stack([np.setdiff1d(np.arange(n), f) for f in out])), torch.as_tensor(
+        np.stack(out)
+    )
 
 
 def train_members(nets, x, u, train, held, config, generator):
@@ -131,7 +187,9 @@ def train_members(nets, x, u, train, held, config, generator):
     parameters, buffers = stack_module_state(nets)
     skeleton = copy.deepcopy(nets[0]).to("meta")
     stacked = vmap(lambda p, b, x, u: functional_call(skeleton, (p, b), (x, u)), randomness="different")
-    optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+    )
     size = min(config.batch_size, max(16, train.shape[1] // 10))
     total, step, history, best = config.epochs * -(-train.shape[1] // size), 0, [], None
     mean = {k: v.detach().clone() for k, v in parameters.items()}
@@ -139,25 +197,46 @@ def train_members(nets, x, u, train, held, config, generator):
         skeleton.train()
         order = torch.stack([t[torch.randperm(len(t), generator=generator).to(t.device)] for t in train])
         for rows in order.split(size, dim=1):
-            for group in optimizer.param_groups: group["lr"] = config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * step / total))
+            for group in optimizer.param_groups:
+                group["lr"] = config.final_lr + (config.lr - config.final_lr) * 0.5 * (
+                    1 + math.cos(math.pi * step / total)
+                )
             step += 1
-            noisy = x[rows] + config.noise * torch.randn(*rows.shape, x.shape[1], generator=generator).to(x.device) if config.noise else x[rows]
+            noisy = (
+                x[rows]
+                + config.noise * torch.randn(*rows.shape, x.shape[1], generator=generator).to(x.device)
+                if config.noise
+                else x[rows]
+            )
             optimizer.zero_grad()
             loss = -stacked(parameters, buffers, noisy, u[rows]).mean(1).sum()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 5.0 * len(nets))
             optimizer.step()
             memory = min(config.average, step / (step + 10))
-            with torch.no_grad(): torch._foreach_lerp_(list(mean.values()), [v.detach() for v in parameters.values()], 1 - memory)
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    list(mean.values()), [v.detach() for v in parameters.values()], 1 - memory
+                )
         skeleton.eval()
-        with torch.no_grad(): history.append(-stacked(mean, buffers, x[held], u[held]).mean(1).cpu())
+        with torch.no_grad():
+            history.append(-stacked(mean, buffers, x[held], u[held]).mean(1).cpu())
         errors = torch.stack(history)
-        if not torch.isfinite(errors[-1]).all(): raise FloatingPointError(f"epoch {epoch}: NLL {errors[-1].tolist()}; a smaller learning rate may help")
-        newest = (errors[-1] <= errors.amin(0)).to(x.device) if config.patience else torch.ones(len(nets), dtype=bool, device=x.device)
+        if not torch.isfinite(errors[-1]).all():
+            raise FloatingPointError(
+                f"epoch {epoch}: NLL {errors[-1].tolist()}; a smaller learning rate may help"
+            )
+        newest = (
+            (errors[-1] <= errors.amin(0)).to(x.device)
+            if config.patience
+            else torch.ones(len(nets), dtype=bool, device=x.device)
+        )
         keep = lambda new, old: torch.where(newest.view(-1, *[1] * (new.ndim - 1)), new, old)
         best = {k: keep(v, best[k] if best else v).clone() for k, v in mean.items()}
-        if config.patience and (epoch - errors.argmin(0)).min() >= config.patience: break
-    for m, net in enumerate(nets): net.load_state_dict({k: v[m] for k, v in best.items()}, strict=False)
+        if config.patience and (epoch - errors.argmin(0)).min() >= config.patience:
+            break
+    for m, net in enumerate(nets):
+        net.load_state_dict({k: v[m] for k, v in best.items()}, strict=False)
     return errors.numpy()
 
 # %% ../../nbs/probes/40_flows.ipynb #fe40b5ee
@@ -165,19 +244,30 @@ class FlowEnsemble:
     """Flows that are trained together and mixed with equal weights, p(y | x) = (1/M) sum over m of p_m(y | x).
 
     configs: one `FlowConfig` per group of members. positive: columns of y that are positive."""
+
     def __init__(self, configs=(FlowConfig(),), positive=(), seed=0, device="cpu"):
-        self.configs, self.positive, self.seed, self.device = list(configs), list(positive), seed, torch.device(device)
+        self.configs, self.positive, self.seed, self.device = (
+            list(configs),
+            list(positive),
+            seed,
+            torch.device(device),
+        )
 
     def build(self, targets, features):
         torch.manual_seed(self.seed)
-        self.groups = [[ConditionalFlow(targets, features, c).to(self.device) for _ in range(c.members)] for c in self.configs]
+        self.groups = [
+            [ConditionalFlow(targets, features, c).to(self.device) for _ in range(c.members)]
+            for c in self.configs
+        ]
         self.nets = [net.eval() for group in self.groups for net in group]
 
-    def tensor(self, v): return torch.as_tensor(v, dtype=torch.float32, device=self.device)
+    def tensor(self, v):
+        return torch.as_tensor(v, dtype=torch.float32, device=self.device)
 
     def fit(self, x, y):  # (n, D), (n, T)
         x = check_vectors(x, "features")
-        if len(x) < 20: raise ValueError(f"{len(x)} galaxies to train on: at least 20")
+        if len(x) < 20:
+            raise ValueError(f"{len(x)} galaxies to train on: at least 20")
         self.scale, self.coordinates, self.history, first = Scale(x), Coordinates(y, self.positive), [], 0
         X, u = self.tensor(self.scale(x)), self.tensor(self.coordinates(y))
         with few_threads(1), torch.random.fork_rng():
@@ -192,7 +282,8 @@ class FlowEnsemble:
     def log_prob(self, x, y):  # (n, D), (n, T) -> (M, n)
         "ln p of every member, per unit of the labels' standard deviations."
         X, u = self.tensor(self.scale(x)), self.tensor(self.coordinates(y))
-        with torch.no_grad(), few_threads(1): members = torch.stack([net(X, u) for net in self.nets]).double().cpu().numpy()
+        with torch.no_grad(), few_threads(1):
+            members = torch.stack([net(X, u) for net in self.nets]).double().cpu().numpy()
         return members + self.coordinates.log_slope(y)
 
     def sample(self, x, n, seed=0):  # (N, D) -> (N, n, T)
@@ -200,15 +291,32 @@ class FlowEnsemble:
         X, counts = self.tensor(self.scale(x)), [len(c) for c in np.array_split(np.arange(n), len(self.nets))]
         with torch.no_grad(), few_threads(1), torch.random.fork_rng():
             torch.manual_seed(spawn_seed(seed, "draws"))
-            chunk = max(1, 20_000 // len(X))     # samples at once, of all galaxies
-            draws = [net.distribution(X).sample((min(chunk, count - i),)).cpu() for net, count in zip(self.nets, counts) for i in range(0, count, chunk)]
+            chunk = max(1, 20_000 // len(X))  # samples at once, of all galaxies
+            draws = [
+                net.distribution(X).sample((min(chunk, count - i),)).cpu()
+                for net, count in zip(self.nets, counts)
+                for i in range(0, count, chunk)
+            ]
         return self.coordinates.back(torch.cat(draws).numpy().transpose(1, 0, 2))
 
     def save(self, path):
         "Weights, scales and configuration in one file of tensors and plain values."
-        scales = {name: [torch.as_tensor(np.asarray(v)) for v in (scale.mean, scale.std)] for name, scale in (("x", self.scale), ("u", self.coordinates.scale))}
+        scales = {
+            name: [torch.as_tensor(np.asarray(v)) for v in (scale.mean, scale.std)]
+            for name, scale in (("x", self.scale), ("u", self.coordinates.scale))
+        }
         states = [[net.state_dict() for net in group] for group in self.groups]
-        torch.save(dict(configs=[asdict(c) for c in self.configs], positive=self.positive, seed=self.seed, scales=scales, std=torch.as_tensor(self.coordinates.std), states=states), path)
+        torch.save(
+            dict(
+                configs=[asdict(c) for c in self.configs],
+                positive=self.positive,
+                seed=self.seed,
+                scales=scales,
+                std=torch.as_tensor(self.coordinates.std),
+                states=states,
+            ),
+            path,
+        )
 
     @classmethod
     def load(cls, path, device="cpu"):
@@ -216,9 +324,14 @@ class FlowEnsemble:
         found = torch.load(path, weights_only=True, map_location=device)
         self = cls([FlowConfig(**c) for c in found["configs"]], found["positive"], found["seed"], device)
         (mean, std), (m, s) = ([v.cpu().numpy() for v in found["scales"][name]] for name in "xu")
-        self.scale, self.coordinates = scale_of(mean, std), Coordinates.of(self.positive, found["std"].cpu().numpy(), m, s)
-        with torch.random.fork_rng(): self.build(len(m), len(mean))
-        for net, state in zip(self.nets, (s for group in found["states"] for s in group)): net.load_state_dict(state)
+        self.scale, self.coordinates = (
+            scale_of(mean, std),
+            Coordinates.of(self.positive, found["std"].cpu().numpy(), m, s),
+        )
+        with torch.random.fork_rng():
+            self.build(len(m), len(mean))
+        for net, state in zip(self.nets, (s for group in found["states"] for s in group)):
+            net.load_state_dict(state)
         return self
 
 # %% ../../nbs/probes/40_flows.ipynb #97579a7e
@@ -230,20 +343,31 @@ def mixture(log_prob):  # (M, n) -> (n,)
 def make_posterior(path, x, y, split, positive=(), configs=(FlowConfig(),), draws=200, seed=0, device="cpu"):
     "Fit an ensemble on split 0 of x (N, D), y (N, T); `path`.npz gets log_prob (M, n), samples (n, draws, T) and `rows` (n,) of splits 1 and 2, `path`.pt the flows. Returns the seconds, 0 where all was there."
     path, begin = Path(path), time.time()
-    if path.with_suffix(".npz").is_file(): return 0.0
+    if path.with_suffix(".npz").is_file():
+        return 0.0
     train, rows = np.flatnonzero(split == 0), np.flatnonzero((split == 1) | (split == 2))
     ensemble = FlowEnsemble(configs, positive, seed, device).fit(x[train], y[train])
-    found = dict(rows=rows, log_prob=ensemble.log_prob(x[rows], y[rows]), samples=ensemble.sample(x[rows], draws, seed).astype(np.float32),
-                 held_out=np.concatenate([h.min(0) if c.patience else h[-1] for h, c in zip(ensemble.history, ensemble.configs)]))
-    with write_atomic(path.with_suffix(".pt")) as temporary: ensemble.save(temporary)
-    with write_atomic(path.with_suffix(".npz")) as temporary, open(temporary, "wb") as file: np.savez(file, **found)
+    found = dict(
+        rows=rows,
+        log_prob=ensemble.log_prob(x[rows], y[rows]),
+        samples=ensemble.sample(x[rows], draws, seed).astype(np.float32),
+        held_out=np.concatenate(
+            [h.min(0) if c.patience else h[-1] for h, c in zip(ensemble.history, ensemble.configs)]
+        ),
+    )
+    with write_atomic(path.with_suffix(".pt")) as temporary:
+        ensemble.save(temporary)
+    with write_atomic(path.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **found)
     return time.time() - begin
 
 
-def _named(path, arguments): return path, make_posterior(path, **arguments)
+def _named(path, arguments):
+    return path, make_posterior(path, **arguments)
 
 
 def make_posteriors(tasks, processes=1):  # {path: arguments of make_posterior}
     "Yield (path, seconds) of each task as it ends, in `processes` processes of one thread each."
     need_zuko()
-    with workers(processes) as run: yield from run([(_named, *task) for task in tasks.items()])
+    with workers(processes) as run:
+        yield from run([(_named, *task) for task in tasks.items()])

@@ -25,7 +25,8 @@ def few_threads(n: int = 2):
     torch.set_num_threads(n)
     torch.set_flush_denormal(True)
     try:
-        with threadpool_limits(n): yield
+        with threadpool_limits(n):
+            yield
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(before)
@@ -33,18 +34,23 @@ def few_threads(n: int = 2):
 # %% ../../nbs/probes/10_heads.ipynb #34d4b0fe
 class KNN:
     "The k nearest training galaxies, weighted by inverse distance, features standardised."
-    def __init__(self, k: int = 16, weights: str = "distance"): self.k, self.weights = k, weights
+
+    def __init__(self, k: int = 16, weights: str = "distance"):
+        self.k, self.weights = k, weights
 
     def fit(self, x, y, x_val=None, y_val=None):
         self.x, self.y = x, y
         return self
 
-    def predict(self, x): return knn_regress(self.x, self.y, x, self.k, self.weights)
+    def predict(self, x):
+        return knn_regress(self.x, self.y, x, self.k, self.weights)
 
 # %% ../../nbs/probes/10_heads.ipynb #4c38e385
 class Linear:
     "Ridge regression on standardised features; the penalty is chosen on validation."
-    def __init__(self, alphas=tuple(10.0 ** np.arange(-3, 6))): self.alphas = alphas
+
+    def __init__(self, alphas=tuple(10.0 ** np.arange(-3, 6))):
+        self.alphas = alphas
 
     def fit(self, x, y, x_val, y_val):  # (n, D), (n,), (m, D), (m,)
         self.sx, self.sy = Scale(x), Scale(y)
@@ -57,7 +63,8 @@ class Linear:
         self.w, self.alpha = fits[int(np.argmin(error))], self.alphas[int(np.argmin(error))]
         return self
 
-    def predict(self, x): return self.sy.back(self.sx(x) @ self.w)
+    def predict(self, x):
+        return self.sy.back(self.sx(x) @ self.w)
 
 # %% ../../nbs/probes/10_heads.ipynb #bd48a256
 def mlp(width: int, outputs: int, hidden=(64, 64), dropout: float = 0.0) -> nn.Sequential:
@@ -66,11 +73,16 @@ def mlp(width: int, outputs: int, hidden=(64, 64), dropout: float = 0.0) -> nn.S
     layers = [[nn.Linear(a, b), nn.GELU(), nn.Dropout(dropout)] for a, b in zip(sizes, sizes[1:])]
     return nn.Sequential(*itertools.chain(*layers), nn.Linear(sizes[-1], outputs))
 
-def train_mlp(net, x, t, x_val, t_val, epochs, patience, batch_size, lr, weight_decay, generator) -> list[float]:
+
+def train_mlp(
+    net, x, t, x_val, t_val, epochs, patience, batch_size, lr, weight_decay, generator
+) -> list[float]:
     "Mean squared error on tensors x (n, D), t (n, T) until validation stops improving; leaves the best weights in `net`, returns its errors."
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     errors, best = [], None
-    batch_size = min(batch_size, max(16, len(x) // 25))  # with few labels, smaller batches instead of fewer steps
+    batch_size = min(
+        batch_size, max(16, len(x) // 25)
+    )  # with few labels, smaller batches instead of fewer steps
     for epoch in range(epochs):
         net.train()
         for rows in torch.randperm(len(x), generator=generator).split(batch_size):
@@ -78,19 +90,36 @@ def train_mlp(net, x, t, x_val, t_val, epochs, patience, batch_size, lr, weight_
             (net(x[rows]) - t[rows]).square().mean().backward()
             optimizer.step()
         net.eval()
-        with torch.no_grad(): errors.append((net(x_val) - t_val).square().mean().item())
-        if errors[-1] == min(errors): best = copy.deepcopy(net.state_dict())
-        if epoch - int(np.argmin(errors)) >= patience: break
-        for group in optimizer.param_groups: group["lr"] = lr * 0.5 * (1 + np.cos(np.pi * (epoch + 1) / epochs))
+        with torch.no_grad():
+            errors.append((net(x_val) - t_val).square().mean().item())
+        if errors[-1] == min(errors):
+            best = copy.deepcopy(net.state_dict())
+        if epoch - int(np.argmin(errors)) >= patience:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = lr * 0.5 * (1 + np.cos(np.pi * (epoch + 1) / epochs))
     net.load_state_dict(best)
     return errors
 
 # %% ../../nbs/probes/10_heads.ipynb #dc2ac26a
 class MLP:
     "Two hidden layers of 64 on standardised features; stops by validation and keeps the best weights. The same seed gives the same network."
-    def __init__(self, hidden=(64, 64), epochs=60, patience=15, batch_size=256, lr=1e-3, weight_decay=1e-2, dropout=0.0, seed=0):
+
+    def __init__(
+        self,
+        hidden=(64, 64),
+        epochs=60,
+        patience=15,
+        batch_size=256,
+        lr=1e-3,
+        weight_decay=1e-2,
+        dropout=0.0,
+        seed=0,
+    ):
         self.hidden, self.dropout, self.seed = hidden, dropout, seed
-        self.loop = dict(epochs=epochs, patience=patience, batch_size=batch_size, lr=lr, weight_decay=weight_decay)
+        self.loop = dict(
+            epochs=epochs, patience=patience, batch_size=batch_size, lr=lr, weight_decay=weight_decay
+        )
 
     def fit(self, x, y, x_val, y_val):  # (n, D), (n,) or (n, T), and the same for validation
         self.sx, self.sy = Scale(x), Scale(y)
@@ -98,39 +127,61 @@ class MLP:
         with few_threads(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.net = mlp(np.shape(x)[1], column(y).shape[1], self.hidden, self.dropout)
-            self.errors = train_mlp(self.net, torch.as_tensor(self.sx(x)), column(y), torch.as_tensor(self.sx(x_val)), column(y_val),
-                                    generator=torch.Generator().manual_seed(self.seed), **self.loop)
+            self.errors = train_mlp(
+                self.net,
+                torch.as_tensor(self.sx(x)),
+                column(y),
+                torch.as_tensor(self.sx(x_val)),
+                column(y_val),
+                generator=torch.Generator().manual_seed(self.seed),
+                **self.loop,
+            )
         return self
 
     def predict(self, x):
-        with torch.no_grad(), few_threads(): out = self.net(torch.as_tensor(self.sx(x))).numpy()
+        with torch.no_grad(), few_threads():
+            out = self.net(torch.as_tensor(self.sx(x))).numpy()
         return self.sy.back(out[:, 0] if self.sy.mean.ndim == 0 else out)
 
 # %% ../../nbs/probes/10_heads.ipynb #435e6b97
 class Trees:
     "Gradient-boosted trees; validation chooses their number (up to `trees`)."
-    def __init__(self, trees=300, learning_rate=0.08, seed=0): self.trees, self.learning_rate, self.seed = trees, learning_rate, seed
+
+    def __init__(self, trees=300, learning_rate=0.08, seed=0):
+        self.trees, self.learning_rate, self.seed = trees, learning_rate, seed
 
     def fit(self, x, y, x_val, y_val):  # (n, D), (n,), (m, D), (m,)
         with few_threads():
-            self.model = HistGradientBoostingRegressor(max_iter=self.trees, learning_rate=self.learning_rate, max_leaf_nodes=31, min_samples_leaf=20,
-                                                       l2_regularization=1.0, early_stopping=False, random_state=self.seed).fit(x, y)
+            self.model = HistGradientBoostingRegressor(
+                max_iter=self.trees,
+                learning_rate=self.learning_rate,
+                max_leaf_nodes=31,
+                min_samples_leaf=20,
+                l2_regularization=1.0,
+                early_stopping=False,
+                random_state=self.seed,
+            ).fit(x, y)
             self.errors = [((p - y_val) ** 2).mean() for p in self.model.staged_predict(x_val)]
         self.best = int(np.argmin(self.errors))
         return self
 
     def predict(self, x):
-        with few_threads(): return next(itertools.islice(self.model.staged_predict(x), self.best, None))
+        with few_threads():
+            return next(itertools.islice(self.model.staged_predict(x), self.best, None))
 
 # %% ../../nbs/probes/10_heads.ipynb #b8ce4c30
 HEADS = {"knn": KNN, "mlp": MLP, "linear": Linear, "trees": Trees}
 
+
 def fit_head(head: str, x, y, split, seed: int = 0):
     "A head (knn, mlp, linear, trees) trained on the rows with split 0 and stopped on those with split 1; x (n, D), y (n,); then use `.predict`."
-    if head not in HEADS: raise ValueError(f"head {head!r}: one of {', '.join(HEADS)}")
+    if head not in HEADS:
+        raise ValueError(f"head {head!r}: one of {', '.join(HEADS)}")
     x, y, split = check_vectors(x, "features"), np.asarray(y), np.asarray(split)
-    if not np.isfinite(y).all(): raise ValueError("a label is not finite: drop those galaxies first")
+    if not np.isfinite(y).all():
+        raise ValueError("a label is not finite: drop those galaxies first")
     train, val = split == 0, split == 1
-    if not (train.any() and val.any()): raise ValueError(f"train and validation need galaxies, got {train.sum()} and {val.sum()}")
+    if not (train.any() and val.any()):
+        raise ValueError(f"train and validation need galaxies, got {train.sum()} and {val.sum()}")
     model = HEADS[head](seed=seed) if head in ("mlp", "trees") else HEADS[head]()
     return model.fit(x[train], y[train], x[val], y[val])

@@ -47,8 +47,12 @@ for line in TREE.strip().splitlines():
 # %% ../../nbs/probes/30_vote_heads.ipynb #e7af6052
 def survey_votes(survey):  # Survey
     "Counts of votes, question -> (N, answers) int64."
-    try: return {question: survey.votes(question).astype(np.int64) for question in QUESTIONS}
-    except KeyError as error: raise ValueError(f"{survey.path} lacks votes ({error}): take them from the Galaxy Zoo catalogue with read_catalogue and match_votes") from None
+    try:
+        return {question: survey.votes(question).astype(np.int64) for question in QUESTIONS}
+    except KeyError as error:
+        raise ValueError(
+            f"{survey.path} lacks votes ({error}): take them from the Galaxy Zoo catalogue with read_catalogue and match_votes"
+        ) from None
 
 
 def count(text):
@@ -58,11 +62,29 @@ def count(text):
 
 def read_catalogue(path):
     "Galaxy Zoo DECaLS (campaign 5) as csv: dict(ra, dec (n,) degrees, votes: question -> (n, answers) int64); galaxies shown at a wrong size are left out."
-    with open(path, newline="") as f: rows = [row for row in csv.DictReader(f) if row.get("wrong_size_warning", "").lower() not in ("true", "1")]
-    missing = [f"{q}_{a}" for q, answers in QUESTIONS.items() for a in answers if not rows or f"{q}_{a}" not in rows[0]]
-    if missing: raise ValueError(f"{path} is no GZ DECaLS campaign 5 catalogue: no column {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
-    votes = {q: np.array([[count(row[f"{q}_{a}"]) for a in answers] for row in rows], np.int64) for q, answers in QUESTIONS.items()}
-    return dict(ra=np.array([float(row["ra"]) for row in rows]), dec=np.array([float(row["dec"]) for row in rows]), votes=votes)
+    with open(path, newline="") as f:
+        rows = [
+            row for row in csv.DictReader(f) if row.get("wrong_size_warning", "").lower() not in ("true", "1")
+        ]
+    missing = [
+        f"{q}_{a}"
+        for q, answers in QUESTIONS.items()
+        for a in answers
+        if not rows or f"{q}_{a}" not in rows[0]
+    ]
+    if missing:
+        raise ValueError(
+            f"{path} is no GZ DECaLS campaign 5 catalogue: no column {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
+        )
+    votes = {
+        q: np.array([[count(row[f"{q}_{a}"]) for a in answers] for row in rows], np.int64)
+        for q, answers in QUESTIONS.items()
+    }
+    return dict(
+        ra=np.array([float(row["ra"]) for row in rows]),
+        dec=np.array([float(row["dec"]) for row in rows]),
+        votes=votes,
+    )
 
 
 def match_votes(ra, dec, catalogue, arcsec=0.5):  # (N,), (N,) degrees, as from read_catalogue
@@ -76,9 +98,13 @@ def tree_gaps(votes):
     "For each question, how many galaxies have more voters than gave the answers that lead to it, and how many fewer: (more, fewer)."
     gaps = {}
     for question, parent in ASKED_OF.items():
-        if parent is None: continue
+        if parent is None:
+            continue
         asked = votes[parent[0]][:, [QUESTIONS[parent[0]].index(a) for a in parent[1]]].sum(1)
-        gaps[question] = (int((votes[question].sum(1) > asked).sum()), int((votes[question].sum(1) < asked).sum()))
+        gaps[question] = (
+            int((votes[question].sum(1) > asked).sum()),
+            int((votes[question].sum(1) < asked).sum()),
+        )
     return gaps
 
 # %% ../../nbs/probes/30_vote_heads.ipynb #7704a33c
@@ -89,7 +115,8 @@ def fractions(votes):  # (n, A) counts -> (n, A) float64
 
 def winners(votes, least=5):  # (n, A) counts -> (n,)
     "The answer with most votes; -1 where fewer than `least` people were asked, -2 where two answers tie."
-    if least < 1: raise ValueError(f"least = {least}: an answer needs at least one vote")
+    if least < 1:
+        raise ValueError(f"least = {least}: an answer needs at least one vote")
     best = votes.max(1, keepdims=True)
     answer = np.where((votes == best).sum(1) > 1, -2, votes.argmax(1))
     return np.where(votes.sum(1) < least, -1, answer)
@@ -97,7 +124,9 @@ def winners(votes, least=5):  # (n, A) counts -> (n,)
 # %% ../../nbs/probes/30_vote_heads.ipynb #b62ddf47
 def draw_weights(n, draws=1000, seed=0):
     "(1 + draws, n) float32: ones for the sample itself, then how often the bootstrap drew each galaxy."
-    return np.stack([np.ones(n), *(np.bincount(rows, minlength=n) for rows in resample(n, draws, seed))]).astype(np.float32)
+    return np.stack(
+        [np.ones(n), *(np.bincount(rows, minlength=n) for rows in resample(n, draws, seed))]
+    ).astype(np.float32)
 
 
 def confusion(true, predicted, answers, weights):  # (n,), (n,) in 0 ... answers - 1, int, (W, n)
@@ -123,7 +152,8 @@ def weighted_f1(C):  # (W, A, A) -> (W,)
 
 def interval(values):  # (1 + draws,)
     "(value, low, high): the sample's own value and the 95 % interval of the draws; NaN draws are ignored."
-    if not np.isfinite(values[1:]).any(): return (float(values[0]),) + 2 * (float("nan"),)
+    if not np.isfinite(values[1:]).any():
+        return (float(values[0]),) + 2 * (float("nan"),)
     return (float(values[0]), *(float(v) for v in np.nanpercentile(values[1:], [2.5, 97.5])))
 
 
@@ -141,7 +171,9 @@ def train(net, loss, draw, validate=None, epochs=25, patience=5, lr=1e-3, batch_
     """Minimise loss(rows) over the rows draw() gives for an epoch; with validate() -> number, stops when it no longer falls and leaves a copy of the best weights.
 
     Returns the values of validate."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)    # without decay this is Adam
+    optimizer = torch.optim.AdamW(
+        net.parameters(), lr=lr, weight_decay=weight_decay, fused=True
+    )  # without decay this is Adam
     errors, best = [], None
     for epoch in range(epochs):
         net.train()
@@ -150,15 +182,21 @@ def train(net, loss, draw, validate=None, epochs=25, patience=5, lr=1e-3, batch_
             loss(rows).backward()
             optimizer.step()
         net.eval()
-        if validate is None: continue
-        with torch.no_grad(): errors.append(float(validate()))
-        if errors[-1] == min(errors): best = copy.deepcopy(net.state_dict())
-        if epoch - int(np.argmin(errors)) >= patience: break
-    if best is not None: net.load_state_dict(best)
+        if validate is None:
+            continue
+        with torch.no_grad():
+            errors.append(float(validate()))
+        if errors[-1] == min(errors):
+            best = copy.deepcopy(net.state_dict())
+        if epoch - int(np.argmin(errors)) >= patience:
+            break
+    if best is not None:
+        net.load_state_dict(best)
     return errors
 
 # %% ../../nbs/probes/30_vote_heads.ipynb #9eb95a4d
 GLOBAL_RANDOM = threading.Lock()
+
 
 def seeded(make, seed):
     "make(), with torch's global random numbers at `seed` while it runs and put back afterwards."
@@ -174,77 +212,109 @@ def soft_cross_entropy(logits, target, twice=False):  # (n, A), (n, A) -> (n,)
 
 class QuickDropout(torch.nn.Module):
     "Dropout with a rate in steps of 1/256, from eight random bytes at a time: on a CPU ten times as fast as drawing a number for each unit."
+
     def __init__(self, rate, generator):
         super().__init__()
         self.kept, self.generator = 256 - round(256 * rate), generator
 
     def forward(self, x):
-        if not self.training: return x
-        random = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-2**63, None, generator=self.generator).view(torch.uint8)
-        return x * (random[:x.numel()].view(x.shape) < self.kept) * (256 / self.kept)
+        if not self.training:
+            return x
+        random = (
+            torch.empty(-(-x.numel() // 8), dtype=torch.int64)
+            .random_(-(2**63), None, generator=self.generator)
+            .view(torch.uint8)
+        )
+        return x * (random[: x.numel()].view(x.shape) < self.kept) * (256 / self.kept)
 
 # %% ../../nbs/probes/30_vote_heads.ipynb #9c1bdb20
 class SoftLabels:
     "The original's head for one question, `released` or `corrected`. The same seed gives the same network."
-    def __init__(self, protocol="corrected", epochs=25, patience=3, least=None, seed=0):
-        if protocol not in ("released", "corrected"): raise ValueError(f"protocol {protocol!r}: released or corrected")
-        self.released, self.epochs, self.patience, self.seed = protocol == "released", epochs, patience, seed
-        self.least = least or (1 if self.released else 3)       # votes that make a galaxy useful for training
 
-    def scaled(self, x): return torch.as_tensor(np.asarray(x, np.float32) if self.released else self.scale(x))
+    def __init__(self, protocol="corrected", epochs=25, patience=3, least=None, seed=0):
+        if protocol not in ("released", "corrected"):
+            raise ValueError(f"protocol {protocol!r}: released or corrected")
+        self.released, self.epochs, self.patience, self.seed = protocol == "released", epochs, patience, seed
+        self.least = least or (1 if self.released else 3)  # votes that make a galaxy useful for training
+
+    def scaled(self, x):
+        return torch.as_tensor(np.asarray(x, np.float32) if self.released else self.scale(x))
 
     def fit(self, x, votes, x_val=None, votes_val=None):  # (n, D), (n, A), and of validation galaxies
         x, votes, self.scale = np.asarray(x), np.asarray(votes), Scale(x)
         use = votes.sum(1) >= self.least
-        if use.sum() < 2: raise ValueError(f"{use.sum()} of {len(x)} training galaxies have {self.least} votes or more: nothing to learn from")
-        X, target, generator = self.scaled(x[use]), torch.as_tensor(fractions(votes[use]), dtype=torch.float32), torch.Generator().manual_seed(self.seed)
+        if use.sum() < 2:
+            raise ValueError(
+                f"{use.sum()} of {len(x)} training galaxies have {self.least} votes or more: nothing to learn from"
+            )
+        X, target, generator = (
+            self.scaled(x[use]),
+            torch.as_tensor(fractions(votes[use]), dtype=torch.float32),
+            torch.Generator().manual_seed(self.seed),
+        )
         chance = target.max(1).values
         draw = lambda: torch.multinomial(chance, len(X), replacement=True, generator=generator)
         self.net = seeded(lambda: MorphologyMLP(X.shape[1], target.shape[1]), self.seed)
         with few_threads(1):
-            for i in (1, 4, 7): self.net.layers[i] = QuickDropout(self.net.layers[i].p, generator)
+            for i in (1, 4, 7):
+                self.net.layers[i] = QuickDropout(self.net.layers[i].p, generator)
             check = None
             if not self.released and votes_val is not None and np.sum(votes_val):
                 V, k = self.scaled(x_val), torch.as_tensor(np.asarray(votes_val), dtype=torch.float32)
-                check = lambda: soft_cross_entropy(self.net(V), k).sum() / k.sum()          # per vote: k counts, not fractions
+                check = lambda: (
+                    soft_cross_entropy(self.net(V), k).sum() / k.sum()
+                )  # per vote: k counts, not fractions
             loss = lambda rows: soft_cross_entropy(self.net(X[rows]), target[rows], self.released).mean()
             self.errors = train(self.net, loss, draw, check, self.epochs, self.patience)
         return self
 
     def predict(self, x):  # (n, D) -> (n, A)
         "Probability of each answer."
-        with torch.no_grad(), few_threads(1): return self.net.eval().probabilities(self.scaled(x)).double().numpy()
+        with torch.no_grad(), few_threads(1):
+            return self.net.eval().probabilities(self.scaled(x)).double().numpy()
 
 # %% ../../nbs/probes/30_vote_heads.ipynb #0a104f20
 def count_likelihood(k, p, s):  # (..., A) counts and probabilities, (...) concentration; tensors -> (...)
     "Logarithm of the Dirichlet-multinomial probability of vote counts."
     N, a = k.sum(-1), s[..., None] * p
-    return (torch.lgamma(N + 1) + torch.lgamma(s) - torch.lgamma(N + s) + (torch.lgamma(k + a) - torch.lgamma(a) - torch.lgamma(k + 1)).sum(-1))
+    return (
+        torch.lgamma(N + 1)
+        + torch.lgamma(s)
+        - torch.lgamma(N + s)
+        + (torch.lgamma(k + a) - torch.lgamma(a) - torch.lgamma(k + 1)).sum(-1)
+    )
 
 
 def log_likelihood(votes, p, s=np.inf):  # (n, A), (n, A), number or (n,) -> (n,) float64
     "Logarithm of the probability of vote counts, for evaluation; s infinite: the multinomial distribution."
     p = np.clip(p, 1e-9, None)
-    if np.isinf(s).all(): return gammaln(votes.sum(1) + 1) + (xlogy(votes, p) - gammaln(votes + 1)).sum(1)
-    return count_likelihood(*(torch.as_tensor(np.asarray(v, np.float64)) for v in (votes, p, np.full(len(votes), s, float)))).numpy()
+    if np.isinf(s).all():
+        return gammaln(votes.sum(1) + 1) + (xlogy(votes, p) - gammaln(votes + 1)).sum(1)
+    return count_likelihood(
+        *(torch.as_tensor(np.asarray(v, np.float64)) for v in (votes, p, np.full(len(votes), s, float)))
+    ).numpy()
 
 
 def best_concentration(votes, p, grid=tuple(np.geomspace(1, 1000, 31))):
     "The one concentration, common to all galaxies, that makes the votes most likely."
-    used = votes.sum(1) > 1      # a single vote says nothing about agreement
+    used = votes.sum(1) > 1  # a single vote says nothing about agreement
     return float(max(grid, key=lambda s: log_likelihood(votes[used], p[used], s).sum()))
 
 # %% ../../nbs/probes/30_vote_heads.ipynb #efafe750
 class VoteCounts:
     "One network for all questions: fractions and a concentration for each, fitted to the counts. The same seed gives the same network."
-    def __init__(self, hidden=(128, 128), dropout=0.3, epochs=40, patience=6, lr=2e-3, weight_decay=1e-2, seed=0):
+
+    def __init__(
+        self, hidden=(128, 128), dropout=0.3, epochs=40, patience=6, lr=2e-3, weight_decay=1e-2, seed=0
+    ):
         self.hidden, self.dropout, self.seed = hidden, dropout, seed
         self.loop = dict(epochs=epochs, patience=patience, lr=lr, weight_decay=weight_decay)
 
     def counts(self, votes):
         "Votes of all questions, (n, Q, A) float32 with A the largest number of answers; answers that a question lacks have no votes."
         k = torch.zeros(len(next(iter(votes.values()))), *self.exists.shape)
-        for i, (q, A) in enumerate(self.columns.items()): k[:, i, :A] = torch.as_tensor(np.asarray(votes[q]))
+        for i, (q, A) in enumerate(self.columns.items()):
+            k[:, i, :A] = torch.as_tensor(np.asarray(votes[q]))
         return k
 
     def answers(self, x):  # (n, D) -> (n, Q, A), (n, Q)
@@ -257,26 +327,44 @@ class VoteCounts:
         "Negative log likelihood of the counts k (n, Q, A): mean over galaxies of the sum over questions."
         return -count_likelihood(k, *self.answers(x)).sum(1).mean()
 
-    def fit(self, x, votes, x_val=None, votes_val=None):  # (n, D), question -> (n, A), and of validation galaxies
+    def fit(
+        self, x, votes, x_val=None, votes_val=None
+    ):  # (n, D), question -> (n, A), and of validation galaxies
         self.columns, self.scale = {q: np.shape(v)[1] for q, v in votes.items()}, Scale(x)
-        self.exists = torch.arange(max(self.columns.values())) < torch.tensor(list(self.columns.values()))[:, None]
+        self.exists = (
+            torch.arange(max(self.columns.values())) < torch.tensor(list(self.columns.values()))[:, None]
+        )
         X, k = torch.as_tensor(self.scale(x)), self.counts(votes)
-        if not k.sum(): raise ValueError(f"{len(X)} training galaxies without a vote: nothing to learn from")
+        if not k.sum():
+            raise ValueError(f"{len(X)} training galaxies without a vote: nothing to learn from")
         generator = torch.Generator().manual_seed(self.seed)
-        self.net = seeded(lambda: mlp(X.shape[1], self.exists.numel() + len(self.exists), self.hidden), self.seed)
+        self.net = seeded(
+            lambda: mlp(X.shape[1], self.exists.numel() + len(self.exists), self.hidden), self.seed
+        )
         with few_threads(1):
-            for i in range(len(self.hidden)): self.net[3 * i + 2] = QuickDropout(self.dropout, generator)
+            for i in range(len(self.hidden)):
+                self.net[3 * i + 2] = QuickDropout(self.dropout, generator)
             check = None
             if votes_val is not None and sum(np.sum(v) for v in votes_val.values()):
                 V, kv = torch.as_tensor(self.scale(x_val)), self.counts(votes_val)
                 check = lambda: self.loss(V, kv)
-            self.errors = train(self.net, lambda rows: self.loss(X[rows], k[rows]), lambda: torch.randperm(len(X), generator=generator), check, **self.loop)
+            self.errors = train(
+                self.net,
+                lambda rows: self.loss(X[rows], k[rows]),
+                lambda: torch.randperm(len(X), generator=generator),
+                check,
+                **self.loop,
+            )
         return self
 
     def predict(self, x):  # (n, D) -> question -> (fractions (n, A), concentration (n,)) float64
         self.net.eval()
-        with torch.no_grad(), few_threads(1): p, s = self.answers(torch.as_tensor(self.scale(x)))
-        return {q: (p[:, i, :A].double().numpy(), s[:, i].double().numpy()) for i, (q, A) in enumerate(self.columns.items())}
+        with torch.no_grad(), few_threads(1):
+            p, s = self.answers(torch.as_tensor(self.scale(x)))
+        return {
+            q: (p[:, i, :A].double().numpy(), s[:, i].double().numpy())
+            for i, (q, A) in enumerate(self.columns.items())
+        }
 
 # %% ../../nbs/probes/30_vote_heads.ipynb #de3e8b64
 def reliability(votes, p, bins=10):  # (n, A) each, or lists of such arrays, one for each question
@@ -293,7 +381,11 @@ def reliability(votes, p, bins=10):  # (n, A) each, or lists of such arrays, one
 def calibration_error(votes, p, bins=10):
     "Mean |predicted - observed| fraction over bins, weighted by votes."
     predicted, observed, weight = reliability(votes, p, bins)
-    return float(np.nansum(np.abs(predicted - observed) * weight) / weight.sum()) if weight.sum() else float("nan")
+    return (
+        float(np.nansum(np.abs(predicted - observed) * weight) / weight.sum())
+        if weight.sum()
+        else float("nan")
+    )
 
 # %% ../../nbs/probes/30_vote_heads.ipynb #19d0175e
 def fit_heads(x, votes, split, protocol="corrected", seed=0, questions=tuple(QUESTIONS)):
@@ -302,19 +394,43 @@ def fit_heads(x, votes, split, protocol="corrected", seed=0, questions=tuple(QUE
     x (N, D); votes: question -> (N, A); split (N,): 0 train, 1 validation, others are only predicted. `released` has no network for counts."""
     fitting, val = np.asarray(split) == 0, np.asarray(split) == 1
     pick = lambda rows: {q: votes[q][rows] for q in questions}
-    jobs = {"vote_counts": lambda: VoteCounts(seed=seed).fit(x[fitting], pick(fitting), x[val], pick(val)).predict(x)} if protocol == "corrected" else {}
-    for q in questions: jobs[q] = lambda q=q: (SoftLabels(protocol, seed=seed).fit(x[fitting], votes[q][fitting], x[val], votes[q][val]).predict(x), np.inf)
+    jobs = (
+        {
+            "vote_counts": lambda: (
+                VoteCounts(seed=seed).fit(x[fitting], pick(fitting), x[val], pick(val)).predict(x)
+            )
+        }
+        if protocol == "corrected"
+        else {}
+    )
+    for q in questions:
+        jobs[q] = lambda q=q: (
+            SoftLabels(protocol, seed=seed)
+            .fit(x[fitting], votes[q][fitting], x[val], votes[q][val])
+            .predict(x),
+            np.inf,
+        )
     threads = torch.get_num_threads()
-    try:    # one thread for each network; the limits that they set and put back in any order are put back once more here
-        with threadpool_limits(), ThreadPoolExecutor(min(4, threads)) as pool: found = dict(zip(jobs, pool.map(lambda job: job(), jobs.values())))
-    finally: torch.set_num_threads(threads)
+    try:  # one thread for each network; the limits that they set and put back in any order are put back once more here
+        with threadpool_limits(), ThreadPoolExecutor(min(4, threads)) as pool:
+            found = dict(zip(jobs, pool.map(lambda job: job(), jobs.values())))
+    finally:
+        torch.set_num_threads(threads)
     soft = {q: found.pop(q) for q in questions}
     return {"soft_labels": soft} | found
 
 
-def save_answers(path, answers, rows):  # answers: key (tuple of words) -> question -> (fractions (N, A), concentration (N,) or infinity); rows (N,) bool
+def save_answers(
+    path, answers, rows
+):  # answers: key (tuple of words) -> question -> (fractions (N, A), concentration (N,) or infinity); rows (N,) bool
     "Keep the answers of some rows as npz, so that a page can be drawn again without training."
-    kept = {"/".join((*key, q)): np.concatenate([p, np.full((len(p), 1), 1.0) * np.reshape(s, (-1, 1))], 1)[rows].astype(np.float32) for key, found in answers.items() for q, (p, s) in found.items()}
+    kept = {
+        "/".join((*key, q)): np.concatenate([p, np.full((len(p), 1), 1.0) * np.reshape(s, (-1, 1))], 1)[
+            rows
+        ].astype(np.float32)
+        for key, found in answers.items()
+        for q, (p, s) in found.items()
+    }
     np.savez(path, rows=rows, **kept)
 
 
@@ -326,11 +442,16 @@ def load_answers(path):
         *key, q = name.split("/")
         full = np.full((len(rows), stored[name].shape[1]), np.nan)
         full[rows] = stored[name]
-        answers.setdefault(tuple(key), {})[q] = (full[:, :-1], np.inf if np.isinf(stored[name][:, -1]).all() else full[:, -1])
+        answers.setdefault(tuple(key), {})[q] = (
+            full[:, :-1],
+            np.inf if np.isinf(stored[name][:, -1]).all() else full[:, -1],
+        )
     return answers
 
 
-def sample_scores(answers, votes, weights, least=5, rows=None):  # question -> (n, A) fractions, question -> (n, A), (W, n)
+def sample_scores(
+    answers, votes, weights, least=5, rows=None
+):  # question -> (n, A) fractions, question -> (n, A), (W, n)
     "scores() of each question that `answers` holds."
     return {q: scores(votes[q], p.argmax(1), weights, least, rows) for q, p in answers.items()}
 
@@ -345,11 +466,19 @@ def radar(ax, values, labels, floor=0.0):  # polar axes; name -> ((K,) values, s
     turn = np.linspace(0, 2 * np.pi, len(labels), endpoint=False)
     for name, (v, style) in values.items():
         closed = np.append(turn, turn[0]), np.append(v, v[0])
-        if name.startswith("_"): ax.fill(*closed, **style)
-        else: ax.plot(*closed, label=name, **style)
+        if name.startswith("_"):
+            ax.fill(*closed, **style)
+        else:
+            ax.plot(*closed, label=name, **style)
     ax.set_theta_zero_location("N"), ax.set_theta_direction(-1)
     ax.set(xticks=turn, ylim=(floor, 1), yticks=np.arange(np.ceil(floor * 5 + 0.01) / 5, 1.01, 0.2))
     ax.set_xticklabels(labels, fontsize=7)
-    for text, angle in zip(ax.get_xticklabels(), turn): text.set_ha("center" if abs(np.sin(angle)) < 0.1 else "left" if np.sin(angle) > 0 else "right")
+    for text, angle in zip(ax.get_xticklabels(), turn):
+        text.set_ha("center" if abs(np.sin(angle)) < 0.1 else "left" if np.sin(angle) > 0 else "right")
     ax.set_yticklabels([f"{v:.1f}" for v in ax.get_yticks()], fontsize=6, color="0.4")
-    ax.tick_params(axis="x", pad=1), ax.set_rlabel_position(18), ax.grid(color="0.88"), ax.spines["polar"].set_color("0.8")
+    (
+        ax.tick_params(axis="x", pad=1),
+        ax.set_rlabel_position(18),
+        ax.grid(color="0.88"),
+        ax.spines["polar"].set_color("0.8"),
+    )

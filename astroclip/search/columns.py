@@ -18,8 +18,16 @@ from astropy.table import Column, MaskedColumn, Table
 from ..files.identifiers import integers, text_of, values_and_gaps
 
 # %% ../../nbs/search/30_columns.ipynb #2bb6518b
-PLAIN = {"b": "truth values", "i": "integers", "u": "integers", "f": "numbers", "c": "complex numbers",
-         "U": "text", "M": "dates", "m": "durations"}   # kinds of numpy
+PLAIN = {
+    "b": "truth values",
+    "i": "integers",
+    "u": "integers",
+    "f": "numbers",
+    "c": "complex numbers",
+    "U": "text",
+    "M": "dates",
+    "m": "durations",
+}  # kinds of numpy
 
 
 def is_rich(column):
@@ -31,13 +39,19 @@ def is_rich(column):
 def from_objects(x, gaps, name):
     "An object array and its gaps -> an array of a plain kind, gaps filled with zero or nothing."
     known, kinds = x[~gaps], {type(v) for v in x[~gaps]}
-    def only(*allowed): return all(issubclass(k, allowed) for k in kinds)
+
+    def only(*allowed):
+        return all(issubclass(k, allowed) for k in kinds)
+
     def filled(values, dtype):
         out = np.zeros(x.shape, dtype)
         out[~gaps] = values
         return out
-    if not kinds: return np.full(x.shape, np.nan)
-    if only(bool, np.bool_): return filled(known.astype(bool), bool)
+
+    if not kinds:
+        return np.full(x.shape, np.nan)
+    if only(bool, np.bool_):
+        return filled(known.astype(bool), bool)
     if only(str, bytes):
         text = text_of(known.tolist(), f"column {name}")[0]
         return filled(text, text.dtype)
@@ -47,10 +61,13 @@ def from_objects(x, gaps, name):
         return filled(whole, whole.dtype)
     if only(numbers.Integral, float, np.floating) and not truth:
         lost = [int(v) for v in known if isinstance(v, numbers.Integral) and int(float(v)) != v]
-        if lost: raise ValueError(f"column {name} mixes floats with {lost[0]}, which no float holds")
+        if lost:
+            raise ValueError(f"column {name} mixes floats with {lost[0]}, which no float holds")
         return filled(known.astype(np.float64), np.float64)
-    raise ValueError(f"column {name} holds {', '.join(sorted(k.__name__ for k in kinds))} objects: "
-                     "expected one kind of numbers, truth values, text or dates")
+    raise ValueError(
+        f"column {name} holds {', '.join(sorted(k.__name__ for k in kinds))} objects: "
+        "expected one kind of numbers, truth values, text or dates"
+    )
 
 # %% ../../nbs/search/30_columns.ipynb #e87f4137
 def lists_of_one_length(x):
@@ -64,8 +81,10 @@ def plain_values(x, gaps, name):
     if x.dtype.kind == "O" and x.ndim == 1 and lists_of_one_length(x):
         flat, holes = values_and_gaps([v for row in x for v in row])
         return from_objects(flat, holes, name).reshape(len(x), -1), holes.reshape(len(x), -1)
-    if x.dtype.kind == "O": x = from_objects(x.ravel(), gaps.ravel(), name).reshape(x.shape)
-    if x.dtype.kind == "S": x = text_of(x.ravel().tolist(), f"column {name}")[0].reshape(x.shape)
+    if x.dtype.kind == "O":
+        x = from_objects(x.ravel(), gaps.ravel(), name).reshape(x.shape)
+    if x.dtype.kind == "S":
+        x = text_of(x.ravel().tolist(), f"column {name}")[0].reshape(x.shape)
     if x.dtype.kind in "fc" and x.dtype.itemsize > (8 if x.dtype.kind == "f" else 16):
         narrow = x.astype(np.float64 if x.dtype.kind == "f" else np.complex128)
         if not (np.isnan(x) | (narrow == x)).all():
@@ -79,11 +98,14 @@ def plain_values(x, gaps, name):
 def as_column(x, name):
     "A copy of any container of N values: a Column, a MaskedColumn where one is missing, a Time or SkyCoord."
     if is_rich(x):
-        if x.isscalar: raise ValueError(f"column {name} is one {type(x).__name__}, expected one a row")
+        if x.isscalar:
+            raise ValueError(f"column {name} is one {type(x).__name__}, expected one a row")
         return x.copy()
     values, gaps = values_and_gaps(x)
-    if values.dtype.kind in "fcMm" and hasattr(x, "isna"): gaps = np.zeros(values.shape, bool)   # NaN and NaT
-    if values.ndim == 0: raise ValueError(f"column {name} is one value ({values!s:.40}), expected one a row")
+    if values.dtype.kind in "fcMm" and hasattr(x, "isna"):
+        gaps = np.zeros(values.shape, bool)  # NaN and NaT
+    if values.ndim == 0:
+        raise ValueError(f"column {name} is one value ({values!s:.40}), expected one a row")
     values, gaps = plain_values(values, gaps, name)
     masked = gaps.any() or hasattr(x, "mask") and not hasattr(x, "isna")
     about = dict(unit=getattr(x, "unit", None), description=getattr(x, "description", None))
@@ -92,14 +114,20 @@ def as_column(x, name):
 # %% ../../nbs/search/30_columns.ipynb #b5d60e60
 def named_columns(table):
     "[(name, column)] of a Table, a frame of pandas, arrow or polars, a mapping, records, a list of mappings."
-    if hasattr(table, "colnames"): return [(c, table[c]) for c in table.colnames]
+    if hasattr(table, "colnames"):
+        return [(c, table[c]) for c in table.colnames]
     if hasattr(table, "iloc"):
-        if not hasattr(table, "columns"): return [(table.name, table)]
+        if not hasattr(table, "columns"):
+            return [(table.name, table)]
         return [(c, table.iloc[:, i]) for i, c in enumerate(table.columns)]
-    if hasattr(table, "get_columns"): return [(c.name, c) for c in table.get_columns()]
-    if hasattr(table, "column_names"): return [(c, table.column(i)) for i, c in enumerate(table.column_names)]
-    if isinstance(table, Mapping): return list(table.items())
-    if names := getattr(getattr(table, "dtype", None), "names", None): return [(c, table[c]) for c in names]
+    if hasattr(table, "get_columns"):
+        return [(c.name, c) for c in table.get_columns()]
+    if hasattr(table, "column_names"):
+        return [(c, table.column(i)) for i, c in enumerate(table.column_names)]
+    if isinstance(table, Mapping):
+        return list(table.items())
+    if names := getattr(getattr(table, "dtype", None), "names", None):
+        return [(c, table[c]) for c in names]
     if isinstance(table, (list, tuple)) and table and all(isinstance(row, Mapping) for row in table):
         names = list(dict.fromkeys(name for row in table for name in row))
         return [(c, [row.get(c) for row in table]) for c in names]
@@ -114,16 +142,20 @@ def as_table(table, n):
         if not name or "\0" in name or name in out.colnames:
             raise ValueError(f"the table's column {name!r} has no name of its own")
         column = as_column(column, name)
-        if len(column) != n: raise ValueError(f"{name}: {len(column)} values for {n} embeddings")
+        if len(column) != n:
+            raise ValueError(f"{name}: {len(column)} values for {n} embeddings")
         out[name] = column
-    if any(is_rich(out[name]) for name in out.colnames): check_rich(out)
+    if any(is_rich(out[name]) for name in out.colnames):
+        check_rich(out)
     return out
 
 
 def check_rich(table):
     "`ValueError` where positions and times cannot be written: their parts, `c.ra`, need names of their own."
     from astropy.table.serialize import represent_mixins_as_columns
-    try: represent_mixins_as_columns(table)
+
+    try:
+        represent_mixins_as_columns(table)
     except Exception as error:
         raise ValueError(f"the table's positions and times cannot be kept ({error})") from None
 
@@ -142,54 +174,71 @@ def one_value(value, dtype, name):
     "A condition's value in the column's kind; None if no row can have it, `ValueError` if it is of another."
     kind, number = dtype.kind, isinstance(value, (numbers.Number, np.bool_)) and value == value
     wrong = ValueError(f"where: column {name} holds {PLAIN[kind]}, and {value!r} is of another kind")
-    if kind == "U" and isinstance(value, (str, bytes)): return text_of([value], name)[0][0]
+    if kind == "U" and isinstance(value, (str, bytes)):
+        return text_of([value], name)[0][0]
     try:
-        if kind in "Mm": return np.array(value, dtype.str)[()]
-        if not number or kind == "U" or kind == "b" and value not in (0, 1): raise wrong
-        if kind == "b": return bool(value)
+        if kind in "Mm":
+            return np.array(value, dtype.str)[()]
+        if not number or kind == "U" or kind == "b" and value not in (0, 1):
+            raise wrong
+        if kind == "b":
+            return bool(value)
         if kind in "iu":
             fits = np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
             return int(value) if fits and value == int(value) else None
         lost = isinstance(value, numbers.Integral) and int(float(value)) != value
         return None if lost else dtype.type(value)
-    except (TypeError, ValueError, OverflowError): raise wrong from None
+    except (TypeError, ValueError, OverflowError):
+        raise wrong from None
 
 
 def in_unit(value, unit, name):
     "A bare number or text as it is; a quantity in the column's unit."
-    if not hasattr(value, "to_value"): return value
-    if unit is None: raise ValueError(f"where: column {name} has no unit, and {value} has one")
-    try: return value.to_value(unit)
-    except Exception: raise ValueError(f"where: column {name} is in {unit}, which {value} is not") from None
+    if not hasattr(value, "to_value"):
+        return value
+    if unit is None:
+        raise ValueError(f"where: column {name} has no unit, and {value} has one")
+    try:
+        return value.to_value(unit)
+    except Exception:
+        raise ValueError(f"where: column {name} is in {unit}, which {value} is not") from None
 
 # %% ../../nbs/search/30_columns.ipynb #8b7a8ef4
 def in_range(values, bounds, name):
     "Values (N,) within a tuple (low, high); None is an open end."
-    if len(bounds) != 2: raise ValueError(f"where: a range of {name} is (low, high), got {bounds}")
+    if len(bounds) != 2:
+        raise ValueError(f"where: a range of {name} is (low, high), got {bounds}")
     kind = values.dtype.kind
-    if kind == "c": raise ValueError(f"where: column {name} holds complex numbers, which have no order")
-    if kind == "b": values = values.astype(np.int8)
+    if kind == "c":
+        raise ValueError(f"where: column {name} holds complex numbers, which have no order")
+    if kind == "b":
+        values = values.astype(np.int8)
     if values.dtype.kind in "iu":
         if any(not isinstance(b, numbers.Real) or b != b for b in bounds if b is not None):
             raise ValueError(f"where: column {name} holds {PLAIN[kind]}, and {bounds} is no range of numbers")
         return whole_range(values, *bounds)
-    if kind == "f": bounds = [float(b) if isinstance(b, numbers.Real) else b for b in bounds]
+    if kind == "f":
+        bounds = [float(b) if isinstance(b, numbers.Real) else b for b in bounds]
     low, high = (b if b is None else one_value(b, values.dtype, name) for b in bounds)
     keep = np.ones(values.shape, bool)
-    if low is not None: keep &= values >= low
-    if high is not None: keep &= values <= high
+    if low is not None:
+        keep &= values >= low
+    if high is not None:
+        keep &= values <= high
     return keep
 
 
 def is_many(condition):
     "A list, set, array or column of values, rather than one."
-    if isinstance(condition, (str, bytes)): return False
+    if isinstance(condition, (str, bytes)):
+        return False
     return isinstance(condition, (set, frozenset, range)) or np.ndim(condition) > 0
 
 
 def values_of(condition):
     "The values that a condition lists, each as Python holds it (dates as numpy's)."
-    if not is_many(condition): return [condition]
+    if not is_many(condition):
+        return [condition]
     values, gaps = values_and_gaps(condition)
     return list(values[~gaps]) if values.dtype.kind in "Mm" else values[~gaps].tolist()
 
@@ -198,16 +247,25 @@ def matches_rich(column, condition, name):
     "The same for times; other rich columns have no order."
     if not hasattr(column, "jd1"):
         raise ValueError(f"where: column {name} is a {type(column).__name__}: give a boolean mask instead")
+
     def time(value):
-        if isinstance(value, type(column)): return value
-        try: return type(column)(value, format=None if isinstance(value, str) else column.format)
-        except Exception: raise ValueError(f"where: column {name} holds times, {value!r} is none") from None
-    def told(test): return np.asarray(test.filled(False) if hasattr(test, "filled") else test, bool)
+        if isinstance(value, type(column)):
+            return value
+        try:
+            return type(column)(value, format=None if isinstance(value, str) else column.format)
+        except Exception:
+            raise ValueError(f"where: column {name} holds times, {value!r} is none") from None
+
+    def told(test):
+        return np.asarray(test.filled(False) if hasattr(test, "filled") else test, bool)
+
     if isinstance(condition, tuple):
-        if len(condition) != 2: raise ValueError(f"where: a range of {name} is (low, high), got {condition}")
+        if len(condition) != 2:
+            raise ValueError(f"where: a range of {name} is (low, high), got {condition}")
         low, high = condition
         keep = told(column >= time(low)) if low is not None else np.ones(len(column), bool)
-        if high is not None: keep = keep & told(column <= time(high))
+        if high is not None:
+            keep = keep & told(column <= time(high))
     else:
         values = condition if is_many(condition) else [condition]
         keep = np.any([told(column == time(v)) for v in values], axis=0)
@@ -216,16 +274,22 @@ def matches_rich(column, condition, name):
 
 def matches(column, condition, name="column") -> np.ndarray:  # (N,) bool
     "Rows of a column within a range (low, high), among a list's values, or equal to a value; no missing one."
-    if is_rich(column): return matches_rich(column, condition, name)
+    if is_rich(column):
+        return matches_rich(column, condition, name)
     column = column if isinstance(column, Column) else as_column(column, name)
     values, gaps = np.asarray(column), np.ma.getmaskarray(column)
     if values.ndim > 1:
         raise ValueError(f"where: column {name} has {values.shape[1:]} values a row: give a boolean mask")
-    def bare(value): return in_unit(value, column.unit, name)
-    if isinstance(condition, tuple): return in_range(values, tuple(map(bare, condition)), name) & ~gaps
+
+    def bare(value):
+        return in_unit(value, column.unit, name)
+
+    if isinstance(condition, tuple):
+        return in_range(values, tuple(map(bare, condition)), name) & ~gaps
     wanted = [one_value(bare(v), values.dtype, name) for v in values_of(bare(condition))]
     wanted = [v for v in wanted if v is not None]
-    if not wanted: return np.zeros(len(values), bool)
+    if not wanted:
+        return np.zeros(len(values), bool)
     wanted = np.array(wanted, None if values.dtype.kind == "U" else values.dtype)
     return np.isin(values, wanted, kind="sort" if values.dtype.kind in "iu" else None) & ~gaps
 
@@ -233,23 +297,32 @@ def matches(column, condition, name="column") -> np.ndarray:  # (N,) bool
 def write_column(group, key, column):
     "One plain column -> dataset `key`, and `key.mask` where it can be masked."
     values, about = np.asarray(column), dict(name=column.info.name)
-    if values.dtype.kind in "UMm": about["kind"] = "text" if values.dtype.kind == "U" else values.dtype.str
-    if values.dtype.kind == "U": values = np.char.encode(values, "utf-8", "surrogatepass")
-    if values.dtype.kind in "Mm": values = values.view(np.int64)
-    if values.dtype == "S0": values = values.astype("S1")
+    if values.dtype.kind in "UMm":
+        about["kind"] = "text" if values.dtype.kind == "U" else values.dtype.str
+    if values.dtype.kind == "U":
+        values = np.char.encode(values, "utf-8", "surrogatepass")
+    if values.dtype.kind in "Mm":
+        values = values.view(np.int64)
+    if values.dtype == "S0":
+        values = values.astype("S1")
     data = group.create_dataset(key, data=values)
-    if column.info.unit is not None: about["unit"] = str(column.info.unit)
-    if column.info.description: about["description"] = str(column.info.description)
+    if column.info.unit is not None:
+        about["unit"] = str(column.info.unit)
+    if column.info.description:
+        about["description"] = str(column.info.description)
     data.attrs.update(about)
     mask = getattr(column, "mask", None)
-    if mask is not None: group[f"{key}.mask"] = np.broadcast_to(np.asarray(mask, bool), values.shape)
+    if mask is not None:
+        group[f"{key}.mask"] = np.broadcast_to(np.asarray(mask, bool), values.shape)
 
 
 def read_column(data, mask):
     "What `write_column` wrote."
     values, kind = data[()], data.attrs.get("kind", "")
-    if kind == "text": values = np.char.decode(values, "utf-8", "surrogatepass")
-    elif kind: values = values.view(kind)
+    if kind == "text":
+        values = np.char.decode(values, "utf-8", "surrogatepass")
+    elif kind:
+        values = values.view(kind)
     about = {key: data.attrs.get(key) for key in ("name", "unit", "description")}
     return Column(values, **about) if mask is None else MaskedColumn(values, mask=mask[()], **about)
 
@@ -258,9 +331,12 @@ def write_columns(group, table):
     "All columns of a table from `as_table` -> a group of HDF5."
     from astropy.io.misc import yaml
     from astropy.table.serialize import represent_mixins_as_columns
+
     parts = represent_mixins_as_columns(table)
-    for i, name in enumerate(parts.colnames): write_column(group, str(i), parts[name])
-    if rich := parts.meta.get("__serialized_columns__"): group["rich"] = yaml.dump(rich)
+    for i, name in enumerate(parts.colnames):
+        write_column(group, str(i), parts[name])
+    if rich := parts.meta.get("__serialized_columns__"):
+        group["rich"] = yaml.dump(rich)
 
 
 def read_columns(group):
@@ -273,6 +349,7 @@ def read_columns(group):
     if "rich" in group:
         from astropy.io.misc import yaml
         from astropy.table.serialize import _construct_mixins_from_columns
+
         table.meta["__serialized_columns__"] = yaml.load(group["rich"].asstr()[()])
         table = _construct_mixins_from_columns(table)
     return table

@@ -18,7 +18,9 @@ def unit(x: torch.Tensor) -> torch.Tensor:  # (..., D) -> (..., D)
     return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-3)
 
 # %% ../../nbs/search/10_neighbours.ipynb #dc971c51
-def scores(query: torch.Tensor, bank: torch.Tensor, metric: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def scores(
+    query: torch.Tensor, bank: torch.Tensor, metric: str, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     "Larger is nearer: (Q, D) and (C, D) to (Q, C) float32. For cosine both are unit vectors already."
     product = (query.to(dtype) @ bank.to(dtype).T).float()
     return product.mul_(2).sub_((bank * bank).sum(1)) if metric == "euclidean" else product
@@ -41,16 +43,23 @@ def keep_best(score, start, skip, best, rows):
 # %% ../../nbs/search/10_neighbours.ipynb #54705c03
 def check_vectors(x, name: str, width: int | None = None) -> np.ndarray:
     "x as (n, D) float32 without a copy where possible; `ValueError` on any other shape or width and on NaN."
-    with np.errstate(over="ignore"): x = as_floats(x, name).astype(np.float32, copy=False)   # beyond float32 is not finite
+    with np.errstate(over="ignore"):
+        x = as_floats(x, name).astype(np.float32, copy=False)  # beyond float32 is not finite
     if x.ndim != 2 or (width and x.shape[1] != width):
         raise ValueError(f"{name}: expected (n, {width or 'D'}) vectors, got shape {x.shape}")
-    if not np.isfinite(x.sum(1, dtype=np.float64)).all(): raise ValueError(f"{name}: not all values are finite")
+    if not np.isfinite(x.sum(1, dtype=np.float64)).all():
+        raise ValueError(f"{name}: not all values are finite")
     return x
+
 
 def rerank(query, bank, rows, metric, k):
     "Order candidates rows (Q, M) by exact values in float64; (rows (Q, k), similarity or distance (Q, k))."
-    found, q = torch.as_tensor(bank[rows.ravel()]).double().view(*rows.shape, -1), torch.as_tensor(query).double()[:, None]
-    if metric == "cosine": found, q = unit(found), unit(q)
+    found, q = (
+        torch.as_tensor(bank[rows.ravel()]).double().view(*rows.shape, -1),
+        torch.as_tensor(query).double()[:, None],
+    )
+    if metric == "cosine":
+        found, q = unit(found), unit(q)
     value = -(found - q).norm(dim=-1) if metric == "euclidean" else (found * q).sum(-1)
     value[torch.as_tensor(rows < 0)] = -torch.inf
     order = value.sort(dim=1, descending=True, stable=True).indices[:, :k]
@@ -58,52 +67,72 @@ def rerank(query, bank, rows, metric, k):
     return np.take_along_axis(rows, order.numpy(), 1), (-value if metric == "euclidean" else value).numpy()
 
 # %% ../../nbs/search/10_neighbours.ipynb #23e5136d
-def nearest(query, bank, k: int = 10, metric: str = "cosine", skip=None, precision: str = "float32", chunk: int = 4096, block: int = 256):
+def nearest(
+    query,
+    bank,
+    k: int = 10,
+    metric: str = "cosine",
+    skip=None,
+    precision: str = "float32",
+    chunk: int = 4096,
+    block: int = 256,
+):
     """The k nearest rows of `bank` (N, D) for each of `query` (Q, D), exactly: (rows (Q, k) int64, values (Q, k) float32), nearest first.
 
     metric: "cosine" (values = similarity), "dot" (the same for vectors that are unit already), "euclidean" (values = distance). skip: (Q,) bank row that each query must not return (itself), -1 for none.
     precision "bfloat16" scores candidates in half precision and orders four times as many of them exactly."""
     bank = check_vectors(bank, "bank")
     query = check_vectors(query, "query", bank.shape[1])
-    if metric not in ("cosine", "dot", "euclidean"): raise ValueError(f"metric {metric!r}: cosine, dot or euclidean")
+    if metric not in ("cosine", "dot", "euclidean"):
+        raise ValueError(f"metric {metric!r}: cosine, dot or euclidean")
     room = len(bank) - (skip is not None)
-    if not 1 <= k <= room: raise ValueError(f"k = {k}: only {room} vectors can be found")
+    if not 1 <= k <= room:
+        raise ValueError(f"k = {k}: only {room} vectors can be found")
     m = min(room, k + 8 if precision == "float32" else 4 * k + 24)
     skip = np.full(len(query), -1) if skip is None else np.asarray(skip, np.int64)
     best, rows = np.full((len(query), m), -np.inf, np.float32), np.full((len(query), m), -1, np.int64)
     prepare = unit if metric == "cosine" else (lambda x: x)
     q = prepare(torch.as_tensor(query))
     for start in range(0, len(bank), chunk):
-        b = prepare(torch.as_tensor(bank[start:start + chunk]))
+        b = prepare(torch.as_tensor(bank[start : start + chunk]))
         for i in range(0, len(q), block):
             s = slice(i, i + block)
             found = scores(q[s], b, metric, getattr(torch, precision)).numpy()
-            with KERNEL_LOCK: keep_best(found, start, skip[s], best[s], rows[s])  # numba's threads serve one caller at a time
-    parts = [rerank(query[i:i + 64], bank, rows[i:i + 64], metric, k) for i in range(0, len(query), 64)]
+            with KERNEL_LOCK:
+                keep_best(
+                    found, start, skip[s], best[s], rows[s]
+                )  # numba's threads serve one caller at a time
+    parts = [rerank(query[i : i + 64], bank, rows[i : i + 64], metric, k) for i in range(0, len(query), 64)]
     return np.concatenate([r for r, _ in parts]), np.concatenate([v for _, v in parts])
 
 # %% ../../nbs/search/10_neighbours.ipynb #60d9d5c4
 class Scale:
     "Mean and standard deviation (1 where a feature does not vary) of a training set x (n, D) or (n,); call it to standardise, `back` to undo."
+
     def __init__(self, x):
         x = np.asarray(x, np.float64)
         self.mean, std = x.mean(0), x.std(0)
         self.std = np.where(std > 1e-7 * np.abs(self.mean) + 1e-30, std, 1)
 
-    def __call__(self, x) -> np.ndarray: return ((np.asarray(x, np.float64) - self.mean) / self.std).astype(np.float32)
+    def __call__(self, x) -> np.ndarray:
+        return ((np.asarray(x, np.float64) - self.mean) / self.std).astype(np.float32)
 
-    def back(self, x) -> np.ndarray: return np.asarray(x, np.float64) * self.std + self.mean
+    def back(self, x) -> np.ndarray:
+        return np.asarray(x, np.float64) * self.std + self.mean
 
 # %% ../../nbs/search/10_neighbours.ipynb #4faa9ccb
 def inverse_distance(distance) -> np.ndarray:  # (Q, k)
     "Weights 1 / d; where a row has distances of zero, one for those and zero for the rest."
     zero = distance == 0
-    with np.errstate(divide="ignore"): weights = 1 / distance
+    with np.errstate(divide="ignore"):
+        weights = 1 / distance
     return np.where(zero.any(1, keepdims=True), zero, weights)
+
 
 def knn_regress(train_x, train_y, test_x, k: int = 16, weights: str = "distance") -> np.ndarray:
     "k nearest training galaxies in standardised features: train_x (n, D), train_y (n,) or (n, T), test_x (q, D) to (q,) or (q, T) float64."
-    if weights not in ("distance", "uniform"): raise ValueError(f"weights {weights!r}: distance or uniform")
+    if weights not in ("distance", "uniform"):
+        raise ValueError(f"weights {weights!r}: distance or uniform")
     scale = Scale(train_x)
     rows, distance = nearest(scale(test_x), scale(train_x), k, "euclidean")
     w = inverse_distance(distance) if weights == "distance" else np.ones(rows.shape)

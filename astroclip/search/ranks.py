@@ -19,13 +19,24 @@ def partner_similarities(query, gallery, metric: str = "cosine", block: int = 51
     "(block, n) float64 similarities of queries and all gallery rows, block after block; larger is nearer. metric: cosine or euclidean."
     gallery = check_vectors(gallery, "gallery")
     query = check_vectors(query, "query", gallery.shape[1])
-    if len(query) != len(gallery): raise ValueError(f"{len(query)} queries and {len(gallery)} gallery rows: row i must be the partner of row i")
-    if metric not in ("cosine", "euclidean"): raise ValueError(f"metric {metric!r}: cosine or euclidean")
+    if len(query) != len(gallery):
+        raise ValueError(
+            f"{len(query)} queries and {len(gallery)} gallery rows: row i must be the partner of row i"
+        )
+    if metric not in ("cosine", "euclidean"):
+        raise ValueError(f"metric {metric!r}: cosine or euclidean")
     q, g = (torch.as_tensor(x).double() for x in (query, gallery))
-    if metric == "cosine": q, g = unit(q), unit(g)
-    for i in range(0, len(q), block): yield q[i:i + block] @ g.T * (1 if metric == "cosine" else 2) - (0 if metric == "cosine" else (g * g).sum(1))
+    if metric == "cosine":
+        q, g = unit(q), unit(g)
+    for i in range(0, len(q), block):
+        yield q[i : i + block] @ g.T * (1 if metric == "cosine" else 2) - (
+            0 if metric == "cosine" else (g * g).sum(1)
+        )
 
-def partner_ranks(query, gallery, metric: str = "cosine", block: int = 512) -> np.ndarray:  # (n, D), (n, D) -> (n,) float64
+
+def partner_ranks(
+    query, gallery, metric: str = "cosine", block: int = 512
+) -> np.ndarray:  # (n, D), (n, D) -> (n,) float64
     "Rank (1 = found first) of gallery row i for query row i; ties count half."
     ranks, i = [], 0
     for s in partner_similarities(query, gallery, metric, block):
@@ -42,7 +53,8 @@ def retrieval_scores(ranks, draws: int = 1000, seed: int = 0) -> dict:
     every = lambda r: [(r <= 1).mean(), (r <= 10).mean(), (r <= 100).mean(), np.median(r)]
     low, high = np.percentile([every(ranks[rows]) for rows in resample(n, draws, seed)], [2.5, 97.5], axis=0)
     scores = {}
-    for name, value, l, h in zip(names, every(ranks), low, high): scores |= {name: float(value), f"{name}_low": float(l), f"{name}_high": float(h)}
+    for name, value, l, h in zip(names, every(ranks), low, high):
+        scores |= {name: float(value), f"{name}_low": float(l), f"{name}_high": float(h)}
     return scores | dict(chance_at_10=min(1.0, 10 / n), n=n)
 
 # %% ../../nbs/search/20_ranks.ipynb #1af76335
@@ -50,73 +62,127 @@ def found_rows(query, gallery, k: int = 8, own: bool = True, metric: str = "cosi
     "The k nearest gallery rows for each query (n, k), the query's own galaxy (row i of both) left out when `own`."
     return nearest(query, gallery, k, metric, skip=np.arange(len(query)) if own else None)[0]
 
+
 def neighbour_contrast(rows, y, seed: int = 0) -> dict:
     "Median |y_i - y_j| over neighbours rows (n, k); for random pairs; for neighbours chosen by y itself; y (n,)."
     y = np.asarray(y, np.float64)
     gap = lambda chosen: float(np.median(np.abs(y[chosen] - y[:, None])))
     n, k = rows.shape
     rng = np.random.default_rng(seed)
-    random = (np.arange(n)[:, None] + rng.integers(1, n, (n, k))) % n   # never the query itself
+    random = (np.arange(n)[:, None] + rng.integers(1, n, (n, k))) % n  # never the query itself
     best = nearest(y[:, None], y[:, None], k, "euclidean", skip=np.arange(n))[0]
     return dict(neighbours=gap(rows), random=gap(random), best=gap(best))
 
 # %% ../../nbs/search/20_ranks.ipynb #e68d5864
-def shuffled_ranks(query, gallery, draws: int = 1000, seed: int = 0, metric: str = "cosine") -> np.ndarray:  # (draws, n)
+def shuffled_ranks(
+    query, gallery, draws: int = 1000, seed: int = 0, metric: str = "cosine"
+) -> np.ndarray:  # (draws, n)
     "Ranks that wrong partners get: row i is asked for gallery row pi(i), one permutation pi of the gallery per draw."
     n, rng = len(query), np.random.default_rng(seed)
-    rank = torch.cat([s.argsort(1, descending=True).argsort(1) for s in partner_similarities(query, gallery, metric)]).numpy() + 1   # (n, n)
+    rank = (
+        torch.cat(
+            [s.argsort(1, descending=True).argsort(1) for s in partner_similarities(query, gallery, metric)]
+        ).numpy()
+        + 1
+    )  # (n, n)
     return np.stack([rank[np.arange(n), rng.permutation(n)] for _ in range(draws)])
+
 
 def recall_curve(ranks, steps) -> np.ndarray:  # (..., n), (K,) -> (..., K)
     "Share of ranks that are at most each of `steps`."
     ranks = np.sort(np.asarray(ranks), -1)
-    return np.stack([np.searchsorted(r, steps, side="right") for r in ranks.reshape(-1, ranks.shape[-1])]).reshape(*ranks.shape[:-1], -1) / ranks.shape[-1]
+    return (
+        np.stack(
+            [np.searchsorted(r, steps, side="right") for r in ranks.reshape(-1, ranks.shape[-1])]
+        ).reshape(*ranks.shape[:-1], -1)
+        / ranks.shape[-1]
+    )
+
 
 def above_null(value, null) -> dict:
     "null (its mean), null_low, null_high (95 %) and p, the share of the null distribution (draws,) that reaches `value`."
     low, high = np.percentile(null, [2.5, 97.5])
-    return dict(null=float(np.mean(null)), null_low=float(low), null_high=float(high), p=float((1 + np.sum(np.asarray(null) >= value - 1e-12)) / (1 + len(null))))
+    return dict(
+        null=float(np.mean(null)),
+        null_low=float(low),
+        null_high=float(high),
+        p=float((1 + np.sum(np.asarray(null) >= value - 1e-12)) / (1 + len(null))),
+    )
 
 # %% ../../nbs/search/20_ranks.ipynb #8dc0e4d6
-def ndcg(relevant, n_relevant) -> np.ndarray:  # (n, k) bool in the order found, (n,) members that could be found -> (n,)
+def ndcg(
+    relevant, n_relevant
+) -> np.ndarray:  # (n, k) bool in the order found, (n,) members that could be found -> (n,)
     "nDCG@k of each query; NaN where there is nothing to be found."
     relevant, n_relevant = np.asarray(relevant, bool), np.asarray(n_relevant)
-    if relevant.ndim != 2 or n_relevant.shape != relevant.shape[:1]: raise ValueError(f"relevant {relevant.shape} and n_relevant {n_relevant.shape}: expected (n, k) and (n,)")
+    if relevant.ndim != 2 or n_relevant.shape != relevant.shape[:1]:
+        raise ValueError(
+            f"relevant {relevant.shape} and n_relevant {n_relevant.shape}: expected (n, k) and (n,)"
+        )
     gain = 1 / np.log2(np.arange(relevant.shape[1]) + 2)
     best = np.concatenate([[np.nan], gain.cumsum()])[np.minimum(n_relevant, relevant.shape[1])]
     return relevant @ gain / best
+
 
 def class_retrieval(rows, member, draws: int = 1000, seed: int = 0) -> dict:
     """Members of a class (n,) bool as queries, rows (n, k) what each found (itself left out): ndcg with low, high (95 %, bootstrap over queries),
     null, null_low, null_high, p (what was found replaced by shuffled galaxies), precision, n_query, n. None for fewer than two members."""
     member = np.asarray(member, bool)
     queries, n, k = np.flatnonzero(member), len(member), rows.shape[1]
-    if len(queries) < 2: return None
+    if len(queries) < 2:
+        return None
     others = np.full(len(queries), len(queries) - 1)
     each = ndcg(member[rows[queries]], others)
     low, high = np.percentile([each[drawn].mean() for drawn in resample(len(each), draws, seed)], [2.5, 97.5])
     rng, null = np.random.default_rng(seed), []
-    for _ in range(draws): null.append(ndcg(member[rng.permutation(n)[rows[queries]]], others).mean())
-    return dict(ndcg=float(each.mean()), low=float(low), high=float(high)) | above_null(each.mean(), null) | dict(precision=float(member[rows[queries]].mean()), k=k, n_query=len(queries), n=n)
+    for _ in range(draws):
+        null.append(ndcg(member[rng.permutation(n)[rows[queries]]], others).mean())
+    return (
+        dict(ndcg=float(each.mean()), low=float(low), high=float(high))
+        | above_null(each.mean(), null)
+        | dict(precision=float(member[rows[queries]].mean()), k=k, n_query=len(queries), n=n)
+    )
 
 # %% ../../nbs/search/20_ranks.ipynb #1ba13c97
 def rare_classes(survey, rows) -> dict:
     "{class: (member (n,) bool, its definition)} of mergers, bars and edge-on discs at `rows` of a Survey: by truth where simulated, else by votes, else {}."
     if survey.simulated:
-        merger, bar, tilt, edge = (survey.truth(name)[rows] for name in ("merger", "bar_fraction", "cos_i", "edge_on"))
-        return {"mergers": (merger == 1, "truth: merger"), "bars": ((bar > 0.2) & (tilt > 0.5), "truth: bar_fraction > 0.2 and cos_i > 0.5"), "edge-on discs": (edge == 1, "truth: edge_on")}
+        merger, bar, tilt, edge = (
+            survey.truth(name)[rows] for name in ("merger", "bar_fraction", "cos_i", "edge_on")
+        )
+        return {
+            "mergers": (merger == 1, "truth: merger"),
+            "bars": ((bar > 0.2) & (tilt > 0.5), "truth: bar_fraction > 0.2 and cos_i > 0.5"),
+            "edge-on discs": (edge == 1, "truth: edge_on"),
+        }
+
     def voted(question, answers):
         votes = survey.votes(question)[rows]
-        return (votes[:, answers].sum(1) > 0.5 * votes.sum(1)) & (votes.sum(1) >= 5), f"votes: {question}, more than half of at least five"
-    try: return {"mergers": voted("merging", [2, 3]), "bars": voted("bar", [0, 1]), "edge-on discs": voted("disk-edge-on", [0])}
-    except KeyError: return {}
+        return (votes[:, answers].sum(1) > 0.5 * votes.sum(1)) & (
+            votes.sum(1) >= 5
+        ), f"votes: {question}, more than half of at least five"
+
+    try:
+        return {
+            "mergers": voted("merging", [2, 3]),
+            "bars": voted("bar", [0, 1]),
+            "edge-on discs": voted("disk-edge-on", [0]),
+        }
+    except KeyError:
+        return {}
 
 # %% ../../nbs/search/20_ranks.ipynb #39484095
 BANDS = ((4000, 5500), (5700, 7100), (8400, 9800))  # A: most of g, r and z
 
+
 def spectrum_colours(wavelength, flux) -> np.ndarray:  # (L,), (n, L) -> (n, 3)
     "r, g - r, r - z of spectra, asinh magnitudes of the mean flux in wide bands (arbitrary zero point)."
-    return colours(magnitudes(np.stack([flux[:, (wavelength > low) & (wavelength < high)].mean(1) for low, high in BANDS], 1)))
+    return colours(
+        magnitudes(
+            np.stack([flux[:, (wavelength > low) & (wavelength < high)].mean(1) for low, high in BANDS], 1)
+        )
+    )
+
 
 def matched(first, second, train) -> tuple:  # (N, F), (N, 3), (N,) bool
     "Both in one space (N, 3): `first` mapped linearly to `second` on the training rows, both whitened by what the map leaves over."

@@ -28,23 +28,29 @@ def as_vectors(x, name: str, width: int | None = None) -> np.ndarray:
     if x.ndim != 2 or (width and x.shape[1] != width) or not x.shape[1]:
         raise ValueError(f"{name}: expected (n, {width or 'D'}) vectors, got shape {x.shape}")
     norm = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
-    if not np.isfinite(norm).all(): raise ValueError(f"{name}: not all values are finite")
+    if not np.isfinite(norm).all():
+        raise ValueError(f"{name}: not all values are finite")
     null, short = norm == 0, norm < 1e-3
     if null.any():
-        raise ValueError(f"{name}: {null.sum()} of {len(x)} are all zero (first: row {null.argmax()}): "
-                         "a null vector is similar to nothing")
+        raise ValueError(
+            f"{name}: {null.sum()} of {len(x)} are all zero (first: row {null.argmax()}): "
+            "a null vector is similar to nothing"
+        )
     if short.any():
-        raise ValueError(f"{name}: {short.sum()} of {len(x)} are shorter than 0.001 (row {short.argmax()}), "
-                         "which no embedding is: multiply by a constant")
+        raise ValueError(
+            f"{name}: {short.sum()} of {len(x)} are shorter than 0.001 (row {short.argmax()}), "
+            "which no embedding is: multiply by a constant"
+        )
     return (x / norm[:, None]).astype(np.float32)
 
 
 def best(query, bank, k):
     "The k nearest of unit vectors bank (N, D) for each of query (Q, D): (rows, similarity), each (Q, k)."
-    if len(query) * len(bank) > 1 << 24:            # many queries of a large index: the compiled search pays
+    if len(query) * len(bank) > 1 << 24:  # many queries of a large index: the compiled search pays
         from astroclip.search.neighbours import nearest
+
         return nearest(query, bank, k, "dot")
-    rows = np.argsort(-(query @ bank.T), axis=1, kind="stable")[:, :k + 8]      # candidates in float32
+    rows = np.argsort(-(query @ bank.T), axis=1, kind="stable")[:, : k + 8]  # candidates in float32
     exact = np.einsum("qmd,qd->qm", bank[rows].astype(np.float64), query.astype(np.float64))
     order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(rows, order, 1), np.take_along_axis(exact, order, 1)
@@ -52,13 +58,16 @@ def best(query, bank, k):
 # %% ../../nbs/search/40_similarity.ipynb #241e8b24
 def fingerprint(model) -> str:
     "A model, the hash of one, or None -> the SHA-256 of its weights, '' for None."
-    if model is None or isinstance(model, str): return model or ""
+    if model is None or isinstance(model, str):
+        return model or ""
     from astroclip.models.checkpoints import model_hash
+
     return model_hash(model)
 
 
 class SimilarityIndex:
     "Embeddings of galaxies that can be searched by cosine similarity; make it with `build` or `load`."
+
     def __init__(self, vectors, ids, modality, table, model_sha256=""):
         self.vectors, self.ids, self.modality, self.table = vectors, ids, modality, table
         self.model_sha256 = model_sha256
@@ -66,24 +75,29 @@ class SimilarityIndex:
     @classmethod
     def build(
         cls,
-        embeddings,          # (N, D)
-        ids,                 # (N,) 64-bit integers or text; a galaxy's image and spectrum share one
-        modality="image",    # a word, or (N,) words
-        table=None,          # columns of N rows: Table, DataFrame, dictionary, ...
-        model=None,          # the model that made them, or its `model_hash`
+        embeddings,  # (N, D)
+        ids,  # (N,) 64-bit integers or text; a galaxy's image and spectrum share one
+        modality="image",  # a word, or (N,) words
+        table=None,  # columns of N rows: Table, DataFrame, dictionary, ...
+        model=None,  # the model that made them, or its `model_hash`
     ) -> "SimilarityIndex":
         "An index of N embeddings; `ValueError` names what cannot be kept exactly."
-        if isinstance(ids, (set, frozenset)): raise ValueError("ids are a set, without order: give a list")
+        if isinstance(ids, (set, frozenset)):
+            raise ValueError("ids are a set, without order: give a list")
         vectors, ids = as_vectors(embeddings, "embeddings"), as_identifiers(ids)
         n = len(vectors)
-        if not n: raise ValueError("an index needs at least one embedding")
+        if not n:
+            raise ValueError("an index needs at least one embedding")
         modality = as_identifiers([modality] * n if isinstance(modality, str) else modality, "modality")
         for name, column in (("ids", ids), ("modality", modality)):
-            if len(column) != n: raise ValueError(f"{name}: {len(column)} values for {n} embeddings")
-        if modality.dtype.kind != "U": raise ValueError(f"modality is {modality[0]}: expected a word")
+            if len(column) != n:
+                raise ValueError(f"{name}: {len(column)} values for {n} embeddings")
+        if modality.dtype.kind != "U":
+            raise ValueError(f"modality is {modality[0]}: expected a word")
         table = as_table(table, n)
         taken = {"rank", "id", "modality", "similarity"} & set(table.colnames)
-        if taken: raise ValueError(f"the table's columns {sorted(taken)} are names of the result")
+        if taken:
+            raise ValueError(f"the table's columns {sorted(taken)} are names of the result")
         return cls(vectors, ids, modality, table, fingerprint(model))
 
     @property
@@ -94,11 +108,14 @@ class SimilarityIndex:
     def check_model(self, model, name="this model") -> bool:
         "`ValueError` if `model` (or its hash) did not make this index; False if the index does not say."
         if self.model_sha256 and (other := fingerprint(model)) != self.model_sha256:
-            raise ValueError(f"the index was made by model {self.model}, and {name} is model {other[:12]}: "
-                             "their embeddings do not compare; give the model that made it, or embed again")
+            raise ValueError(
+                f"the index was made by model {self.model}, and {name} is model {other[:12]}: "
+                "their embeddings do not compare; give the model that made it, or embed again"
+            )
         return bool(self.model_sha256)
 
-    def __len__(self): return len(self.ids)
+    def __len__(self):
+        return len(self.ids)
 
     def __repr__(self):
         made = f"; model {self.model}" if self.model else ""
@@ -123,12 +140,16 @@ def allowed(index, where=None, exclude=None) -> np.ndarray:
     if isinstance(where, dict):
         columns = {"id": index.ids, "modality": index.modality, **index.table.columns}
         unknown = [str(name) for name in where if name not in columns]
-        if unknown: raise ValueError(f"where: no column {unknown}; there are {sorted(columns)}")
+        if unknown:
+            raise ValueError(f"where: no column {unknown}; there are {sorted(columns)}")
         for name, condition in where.items():
             listed = name == "id" and not isinstance(condition, tuple)
-            if listed: keep &= is_among(index.ids, condition, "where: id")
-            else: keep &= matches(columns[name], condition, name)
-    elif where is not None: keep &= row_mask(where, len(index))
+            if listed:
+                keep &= is_among(index.ids, condition, "where: id")
+            else:
+                keep &= matches(columns[name], condition, name)
+    elif where is not None:
+        keep &= row_mask(where, len(index))
     return keep if exclude is None else keep & ~is_among(index.ids, exclude, "exclude")
 
 # %% ../../nbs/search/40_similarity.ipynb #e509e281
@@ -137,9 +158,12 @@ def search(index, query, k: int = 10, where=None, exclude=None):
 
     query: vector (D,), or (Q, D) for a list of tables, or an id (its first vector; that galaxy is left out).
     where: mask, or e.g. {"redshift": (0.1, 0.2), "modality": "image"}. exclude: ids never to return."""
-    try: k = integer(k)
-    except TypeError: raise ValueError(f"k = {k!r}: expected a whole number") from None
-    if k < 1: raise ValueError(f"k = {k}: at least 1")
+    try:
+        k = integer(k)
+    except TypeError:
+        raise ValueError(f"k = {k!r}: expected a whole number") from None
+    if k < 1:
+        raise ValueError(f"k = {k}: at least 1")
     keep = allowed(index, where, exclude)
     if np.ndim(query) == 0:
         keep &= ~is_among(index.ids, query, "query")
@@ -148,7 +172,8 @@ def search(index, query, k: int = 10, where=None, exclude=None):
     query = as_floats(query, "query")
     vectors = as_vectors(query[None] if single else query, "query", index.vectors.shape[1])
     rows = np.flatnonzero(keep)
-    if len(rows) == 0: tables = [result(index, rows, np.empty(0)) for _ in vectors]
+    if len(rows) == 0:
+        tables = [result(index, rows, np.empty(0)) for _ in vectors]
     else:
         bank = index.vectors if keep.all() else index.vectors[rows]
         found = zip(*best(vectors, bank, min(k, len(rows))))
@@ -160,7 +185,8 @@ def result(index, rows, similarity):
     "Table of the rows found, nearest first."
     table = Table({"rank": np.arange(1, len(rows) + 1), "id": index.ids[rows]})
     table["modality"], table["similarity"] = index.modality[rows], np.asarray(similarity, np.float32)
-    for name in index.table.colnames: table[name] = index.table[name][rows]
+    for name in index.table.colnames:
+        table[name] = index.table[name][rows]
     return table
 
 
@@ -169,8 +195,10 @@ def vector(index, id, modality=None):
     keep = is_among(index.ids, id, "id")
     rows = np.flatnonzero(keep & (index.modality == modality) if modality else keep)
     seen = f" with modality {modality!r}" if modality else ""
-    if not len(rows): raise KeyError(f"no galaxy {id!r}{seen} in this index")
+    if not len(rows):
+        raise KeyError(f"no galaxy {id!r}{seen} in this index")
     return index.vectors[rows[0]]
+
 
 SimilarityIndex.search, SimilarityIndex.vector = search, vector
 
@@ -190,20 +218,27 @@ def save(index, path) -> Path:
 
 def read_first(f):
     "(ids, modality, table) of a file of the first schema: one dataset a column, text of any length."
-    def plain(d): return d.asstr()[:].astype(str) if h5py.check_string_dtype(d.dtype) else d[:]
+
+    def plain(d):
+        return d.asstr()[:].astype(str) if h5py.check_string_dtype(d.dtype) else d[:]
+
     return plain(f["id"]), plain(f["modality"]), {name: plain(d) for name, d in f["table"].items()}
 
 
 def read_index(f, path, size):
     "The vectors, ids, modality, table and model hash of an open file; whatever is wrong with them is raised."
     schema = f.attrs.get("schema")
-    if schema not in (SCHEMA, "astroclip-index-1"): raise NotAnIndex(f"{path} is not an index of astroclip")
+    if schema not in (SCHEMA, "astroclip-index-1"):
+        raise NotAnIndex(f"{path} is not an index of astroclip")
+
     def check(name, item):
         if isinstance(item, h5py.Dataset) and item.size * item.dtype.itemsize > size:
             raise ValueError(f"{name} claims more bytes than the file has")
+
     f.visititems(check)
     vectors = f["vectors"][()]
-    if schema != SCHEMA: return vectors, *read_first(f), ""
+    if schema != SCHEMA:
+        return vectors, *read_first(f), ""
     galaxies = read_columns(f["galaxies"])
     ids, modality = (np.asarray(galaxies[name]) for name in ("id", "modality"))
     return vectors, ids, modality, read_columns(f["table"]), str(f.attrs["model_sha256"])
@@ -216,18 +251,24 @@ class NotAnIndex(ValueError):
 def load(cls, path):
     "Read an index that `save` wrote."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"no index {path}; make one with `astroclip embed`")
+    if not path.is_file():
+        raise FileNotFoundError(f"no index {path}; make one with `astroclip embed`")
     try:
         check_hdf5(path)
         with h5py.File(path) as f:
             vectors, ids, modality, table, model = read_index(f, path, path.stat().st_size)
         whole = vectors.ndim == 2 and vectors.dtype == np.float32 and np.isfinite(vectors).all()
-        if not (whole and len(vectors) == len(ids) == len(modality)): raise ValueError("its parts do not fit")
+        if not (whole and len(vectors) == len(ids) == len(modality)):
+            raise ValueError("its parts do not fit")
         return cls(vectors, as_identifiers(ids), modality.astype(str), as_table(table, len(vectors)), model)
-    except NotAnIndex: raise
-    except Exception as error:                             # HDF5 says in many types that a file is damaged
+    except NotAnIndex:
+        raise
+    except Exception as error:  # HDF5 says in many types that a file is damaged
         said = " ".join(str(error).split())[:200]
-        raise NotAnIndex(f"{path} cannot be read: truncated, damaged or not HDF5 ({said}); "
-                         "make it again with `astroclip embed`") from None
+        raise NotAnIndex(
+            f"{path} cannot be read: truncated, damaged or not HDF5 ({said}); "
+            "make it again with `astroclip embed`"
+        ) from None
+
 
 SimilarityIndex.save, SimilarityIndex.load = save, classmethod(load)

@@ -15,11 +15,13 @@ def unit_sphere(ra, dec) -> np.ndarray:  # degrees (n,) -> (n, 3)
     ra, dec = np.radians(np.asarray(ra, float)), np.radians(np.asarray(dec, float))
     return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], 1)
 
+
 def near_training(ra, dec, train, arcsec: float = 1.0) -> np.ndarray:  # -> (n,) bool
     "Rows outside `train` with a training galaxy within `arcsec`."
     chord, x = 2 * np.sin(np.radians(arcsec / 3600) / 2), unit_sphere(ra, dec)
     found = np.zeros(len(x), bool)
-    if train.any() and not train.all(): found[~train] = cKDTree(x[train]).query(x[~train], distance_upper_bound=chord)[0] <= chord
+    if train.any() and not train.all():
+        found[~train] = cKDTree(x[train]).query(x[~train], distance_upper_bound=chord)[0] <= chord
     return found
 
 # %% ../../nbs/surveys/30_leakage.ipynb #29a5d445
@@ -27,6 +29,7 @@ def fingerprint(batch) -> dict:
     "A function of a batch, as `embed_survey` takes them: batch -> dict(image (B, 6)), sum and sum of squares of each band."
     x = np.asarray(batch["image"], np.float64).reshape(len(batch["image"]), 3, -1)
     return {"fingerprint": np.concatenate([x.sum(2), (x * x).sum(2)], 1).astype(np.float32)}
+
 
 def repeated(key, train) -> np.ndarray:  # (n, ...) rows, (n,) bool -> (n,) bool
     "Rows outside `train` whose key equals that of a training row."
@@ -39,6 +42,8 @@ def leaks(targetid, split, ra=None, dec=None, prints=None) -> dict:
     "name of the check -> (n,) bool, rows outside the training split that repeat a training row; checks without data are left out."
     train = np.asarray(split) == 0
     found = {"same object": repeated(targetid, train)}
-    if ra is not None: found["same place within 1 arcsec"] = near_training(ra, dec, train)
-    if prints is not None: found["same image"] = repeated(prints, train)
+    if ra is not None:
+        found["same place within 1 arcsec"] = near_training(ra, dec, train)
+    if prints is not None:
+        found["same image"] = repeated(prints, train)
     return found

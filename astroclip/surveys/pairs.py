@@ -34,15 +34,15 @@ def splitmix64(x):
 
 
 def split_of(
-    targetid,   # (N,) int64 identifiers, or one
-):              # int8: 0 train (80 %), 1 validation (5 %), 2 test (15 %)
+    targetid,  # (N,) int64 identifiers, or one
+):  # int8: 0 train (80 %), 1 validation (5 %), 2 test (15 %)
     "The split of a galaxy: a function of its name alone."
     u = (splitmix64(targetid) >> np.uint64(11)) / 2.0**53
     split = np.digitize(u, (0.80, 0.85)).astype(np.int8)
     return split if np.ndim(targetid) else split[0]
 
 # %% ../../nbs/surveys/10_pairs.ipynb #6a1e0002
-HEAP = b"GCOL\x01\0\0\0"   # how a heap begins, with its version
+HEAP = b"GCOL\x01\0\0\0"  # how a heap begins, with its version
 
 
 @lru_cache(maxsize=64)
@@ -54,8 +54,10 @@ def _check_heaps(path, size, time):
             place, end = at + 16, at + struct.unpack_from("<Q", content, at + 8)[0]
             while place + 16 <= min(end, size):
                 index, _, _, length = struct.unpack_from("<HHIQ", content, place)
-                if index == 0 and not 16 <= length <= end - place: raise OSError(f"a heap of text is damaged at {place}")
-                if index == 0: break
+                if index == 0 and not 16 <= length <= end - place:
+                    raise OSError(f"a heap of text is damaged at {place}")
+                if index == 0:
+                    break
                 place += 16 + (length + 7) // 8 * 8
             at = content.find(HEAP, at + 4)
 
@@ -65,11 +67,13 @@ def check_hdf5(path):
 
     A heap starts with GCOL; the piece of number 0 in it is free space and must have a length. Files over 256 MiB are not looked through."""
     about = Path(path).stat()
-    if 32 <= about.st_size < 2**28: _check_heaps(str(path), about.st_size, about.st_mtime_ns)
+    if 32 <= about.st_size < 2**28:
+        _check_heaps(str(path), about.st_size, about.st_mtime_ns)
 
 # %% ../../nbs/surveys/10_pairs.ipynb #15b873e2
 class NotASurvey(ValueError):
     "An HDF5 file that holds no survey, or not one whole; `.reason` says why."
+
     def __init__(self, path, reason):
         super().__init__(f"{path} {reason}")
         self.reason = reason
@@ -82,28 +86,41 @@ def is_plain(kind):
 
 class NoSuchColumn(NotASurvey, KeyError):
     "A survey without the dataset asked for."
-    __str__ = Exception.__str__                              # KeyError would print its message in quotes
+
+    __str__ = Exception.__str__  # KeyError would print its message in quotes
 
 
 class Column:
     "A dataset of an open file: length and slices, and one error that names the file whatever is wrong with it."
+
     def __init__(self, path, data):
         self.path, self.data = Path(path), data
         with reading(self.path, "HDF5"):
-            if not isinstance(data, h5py.Dataset) or not data.ndim: raise TypeError(f"{data.name} is no column")
-            if not is_plain(data.dtype): raise TypeError(f"{data.name} holds neither numbers nor text")
+            if not isinstance(data, h5py.Dataset) or not data.ndim:
+                raise TypeError(f"{data.name} is no column")
+            if not is_plain(data.dtype):
+                raise TypeError(f"{data.name} holds neither numbers nor text")
             if data.nbytes > allowed(self.path.stat().st_size):
                 raise OverflowError(f"{data.name} claims {data.nbytes:,d} bytes")
 
-    def __len__(self): return len(self.data)
+    def __len__(self):
+        return len(self.data)
 
     def __getitem__(self, rows):
-        with reading(self.path, "HDF5"): return self.data[rows]
+        with reading(self.path, "HDF5"):
+            return self.data[rows]
 
 # %% ../../nbs/surveys/10_pairs.ipynb #ca7148d9
 class PaperColumn:
     "One column of the original pairs file under our name: its ten groups end to end, images as (3, y, x)."
-    NAMES = {"image": "images", "flux": "spectra", "ivar": "spectra", "redshift": "redshifts", "targetid": "targetids"}
+
+    NAMES = {
+        "image": "images",
+        "flux": "spectra",
+        "ivar": "spectra",
+        "redshift": "redshifts",
+        "targetid": "targetids",
+    }
 
     def __init__(self, file, name):
         self.name, self.path = name, Path(file.filename)
@@ -112,24 +129,33 @@ class PaperColumn:
             self.parts = [Column(self.path, file[g][self.NAMES[name]]) for g in groups]
         self.ends = np.cumsum([len(p) for p in self.parts])
 
-    def __len__(self): return int(self.ends[-1])
+    def __len__(self):
+        return int(self.ends[-1])
 
     def __getitem__(self, rows):
         start, stop, _ = rows.indices(len(self))
         pieces = []
         for part, end in zip(self.parts, self.ends):
             first = end - len(part)
-            if start < end and stop > first: pieces.append(part[max(start - first, 0):stop - first])
+            if start < end and stop > first:
+                pieces.append(part[max(start - first, 0) : stop - first])
         with reading(self.path, "HDF5"):
             x = np.concatenate(pieces) if pieces else self.parts[0][:0]
-            if self.name == "image": return x.transpose(0, 3, 2, 1)
-            if self.name in ("flux", "ivar") and x.ndim != 3: raise ValueError(f"spectra of shape {x.shape}")
-        if self.name == "ivar": return np.isfinite(x[..., 0]).astype(np.float32)      # the file has no errors: all pixels count the same
+            if self.name == "image":
+                return x.transpose(0, 3, 2, 1)
+            if self.name in ("flux", "ivar") and x.ndim != 3:
+                raise ValueError(f"spectra of shape {x.shape}")
+        if self.name == "ivar":
+            return np.isfinite(x[..., 0]).astype(
+                np.float32
+            )  # the file has no errors: all pixels count the same
         return x[..., 0] if self.name == "flux" else x.astype(np.float32) if self.name == "redshift" else x
 
     def paper_split(self):
         "The original rule: the first 80 % of every group train, the rest test."
-        return np.concatenate([np.where(np.arange(len(p)) < int(0.8 * len(p)), TRAIN, TEST) for p in self.parts]).astype(np.int8)
+        return np.concatenate(
+            [np.where(np.arange(len(p)) < int(0.8 * len(p)), TRAIN, TEST) for p in self.parts]
+        ).astype(np.int8)
 
 # %% ../../nbs/surveys/10_pairs.ipynb #a83e9589
 @contextmanager
@@ -137,7 +163,9 @@ def open_survey(path):
     "A function name -> sliceable column, and the open file; one clear error for a file that is missing, damaged or no survey."
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no survey file {path}; make it with `papermill -k python3 nbs/mock_survey.ipynb out.ipynb`")
+        raise FileNotFoundError(
+            f"no survey file {path}; make it with `papermill -k python3 nbs/mock_survey.ipynb out.ipynb`"
+        )
     with reading(path, "HDF5"):
         check_hdf5(path)
         file = h5py.File(path, "r")
@@ -146,12 +174,19 @@ def open_survey(path):
             paper = "0" in file and "targetids" in file["0"]
             if not paper and "targetid" not in file:
                 raise NotASurvey(path, f"is no survey: no dataset targetid, it has {sorted(file)}")
+
         def column(name):
-            with reading(path, "HDF5"): known = sorted(PaperColumn.NAMES) if paper else sorted(file)
-            with reading(path, "HDF5"): missing = name not in (PaperColumn.NAMES if paper else file)
-            if missing: raise NoSuchColumn(path, f"has no dataset {name!r}; it has {known}")
-            if paper: return PaperColumn(file, name)
-            with reading(path, "HDF5"): return Column(path, file[name])
+            with reading(path, "HDF5"):
+                known = sorted(PaperColumn.NAMES) if paper else sorted(file)
+            with reading(path, "HDF5"):
+                missing = name not in (PaperColumn.NAMES if paper else file)
+            if missing:
+                raise NoSuchColumn(path, f"has no dataset {name!r}; it has {known}")
+            if paper:
+                return PaperColumn(file, name)
+            with reading(path, "HDF5"):
+                return Column(path, file[name])
+
         yield column, file
 
 # %% ../../nbs/surveys/10_pairs.ipynb #2839940f
@@ -189,22 +224,32 @@ class Survey:
         with open_survey(path) as (column, file):
             self._columns, lengths = {}, {}
             for name in ("targetid", "redshift", "magnitude", "ra", "dec", "image", "flux"):
-                try: data = column(name)
-                except KeyError: continue
+                try:
+                    data = column(name)
+                except KeyError:
+                    continue
                 lengths[name] = len(data)
-                if name not in ("image", "flux"): self._columns[name] = widen(data[:])
+                if name not in ("image", "flux"):
+                    self._columns[name] = widen(data[:])
             if len(set(lengths.values())) > 1:
                 raise NotASurvey(path, f"is broken: its columns differ in length, {lengths}; make it again")
             if self.targetid.dtype.kind not in "iu" or self.targetid.ndim != 1:
-                raise NotASurvey(path, f"is no survey: targetid holds {self.targetid.dtype}, not integers of 64 bits")
+                raise NotASurvey(
+                    path, f"is no survey: targetid holds {self.targetid.dtype}, not integers of 64 bits"
+                )
             with reading(path, "HDF5"):
                 self._attrs = {k: file.attrs[k] for k in file.attrs if is_plain(file.attrs.get_id(k).dtype)}
             if split == "paper":
-                if "targetid" in file: raise ValueError(f"split='paper' needs the original pairs file, {path} is not one; use split='hash'")
+                if "targetid" in file:
+                    raise ValueError(
+                        f"split='paper' needs the original pairs file, {path} is not one; use split='hash'"
+                    )
                 self.split = column("targetid").paper_split()
-            else: self.split = split_of(self.targetid)
+            else:
+                self.split = split_of(self.targetid)
 
-    def __len__(self): return len(self.targetid)
+    def __len__(self):
+        return len(self.targetid)
 
     def __getattr__(self, name):
         if name.startswith("_") or name not in self.__dict__.get("_columns", {}):
@@ -215,17 +260,31 @@ class Survey:
         "Any dataset at `rows` (slice, boolean mask or indices), float16 widened to float32."
         return read_rows(self.path, name, rows)
 
-    def label(self, name): return self.read(f"label/{name}")       # what a catalogue says, (N,)
-    def truth(self, name): return self.read(f"truth/{name}")       # what the generator drew, (N,): never an input
-    def votes(self, question): return self.read(f"votes/{question}")          # (N, answers)
-    def images(self, rows=slice(None)): return self.read("image", rows)       # (n, 3, H, W) nanomaggies, g r z
-    def flux(self, rows=slice(None)): return self.read("flux", rows)          # (n, 7781)
-    def ivar(self, rows=slice(None)): return self.read("ivar", rows)          # (n, 7781), 0 = missing
+    def label(self, name):
+        return self.read(f"label/{name}")  # what a catalogue says, (N,)
+
+    def truth(self, name):
+        return self.read(f"truth/{name}")  # what the generator drew, (N,): never an input
+
+    def votes(self, question):
+        return self.read(f"votes/{question}")  # (N, answers)
+
+    def images(self, rows=slice(None)):
+        return self.read("image", rows)  # (n, 3, H, W) nanomaggies, g r z
+
+    def flux(self, rows=slice(None)):
+        return self.read("flux", rows)  # (n, 7781)
+
+    def ivar(self, rows=slice(None)):
+        return self.read("ivar", rows)  # (n, 7781), 0 = missing
 
     @property
-    def data_card(self): return str(self._attrs.get("data_card", ""))
+    def data_card(self):
+        return str(self._attrs.get("data_card", ""))
+
     @property
-    def simulated(self): return bool(self._attrs.get("simulated", False))
+    def simulated(self):
+        return bool(self._attrs.get("simulated", False))
 
 # %% ../../nbs/surveys/10_pairs.ipynb #1cadc6a2
 def _windows(data, keep, block, window, rng):
@@ -233,16 +292,18 @@ def _windows(data, keep, block, window, rng):
     starts = np.arange(0, len(keep), block)
     starts = starts if rng is None else rng.permutation(starts)
     for i in range(0, len(starts), window):
-        blocks = [s + np.flatnonzero(keep[s:s + block]) for s in starts[i:i + window]]
+        blocks = [s + np.flatnonzero(keep[s : s + block]) for s in starts[i : i + window]]
         blocks = [rows for rows in blocks if len(rows)]
-        if not blocks: continue
+        if not blocks:
+            continue
         part, first = {"row": np.concatenate(blocks)}, 0
         for rows in blocks:
             low, high = int(rows[0]), int(rows[-1]) + 1
             for k, column in data.items():
                 x = column[low:high]
-                if k not in part: part[k] = np.empty((len(part["row"]), *x.shape[1:]), x.dtype)
-                part[k][first:first + len(rows)] = x if len(x) == len(rows) else x[rows - low]
+                if k not in part:
+                    part[k] = np.empty((len(part["row"]), *x.shape[1:]), x.dtype)
+                part[k][first : first + len(rows)] = x if len(x) == len(rows) else x[rows - low]
             first += len(rows)
         yield part, np.arange(first) if rng is None else rng.permutation(first)
 
@@ -252,17 +313,23 @@ def _batches(path, fields, batch_size, rows, seed, epoch, shuffle, block, window
     with open_survey(path) as (column, _):
         data, n = {k: column(k) for k in fields}, len(column("targetid"))
         keep = np.ones(n, bool) if rows is None else np.asarray(rows)
-        if keep.dtype != bool: keep = np.isin(np.arange(n), keep)
-        rest, held = None, 0                                     # rows of the last window that did not fill a batch
-        for part, order in _windows(data, keep, block, window, np.random.default_rng([seed, epoch]) if shuffle else None):
+        if keep.dtype != bool:
+            keep = np.isin(np.arange(n), keep)
+        rest, held = None, 0  # rows of the last window that did not fill a batch
+        for part, order in _windows(
+            data, keep, block, window, np.random.default_rng([seed, epoch]) if shuffle else None
+        ):
             for i in range(-held, len(order), batch_size):
-                pick = order[max(i, 0):i + batch_size]
+                pick = order[max(i, 0) : i + batch_size]
                 batch = {k: widen(v[pick]) for k, v in part.items()}
-                if i < 0 and held: batch = {k: np.concatenate([rest[k], v]) for k, v in batch.items()}
-                if len(batch["row"]) == batch_size: yield batch
+                if i < 0 and held:
+                    batch = {k: np.concatenate([rest[k], v]) for k, v in batch.items()}
+                if len(batch["row"]) == batch_size:
+                    yield batch
             held = (held + len(order)) % batch_size
             rest = batch if held else None
-        if held and not drop_last: yield rest
+        if held and not drop_last:
+            yield rest
 
 # %% ../../nbs/surveys/10_pairs.ipynb #ff5bd114
 def prefetched(iterator, depth):
@@ -271,24 +338,30 @@ def prefetched(iterator, depth):
 
     def put(item):
         while not stop.is_set():
-            try: return items.put(item, timeout=0.1)
-            except queue.Full: pass
+            try:
+                return items.put(item, timeout=0.1)
+            except queue.Full:
+                pass
 
     def work():
         try:
             for item in iterator:
                 put((item, None))
-                if stop.is_set(): return
+                if stop.is_set():
+                    return
             put((end, None))
-        except BaseException as error: put((end, error))
+        except BaseException as error:
+            put((end, error))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
         while True:
             item, error = items.get()
-            if error is not None: raise error
-            if item is end: return
+            if error is not None:
+                raise error
+            if item is end:
+                return
             yield item
     finally:
         stop.set()
@@ -296,29 +369,33 @@ def prefetched(iterator, depth):
 
 # %% ../../nbs/surveys/10_pairs.ipynb #9e3a2c2f
 def batches(
-    path,              # survey file
-    fields,            # datasets to read, e.g. ("image", "flux", "ivar", "redshift", "label/log_mstar")
+    path,  # survey file
+    fields,  # datasets to read, e.g. ("image", "flux", "ivar", "redshift", "label/log_mstar")
     batch_size,
-    rows=None,         # boolean mask or indices of the rows to use; None: all
-    seed=0, epoch=0,   # the order is a function of both
-    shuffle=True,      # False: file order
-    block=64,          # rows read at once
-    window=16,         # blocks mixed with each other
-    prefetch=2,        # batches prepared ahead by a thread; 0: none
-    drop_last=False,   # leave out the last, short batch
-):                     # iterator of dicts of numpy arrays (batch_size, ...), float16 widened, and "row" (batch_size,)
+    rows=None,  # boolean mask or indices of the rows to use; None: all
+    seed=0,
+    epoch=0,  # the order is a function of both
+    shuffle=True,  # False: file order
+    block=64,  # rows read at once
+    window=16,  # blocks mixed with each other
+    prefetch=2,  # batches prepared ahead by a thread; 0: none
+    drop_last=False,  # leave out the last, short batch
+):  # iterator of dicts of numpy arrays (batch_size, ...), float16 widened, and "row" (batch_size,)
     "Walk through a survey file once, in a new order for every epoch."
     plain = _batches(path, tuple(fields), batch_size, rows, seed, epoch, shuffle, block, window, drop_last)
     return prefetched(plain, prefetch) if prefetch else plain
 
 
 def tensors(
-    path, fields, batch_size,   # as in `batches`
-    device="cpu",               # where the tensors go
-    **how,                      # rows, seed, epoch, ... of `batches`
-):                              # iterator of dicts of torch tensors
+    path,
+    fields,
+    batch_size,  # as in `batches`
+    device="cpu",  # where the tensors go
+    **how,  # rows, seed, epoch, ... of `batches`
+):  # iterator of dicts of torch tensors
     "`batches` as torch tensors on a device; on CUDA through pinned memory, so that the copy overlaps the work."
     import torch
+
     cuda = torch.device(device).type == "cuda"
     for batch in batches(path, fields, batch_size, **how):
         batch = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}

@@ -25,52 +25,67 @@ from .schedules import parameter_groups, set_schedule, warmup_cosine
 @dataclass(frozen=True)
 class Alignment:
     "Settings of one alignment run."
+
     steps: int = 1000
     batch_size: int = 256
-    lr: float = 1e-3                 # of the heads
-    tower_lr: float = 1e-3           # of the image tower, when it is trained
+    lr: float = 1e-3  # of the heads
+    tower_lr: float = 1e-3  # of the image tower, when it is trained
     weight_decay: float = 0.05
     warmup: int = 100
-    clip: float = 1.0                # largest gradient norm
-    logit_scale: float = 15.5        # the paper's fixed factor of the cosines
-    learn_scale: bool = False        # learn the factor from there on, as CLIP does
-    groups: int = 1                  # parts of a batch that do not see each other; the original had one for each GPU
+    clip: float = 1.0  # largest gradient norm
+    logit_scale: float = 15.5  # the paper's fixed factor of the cosines
+    learn_scale: bool = False  # learn the factor from there on, as CLIP does
+    groups: int = 1  # parts of a batch that do not see each other; the original had one for each GPU
     train_image_tower: bool = False  # False: the paper's stage, both towers frozen
-    shift: int = 4                   # random shift of the images in pixels, when the tower is trained
-    place_weight: float = 0.0        # weight of predicting the spectrum's place from both embeddings; 0: the paper's loss alone
-    place_scale: float = 0.1         # shortest period of ln(wavelength) that is predicted
-    validate_every: int = 50         # steps between validations
+    shift: int = 4  # random shift of the images in pixels, when the tower is trained
+    place_weight: float = (
+        0.0  # weight of predicting the spectrum's place from both embeddings; 0: the paper's loss alone
+    )
+    place_scale: float = 0.1  # shortest period of ln(wavelength) that is predicted
+    validate_every: int = 50  # steps between validations
     checkpoint_every: int = 250
     seed: int = 0
 
 # %% ../../nbs/training/50_alignment.ipynb #3aa529c9
 @torch.no_grad()
-def tower_tokens(encoder,           # ImageEncoder or SpectrumEncoder: anything with .tokens
-                 inputs,            # (B, ...) tensor or array
-                 device="cpu", batch_size=128):
+def tower_tokens(
+    encoder,  # ImageEncoder or SpectrumEncoder: anything with .tokens
+    inputs,  # (B, ...) tensor or array
+    device="cpu",
+    batch_size=128,
+):
     "(B, N, D) bfloat16 tokens of a frozen tower, on the CPU."
     encoder.eval()
     run = lambda x: encoder.tokens(torch.as_tensor(x).to(device).float()).to(torch.bfloat16).cpu()
     with autocast(device):
-        return torch.cat([run(inputs[i:i + batch_size]) for i in range(0, len(inputs), batch_size)])
+        return torch.cat([run(inputs[i : i + batch_size]) for i in range(0, len(inputs), batch_size)])
+
 
 @dataclass
 class Pairs:
     "Inputs of one split: images (n, ...) and spectra (n, T, D), row i the same galaxy; images are pixels or tokens. places (n, 2K): see below."
+
     images: torch.Tensor
     spectra: torch.Tensor
     places: torch.Tensor | None = None
-    def __len__(self): return len(self.spectra)
+
+    def __len__(self):
+        return len(self.spectra)
 
 # %% ../../nbs/training/50_alignment.ipynb #5e6c1625
 def read_images(survey, rows, size, chunk=256):
     "(n, 3, size, size) float16 display-scaled images of the survey's `rows`."
-    parts = [center_crop(to_rgb(survey.images(rows[i:i + chunk])), size).astype(np.float16) for i in range(0, len(rows), chunk)]
+    parts = [
+        center_crop(to_rgb(survey.images(rows[i : i + chunk])), size).astype(np.float16)
+        for i in range(0, len(rows), chunk)
+    ]
     return torch.from_numpy(np.concatenate(parts))
+
 
 def read_spectra(survey, rows):
     "(n, L) float32 spectra of the survey's `rows`, missing pixels filled."
     return torch.from_numpy(fill_missing(survey.flux(rows), survey.ivar(rows))[0])
+
 
 @torch.no_grad()
 def spectrum_tokens(encoder, spectra, scale, device="cpu", batch_size=256):
@@ -78,11 +93,16 @@ def spectrum_tokens(encoder, spectra, scale, device="cpu", batch_size=256):
     encoder.eval()
     backbone, parts = encoder.backbone, []
     for i in range(0, len(spectra), batch_size):
-        x = backbone.preprocess(spectra[i:i + batch_size].to(device))
-        with autocast(device): parts.append((backbone.forward_tokens(x).to(torch.bfloat16).cpu(), x[:, 0, backbone.window + 2:].cpu()))
+        x = backbone.preprocess(spectra[i : i + batch_size].to(device))
+        with autocast(device):
+            parts.append(
+                (backbone.forward_tokens(x).to(torch.bfloat16).cpu(), x[:, 0, backbone.window + 2 :].cpu())
+            )
     tokens, phases = (torch.cat(part) for part in zip(*parts))
-    if backbone.finder is None: return tokens, None
+    if backbone.finder is None:
+        return tokens, None
     return tokens, phases[:, (2 * np.pi / backbone.finder.omega.cpu() > scale).repeat(2)]
+
 
 def load_pairs(path, model, config, device="cpu", like=None):
     """{'train': Pairs, 'validation': Pairs} of a survey file: spectrum tokens, and image tokens or (towers in training) pixels with a margin.
@@ -90,27 +110,43 @@ def load_pairs(path, model, config, device="cpu", like=None):
     survey, size = Survey(path), model.image_encoder.backbone.config["image_size"]
     margin = 2 * config.shift if config.train_image_tower else 0
     if config.place_weight and model.spectrum_encoder.backbone.finder is None:
-        raise ValueError("place_weight needs a spectrum tower with a finder (SpecFormer place > 0); pre-train one, or set place_weight=0")
+        raise ValueError(
+            "place_weight needs a spectrum tower with a finder (SpecFormer place > 0); pre-train one, or set place_weight=0"
+        )
     pairs = {}
     for name, split in ("train", TRAIN), ("validation", VALIDATION):
         rows = np.flatnonzero(survey.split == split)
-        if len(rows) < 2: raise ValueError(f"{path} has {len(rows)} {name} pairs; a contrast needs at least two")
+        if len(rows) < 2:
+            raise ValueError(f"{path} has {len(rows)} {name} pairs; a contrast needs at least two")
         images = read_images(survey, rows, size + (margin if name == "train" else 0))
-        if not config.train_image_tower: images = tower_tokens(model.image_encoder, images, device)
-        spectra = (like[name].spectra, like[name].places) if like else spectrum_tokens(model.spectrum_encoder, read_spectra(survey, rows), config.place_scale, device)
+        if not config.train_image_tower:
+            images = tower_tokens(model.image_encoder, images, device)
+        spectra = (
+            (like[name].spectra, like[name].places)
+            if like
+            else spectrum_tokens(
+                model.spectrum_encoder, read_spectra(survey, rows), config.place_scale, device
+            )
+        )
         pairs[name] = Pairs(images, *spectra)
     return pairs
 
 # %% ../../nbs/training/50_alignment.ipynb #ffcfbbfd
-def oriented_crops(images,      # (B, 3, H, H), larger than the crop by the margin
-                   size,        # side of the crop
-                   generator):  # torch.Generator of the step
+def oriented_crops(
+    images,  # (B, 3, H, H), larger than the crop by the margin
+    size,  # side of the crop
+    generator,
+):  # torch.Generator of the step
     "(B, 3, size, size): random shifts within the margin, flips and transposition."
     B, _, H, _ = images.shape
     draw = lambda high: torch.randint(high, (B, 1), generator=generator)
-    axis = lambda: (torch.arange(size) * (sign := 1 - 2 * draw(2)) + (sign < 0) * (size - 1) + draw(H - size + 1)).to(images.device)
+    axis = lambda: (
+        torch.arange(size) * (sign := 1 - 2 * draw(2)) + (sign < 0) * (size - 1) + draw(H - size + 1)
+    ).to(images.device)
     y, x, turned = axis(), axis(), draw(2).bool().to(images.device)
-    crops = images[torch.arange(B, device=images.device)[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
+    crops = images[
+        torch.arange(B, device=images.device)[:, None, None], :, y[:, :, None], x[:, None, :]
+    ].permute(0, 3, 1, 2)
     return torch.where(turned[:, :, None, None], crops.transpose(2, 3), crops)
 
 # %% ../../nbs/training/50_alignment.ipynb #411837ea
@@ -122,6 +158,7 @@ def embed_pairs(model, images, spectra, from_pixels):
 # %% ../../nbs/training/50_alignment.ipynb #540c4850
 class PlaceLoss(torch.nn.Module):
     "Squared error of the place predicted by a linear map from image and spectrum embeddings; thrown away after training."
+
     def __init__(self, embed_dim, outputs):
         super().__init__()
         self.image, self.spectrum = torch.nn.Linear(embed_dim, outputs), torch.nn.Linear(embed_dim, outputs)
@@ -137,8 +174,15 @@ def validate(model, pairs, config, device="cpu", batch_size=256):
     was_training = model.training
     model.eval()
     with autocast(device):
-        parts = [embed_pairs(model, pairs.images[i:i + batch_size].to(device).float(), pairs.spectra[i:i + batch_size].to(device).float(),
-                             config.train_image_tower) for i in range(0, len(pairs), batch_size)]
+        parts = [
+            embed_pairs(
+                model,
+                pairs.images[i : i + batch_size].to(device).float(),
+                pairs.spectra[i : i + batch_size].to(device).float(),
+                config.train_image_tower,
+            )
+            for i in range(0, len(pairs), batch_size)
+        ]
     model.train(was_training)
     images, spectra = (torch.cat(x).float() for x in zip(*parts))
     logits = contrastive_logits(images, spectra, config.logit_scale)
@@ -149,18 +193,31 @@ def validate(model, pairs, config, device="cpu", batch_size=256):
 def trained_part(model, train_image_tower):
     "Freezes all but the heads (and the image tower, if asked); returns the module list of what trains."
     model.requires_grad_(False)
-    parts = [model.image_encoder.head, model.spectrum_encoder.head] + [model.image_encoder.backbone] * train_image_tower
+    parts = [model.image_encoder.head, model.spectrum_encoder.head] + [
+        model.image_encoder.backbone
+    ] * train_image_tower
     return torch.nn.ModuleList(parts).requires_grad_(True)
+
 
 class Best:
     "The weights of the lowest validation loss so far."
-    def __init__(self, module): self.module, self.loss, self.step, self.weights = module, float("inf"), -1, {}
+
+    def __init__(self, module):
+        self.module, self.loss, self.step, self.weights = module, float("inf"), -1, {}
+
     def update(self, loss, step):
-        if loss < self.loss: self.loss, self.step, self.weights = loss, step, deepcopy(self.module.state_dict())
+        if loss < self.loss:
+            self.loss, self.step, self.weights = loss, step, deepcopy(self.module.state_dict())
+
     def restore(self):
-        if self.weights: self.module.load_state_dict(self.weights)
-    def state_dict(self): return dict(loss=self.loss, step=self.step, weights=self.weights)
-    def load_state_dict(self, state): self.loss, self.step, self.weights = state["loss"], state["step"], state["weights"]
+        if self.weights:
+            self.module.load_state_dict(self.weights)
+
+    def state_dict(self):
+        return dict(loss=self.loss, step=self.step, weights=self.weights)
+
+    def load_state_dict(self, state):
+        self.loss, self.step, self.weights = state["loss"], state["step"], state["weights"]
 
 # %% ../../nbs/training/50_alignment.ipynb #e05e0934
 def batch_rows(step, n, batch_size, seed):
@@ -168,25 +225,43 @@ def batch_rows(step, n, batch_size, seed):
     batch_size = min(batch_size, n)
     epoch, i = divmod(step, n // batch_size)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(spawn_seed(seed, "epoch", epoch)))
-    return order[i * batch_size:(i + 1) * batch_size]
+    return order[i * batch_size : (i + 1) * batch_size]
 
 # %% ../../nbs/training/50_alignment.ipynb #bbc66ca9
-def align(model,          # AstroCLIP; its weights are trained in place
-          pairs,          # {'train': Pairs, 'validation': Pairs} of `load_pairs`
-          config,         # Alignment
-          checkpoint=None,  # file from which a killed run resumes
-          device="cpu", gather=None):
+def align(
+    model,  # AstroCLIP; its weights are trained in place
+    pairs,  # {'train': Pairs, 'validation': Pairs} of `load_pairs`
+    config,  # Alignment
+    checkpoint=None,  # file from which a killed run resumes
+    device="cpu",
+    gather=None,
+):
     "Trains and yields a record per step; at the end the model holds the weights of the best validation loss."
     torch.manual_seed(spawn_seed(config.seed, "align"))
-    part, size = trained_part(model.to(device), config.train_image_tower), model.image_encoder.backbone.config["image_size"]
+    part, size = (
+        trained_part(model.to(device), config.train_image_tower),
+        model.image_encoder.backbone.config["image_size"],
+    )
     heads, tower = parameter_groups(part[:2]), parameter_groups(part[2:]) if config.train_image_tower else []
-    for group in tower: group["lr_multiplier"] *= config.tower_lr / config.lr
+    for group in tower:
+        group["lr_multiplier"] *= config.tower_lr / config.lr
     train = pairs["train"]
     place = PlaceLoss(model.embed_dim, train.places.shape[1] if config.place_weight else 1).to(device)
-    scale = LogitScale(config.logit_scale).to(device) if config.learn_scale else lambda: torch.tensor(config.logit_scale)
-    learnt = [dict(params=scale.parameters(), lr_multiplier=10.0, wd_multiplier=0.0)] if config.learn_scale else []   # one number that has far to go
-    optimizer, best = torch.optim.AdamW(heads + tower + parameter_groups(place) + learnt, betas=(0.9, 0.98)), Best(part)
-    state = dict(model=part, place=place, optimizer=optimizer, best=best) | (dict(scale=scale) if learnt else {})
+    scale = (
+        LogitScale(config.logit_scale).to(device)
+        if config.learn_scale
+        else lambda: torch.tensor(config.logit_scale)
+    )
+    learnt = (
+        [dict(params=scale.parameters(), lr_multiplier=10.0, wd_multiplier=0.0)] if config.learn_scale else []
+    )  # one number that has far to go
+    optimizer, best = (
+        torch.optim.AdamW(heads + tower + parameter_groups(place) + learnt, betas=(0.9, 0.98)),
+        Best(part),
+    )
+    state = dict(model=part, place=place, optimizer=optimizer, best=best) | (
+        dict(scale=scale) if learnt else {}
+    )
     start = load_checkpoint(checkpoint, state, asdict(config), device) if checkpoint else 0
     model.train()
     for step in range(start, config.steps):
@@ -194,19 +269,36 @@ def align(model,          # AstroCLIP; its weights are trained in place
         set_schedule(optimizer, lr, config.weight_decay)
         rows = batch_rows(step, len(train), config.batch_size, config.seed)
         images = train.images[rows].to(device)
-        if config.train_image_tower: images = oriented_crops(images, size, torch.Generator().manual_seed(spawn_seed(config.seed, "views", step)))
-        with autocast(device): image, spectrum = embed_pairs(model, images.float(), train.spectra[rows].to(device).float(), config.train_image_tower)
+        if config.train_image_tower:
+            images = oriented_crops(
+                images, size, torch.Generator().manual_seed(spawn_seed(config.seed, "views", step))
+            )
+        with autocast(device):
+            image, spectrum = embed_pairs(
+                model, images.float(), train.spectra[rows].to(device).float(), config.train_image_tower
+            )
         parts = dict(loss=clip_loss(image, spectrum, scale(), gather=gather, groups=config.groups))
-        if config.place_weight: parts["place"] = place(image, spectrum, train.places[rows].to(device))
-        record = dict(step=step, **check_finite(step, {k: v.detach() for k, v in parts.items()}), lr=lr, val_loss=None, val_recall_at_10=None)
+        if config.place_weight:
+            parts["place"] = place(image, spectrum, train.places[rows].to(device))
+        record = dict(
+            step=step,
+            **check_finite(step, {k: v.detach() for k, v in parts.items()}),
+            lr=lr,
+            val_loss=None,
+            val_recall_at_10=None,
+        )
         loss = parts["loss"] + config.place_weight * parts.get("place", 0)
-        optimizer.zero_grad(); loss.backward()
+        optimizer.zero_grad()
+        loss.backward()
         record["grad_norm"] = clip_gradients(part.parameters(), config.clip)
         optimizer.step()
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-            record["val_loss"], record["val_recall_at_10"] = validate(model, pairs["validation"], replace(config, logit_scale=scale().item()), device)
+            record["val_loss"], record["val_recall_at_10"] = validate(
+                model, pairs["validation"], replace(config, logit_scale=scale().item()), device
+            )
             best.update(record["val_loss"], step)
-        yield record   # first: a record that the reader has not kept when the run is killed is made again
-        if checkpoint and (step + 1) % config.checkpoint_every == 0: save_checkpoint(checkpoint, step + 1, state, asdict(config), device)
+        yield record  # first: a record that the reader has not kept when the run is killed is made again
+        if checkpoint and (step + 1) % config.checkpoint_every == 0:
+            save_checkpoint(checkpoint, step + 1, state, asdict(config), device)
     best.restore()
     model.eval()

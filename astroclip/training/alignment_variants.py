@@ -25,72 +25,91 @@ from .loop import autocast
 @dataclass(frozen=True)
 class Variant:
     "One alignment; numbers that are 0 are taken from the base settings."
-    positions: bool = True           # position table in front of the image tower
-    class_token: bool = True         # class token in front of the image tower, and with it its photometry
-    residual: bool = True            # around the MLP of the image head
-    photometry: bool = True          # aperture photometry in the class token (an extension of the small profiles)
-    brightness: bool = True          # mean and spread of the flux in the spectrum's statistics token
-    place: bool = True               # the second term of the loss: where does the spectrum stand?
-    image_tower: str = "pre-trained" # or random
-    train_tower: bool = False        # False: frozen, as in the paper
-    heads: str = "two"               # two, shared, image, spectrum, none: see below
-    embed_dim: int = 0               # width of the embedding
+
+    positions: bool = True  # position table in front of the image tower
+    class_token: bool = True  # class token in front of the image tower, and with it its photometry
+    residual: bool = True  # around the MLP of the image head
+    photometry: bool = True  # aperture photometry in the class token (an extension of the small profiles)
+    brightness: bool = True  # mean and spread of the flux in the spectrum's statistics token
+    place: bool = True  # the second term of the loss: where does the spectrum stand?
+    image_tower: str = "pre-trained"  # or random
+    train_tower: bool = False  # False: frozen, as in the paper
+    heads: str = "two"  # two, shared, image, spectrum, none: see below
+    embed_dim: int = 0  # width of the embedding
     logit_scale: float = 0.0
     learn_scale: bool = False
     batch_size: int = 0
-    groups: int = 1                  # parts of a batch that do not see each other
-    n_pairs: int = 0                 # training pairs; 0: all
+    groups: int = 1  # parts of a batch that do not see each other
+    n_pairs: int = 0  # training pairs; 0: all
 
     def __post_init__(self):
-        if self.heads not in ("two", "shared", "image", "spectrum", "none"): raise ValueError(f"heads {self.heads!r}: expected two, shared, image, spectrum or none")
-        if self.image_tower not in ("pre-trained", "random"): raise ValueError(f"image_tower {self.image_tower!r}: expected 'pre-trained' or 'random'")
-        if not (self.class_token or self.photometry): raise ValueError("without the class token there is no photometry anyway: leave photometry=True")
+        if self.heads not in ("two", "shared", "image", "spectrum", "none"):
+            raise ValueError(f"heads {self.heads!r}: expected two, shared, image, spectrum or none")
+        if self.image_tower not in ("pre-trained", "random"):
+            raise ValueError(f"image_tower {self.image_tower!r}: expected 'pre-trained' or 'random'")
+        if not (self.class_token or self.photometry):
+            raise ValueError("without the class token there is no photometry anyway: leave photometry=True")
 
     def alignment(self, base):
         "The base settings (Alignment) with this variant's numbers."
         own = {k: v for k, v in dict(batch_size=self.batch_size, logit_scale=self.logit_scale).items() if v}
         own |= dict(place_weight=0.0) if not self.place else {}
-        return replace(base, learn_scale=self.learn_scale, groups=self.groups, train_image_tower=self.train_tower, **own)
+        return replace(
+            base, learn_scale=self.learn_scale, groups=self.groups, train_image_tower=self.train_tower, **own
+        )
 
 # %% ../../nbs/training/55_alignment_variants.ipynb #9b0e169c
 class MeanHead(nn.Module):
     "Tokens (B, N, D) -> embedding (B, E): the mean token and a linear map."
+
     def __init__(self, dim, embed_dim):
         super().__init__()
         self.linear = nn.Linear(dim, embed_dim)
 
-    def forward(self, tokens): return self.linear(tokens.mean(1))
+    def forward(self, tokens):
+        return self.linear(tokens.mean(1))
+
 
 def set_heads(model, heads):
     "Replace attention heads of an AstroCLIP in place: 'two' leaves them alone."
     widths = [e.backbone.embed_dim for e in (model.image_encoder, model.spectrum_encoder)]
     if heads == "shared":
-        if widths[0] != widths[1]: raise ValueError(f"one head for both needs tokens of one width, the towers have {widths[0]} and {widths[1]}")
+        if widths[0] != widths[1]:
+            raise ValueError(
+                f"one head for both needs tokens of one width, the towers have {widths[0]} and {widths[1]}"
+            )
         model.spectrum_encoder.head = model.image_encoder.head
-    if heads in ("spectrum", "none"): model.image_encoder.head = MeanHead(widths[0], model.embed_dim)
-    if heads in ("image", "none"): model.spectrum_encoder.head = MeanHead(widths[1], model.embed_dim)
+    if heads in ("spectrum", "none"):
+        model.image_encoder.head = MeanHead(widths[0], model.embed_dim)
+    if heads in ("image", "none"):
+        model.spectrum_encoder.head = MeanHead(widths[1], model.embed_dim)
     return model
 
 # %% ../../nbs/training/55_alignment_variants.ipynb #0649012d
 class VariantImages(ImageEncoder):
     "An image encoder whose position table and class token are switched one by one."
+
     def __init__(self, backbone, head, positions, class_token):
         super().__init__(backbone, head, positions)
         self.class_token = class_token
 
-    def tokens(self, x): return self.backbone.forward_tokens(x, positions=self.positions, cls=self.class_token)
+    def tokens(self, x):
+        return self.backbone.forward_tokens(x, positions=self.positions, cls=self.class_token)
 
 # %% ../../nbs/training/55_alignment_variants.ipynb #946386b6
 def hide_brightness(spectrum_backbone, statistics):
     "A copy of a SpecFormer that sees the same statistics (2,), already scaled as in the token, for every spectrum."
     backbone = deepcopy(spectrum_backbone)
     original = backbone.preprocess
+
     def preprocess(flux):
         tokens = original(flux).clone()
         tokens[:, 0, :2] = statistics.to(tokens)
         return tokens
+
     backbone.preprocess = preprocess
     return backbone
+
 
 def mean_statistics(flux):  # (n, L)
     "(2,) the average statistics token of spectra."
@@ -98,44 +117,95 @@ def mean_statistics(flux):  # (n, L)
     return torch.stack([((mean - 2) / 2).mean(), ((std - 2) / 8).mean()])
 
 # %% ../../nbs/training/55_alignment_variants.ipynb #ede1875d
-def variant_model(variant, image_backbone, spectrum_backbone, statistics, seed=0, embed_dim=128, num_heads=4, dropout=0.1):
+def variant_model(
+    variant, image_backbone, spectrum_backbone, statistics, seed=0, embed_dim=128, num_heads=4, dropout=0.1
+):
     "The AstroCLIP of a variant; statistics (2,) as `mean_statistics` gives them, embed_dim of the base."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spawn_seed(seed, "variant"))
         width = variant.embed_dim or embed_dim
-        random = VisionTransformer(**image_backbone.config)    # drawn in every variant: the heads of one seed start alike
+        random = VisionTransformer(
+            **image_backbone.config
+        )  # drawn in every variant: the heads of one seed start alike
         image = random if variant.image_tower == "random" else deepcopy(image_backbone)
-        if not variant.photometry: image.photometry = None
+        if not variant.photometry:
+            image.photometry = None
         spectrum = spectrum_backbone if variant.brightness else hide_brightness(spectrum_backbone, statistics)
-        model = AstroCLIP(image, spectrum, width, num_heads, dropout=dropout, positions=variant.positions, residual=variant.residual)
-        model.image_encoder = VariantImages(image, model.image_encoder.head, variant.positions, variant.class_token)
+        model = AstroCLIP(
+            image,
+            spectrum,
+            width,
+            num_heads,
+            dropout=dropout,
+            positions=variant.positions,
+            residual=variant.residual,
+        )
+        model.image_encoder = VariantImages(
+            image, model.image_encoder.head, variant.positions, variant.class_token
+        )
         return set_heads(model, variant.heads)
 
 # %% ../../nbs/training/55_alignment_variants.ipynb #edfaad1b
 def variant_pairs(model, variant, config, pixels, spectra, seed=0, kept=None, device="cpu"):
     "{'train': Pairs, 'validation': Pairs} from pixels and spectra, dictionaries of the same keys; what `kept` holds (one set of image tokens, two of spectrum tokens) is not computed again."
     kept, pairs, size = {} if kept is None else kept, {}, model.image_encoder.backbone.image_size
+
     def once(slot, key, compute):
-        if kept.get(slot, (None,))[0] != key: kept[slot] = key, {split: compute(split) for split in pixels}
+        if kept.get(slot, (None,))[0] != key:
+            kept[slot] = key, {split: compute(split) for split in pixels}
         return kept[slot][1]
-    key = variant.positions, variant.class_token, variant.photometry, variant.image_tower, seed if variant.image_tower == "random" else None
+
+    key = (
+        variant.positions,
+        variant.class_token,
+        variant.photometry,
+        variant.image_tower,
+        seed if variant.image_tower == "random" else None,
+    )
     crops = lambda s: center_crop(pixels[s], size)
-    images = pixels | dict(validation=crops("validation")) if variant.train_tower else once("image", key, lambda s: tower_tokens(model.image_encoder, crops(s), device))
-    tokens = once(f"spectrum, brightness {variant.brightness}", True, lambda s: spectrum_tokens(model.spectrum_encoder, spectra[s], config.place_scale, device))
-    for split in pixels: pairs[split] = Pairs(images[split], *tokens[split])
+    images = (
+        pixels | dict(validation=crops("validation"))
+        if variant.train_tower
+        else once("image", key, lambda s: tower_tokens(model.image_encoder, crops(s), device))
+    )
+    tokens = once(
+        f"spectrum, brightness {variant.brightness}",
+        True,
+        lambda s: spectrum_tokens(model.spectrum_encoder, spectra[s], config.place_scale, device),
+    )
+    for split in pixels:
+        pairs[split] = Pairs(images[split], *tokens[split])
     n = len(pairs["train"])
-    if variant.n_pairs > n: raise ValueError(f"n_pairs={variant.n_pairs}, and there are {n} training pairs")
+    if variant.n_pairs > n:
+        raise ValueError(f"n_pairs={variant.n_pairs}, and there are {n} training pairs")
     if variant.n_pairs:
-        rows = torch.randperm(n, generator=torch.Generator().manual_seed(spawn_seed(seed, "pairs")))[:variant.n_pairs]
-        pairs["train"] = Pairs(*(None if x is None else x[rows] for x in (pairs["train"].images, pairs["train"].spectra, pairs["train"].places)))
+        rows = torch.randperm(n, generator=torch.Generator().manual_seed(spawn_seed(seed, "pairs")))[
+            : variant.n_pairs
+        ]
+        pairs["train"] = Pairs(
+            *(
+                None if x is None else x[rows]
+                for x in (pairs["train"].images, pairs["train"].spectra, pairs["train"].places)
+            )
+        )
     return pairs
+
 
 @torch.no_grad()
 def embed_all(model, pairs, from_pixels, device="cpu", batch_size=256):
     "Pairs -> image (n, E) and spectrum (n, E) float32 numpy; of pixels the centre."
     model.eval()
-    images = center_crop(pairs.images, model.image_encoder.backbone.image_size) if from_pixels else pairs.images
+    images = (
+        center_crop(pairs.images, model.image_encoder.backbone.image_size) if from_pixels else pairs.images
+    )
     with autocast(device):
-        parts = [embed_pairs(model, images[i:i + batch_size].to(device).float(), pairs.spectra[i:i + batch_size].to(device).float(), from_pixels)
-                 for i in range(0, len(pairs), batch_size)]
+        parts = [
+            embed_pairs(
+                model,
+                images[i : i + batch_size].to(device).float(),
+                pairs.spectra[i : i + batch_size].to(device).float(),
+                from_pixels,
+            )
+            for i in range(0, len(pairs), batch_size)
+        ]
     return tuple(torch.cat(x).float().cpu().numpy() for x in zip(*parts))

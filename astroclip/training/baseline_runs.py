@@ -21,7 +21,9 @@ from .records import follow
 from .supervised import Supervised, fit_predict, image_feed, spectrum_feed
 
 # %% ../../nbs/training/75_baseline_runs.ipynb #f00a8826
-NETWORKS = dict(resnet="image", convnext="image", conv_attention="spectrum")   # ResNet18, a small ConvNeXt, Conv+Att: what each sees
+NETWORKS = dict(
+    resnet="image", convnext="image", conv_attention="spectrum"
+)  # ResNet18, a small ConvNeXt, Conv+Att: what each sees
 ORIGINAL = ("resnet", "conv_attention")
 TASKS = ("redshift", "properties")
 
@@ -29,30 +31,43 @@ TASKS = ("redshift", "properties")
 @dataclass(frozen=True)
 class Job:
     "One training of the comparison."
+
     network: str
     task: str
-    n: int = 0        # labels, validation included; 0: all
-    repeat: int = 0   # draw of the labels
+    n: int = 0  # labels, validation included; 0: all
+    repeat: int = 0  # draw of the labels
 
     @property
-    def kind(self): return NETWORKS[self.network]
+    def kind(self):
+        return NETWORKS[self.network]
+
     @property
-    def name(self): return "-".join([self.network, self.task, str(self.n or "all"), str(self.repeat)])
+    def name(self):
+        return "-".join([self.network, self.task, str(self.n or "all"), str(self.repeat)])
 
 
 def job_list(settings, available):  # settings of the stage, number of galaxies with labels
     "The trainings of the stage, those with all labels first. Of few labels the original's networks get every draw, ours the first."
-    if settings["protocol"] not in ("corrected", "released"): raise ValueError(f"protocol {settings['protocol']!r}: corrected or released")
+    if settings["protocol"] not in ("corrected", "released"):
+        raise ValueError(f"protocol {settings['protocol']!r}: corrected or released")
     released = settings["protocol"] == "released"
     each = [(network, task) for network in (ORIGINAL if released else NETWORKS) for task in TASKS]
-    few = [] if released else [(n, r) for n in settings["budgets"] if n < available for r in range(settings["repeats"])]
-    return [Job(*names) for names in each] + [Job(*names, n, r) for n, r in few for names in each if r == 0 or names[0] in ORIGINAL]
+    few = (
+        []
+        if released
+        else [(n, r) for n in settings["budgets"] if n < available for r in range(settings["repeats"])]
+    )
+    return [Job(*names) for names in each] + [
+        Job(*names, n, r) for n, r in few for names in each if r == 0 or names[0] in ORIGINAL
+    ]
 
 # %% ../../nbs/training/75_baseline_runs.ipynb #3415814f
 def build(job, outputs, settings):
     "A fresh network with that many outputs."
-    if job.network == "resnet": return ResNet(outputs, width=settings["width"])
-    if job.network == "convnext": return ConvNeXt(outputs, settings["depths"], settings["widths"], layer_scale=0.1)
+    if job.network == "resnet":
+        return ResNet(outputs, width=settings["width"])
+    if job.network == "convnext":
+        return ConvNeXt(outputs, settings["depths"], settings["widths"], layer_scale=0.1)
     return ConvAttention(outputs)
 
 
@@ -66,11 +81,28 @@ def recipe(job, n_train, settings, seed=0):
     kind, size = job.kind, max(8, min(settings["batch_size"], n_train // 8))
     epochs = settings[f"{kind}_epochs"]
     few = 10**9 if job.n == 0 else -(-settings["few_steps"] // max(1, n_train // size))
-    common = dict(batch_size=size, seed=spawn_seed(seed, job.name), bf16=False if job.network == "convnext" else None)
+    common = dict(
+        batch_size=size, seed=spawn_seed(seed, job.name), bf16=False if job.network == "convnext" else None
+    )
     if settings["protocol"] == "released":
-        return Supervised(settings["released_epochs"], lr=5e-4, weight_decay=0.0, warmup=0, clip=None, patience=10**9, final=1.0, **common)
-    if job.n: epochs = max(epochs, few)
-    return Supervised(epochs, lr=settings["convnext_lr" if job.network == "convnext" else f"{kind}_lr"], patience=max(6, epochs // 5), **common)
+        return Supervised(
+            settings["released_epochs"],
+            lr=5e-4,
+            weight_decay=0.0,
+            warmup=0,
+            clip=None,
+            patience=10**9,
+            final=1.0,
+            **common,
+        )
+    if job.n:
+        epochs = max(epochs, few)
+    return Supervised(
+        epochs,
+        lr=settings["convnext_lr" if job.network == "convnext" else f"{kind}_lr"],
+        patience=max(6, epochs // 5),
+        **common,
+    )
 
 
 def released_split(split, seed=0):  # (N,)
@@ -78,18 +110,21 @@ def released_split(split, seed=0):  # (N,)
     split = np.asarray(split)
     train = np.random.default_rng(spawn_seed(seed, "released")).permutation(np.flatnonzero(split == 0))
     out = np.where(split == 0, 0, -1)
-    out[train[:len(train) // 5]] = 1
+    out[train[: len(train) // 5]] = 1
     return out
 
 # %% ../../nbs/training/75_baseline_runs.ipynb #99e812a3
 def run_job(
-    job, feed,
-    y,               # (N,) or (N, T) labels
-    split,           # (N,) 0: train, 1: validation; others are not learned from
-    wanted,          # {name: (N,) bool}: galaxies to predict
-    settings, folder,
-    seed=0, device="cpu",
-):                   # {name: predictions}
+    job,
+    feed,
+    y,  # (N,) or (N, T) labels
+    split,  # (N,) 0: train, 1: validation; others are not learned from
+    wanted,  # {name: (N,) bool}: galaxies to predict
+    settings,
+    folder,
+    seed=0,
+    device="cpu",
+):  # {name: predictions}
     "Train, predict and keep one job; read it where it is finished."
     file, curve, checkpoint = (folder / "jobs" / f"{job.name}{ending}" for ending in (".npz", ".csv", ".pt"))
     if not file.is_file():
@@ -98,12 +133,17 @@ def run_job(
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(spawn_seed(seed, job.name, "weights"))
         net = build(job, 1 if y.ndim == 1 else y.shape[1], settings)
-        watch = lambda records: follow(records, curve, config.steps(n), job.name, config.batch_size, every=20.0)
+        watch = lambda records: follow(
+            records, curve, config.steps(n), job.name, config.batch_size, every=20.0
+        )
         found = fit_predict(net, feed, y, split, wanted, config, checkpoint, device, watch)
-        if job.n == 0: net.save_pretrained(folder / job.name)
-        with write_atomic(file) as temporary, open(temporary, "wb") as f: np.savez(f, **found)
+        if job.n == 0:
+            net.save_pretrained(folder / job.name)
+        with write_atomic(file) as temporary, open(temporary, "wb") as f:
+            np.savez(f, **found)
         checkpoint.unlink(missing_ok=True)
-    with np.load(file) as found: return dict(found)
+    with np.load(file) as found:
+        return dict(found)
 
 # %% ../../nbs/training/75_baseline_runs.ipynb #8b166950
 _feeds = {}
@@ -111,36 +151,59 @@ _feeds = {}
 
 def _work(path, settings, job, device, *arguments):
     "One job, with what this process has read before; on a CPU in one thread."
-    key, threads, begin = (str(path), settings["size"], settings["shift"]), torch.get_num_threads(), time.time()
-    if key not in _feeds: _feeds[key] = feeds(path, settings)
-    if torch.device(device).type == "cpu": torch.set_num_threads(1)
-    try: run_job(job, _feeds[key][job.kind], *arguments, device)
-    finally: torch.set_num_threads(threads)
+    key, threads, begin = (
+        (str(path), settings["size"], settings["shift"]),
+        torch.get_num_threads(),
+        time.time(),
+    )
+    if key not in _feeds:
+        _feeds[key] = feeds(path, settings)
+    if torch.device(device).type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        run_job(job, _feeds[key][job.kind], *arguments, device)
+    finally:
+        torch.set_num_threads(threads)
     return job, time.time() - begin
 
 
 def run_jobs(
-    jobs, path,      # survey file
-    labels,          # {task: (N,) or (N, T)}
-    splits,          # {job: (N,) as in run_job}
-    wanted, settings, folder,
-    seed=0, device="cpu",
-    processes=1,     # jobs at a time; on a GPU always one
+    jobs,
+    path,  # survey file
+    labels,  # {task: (N,) or (N, T)}
+    splits,  # {job: (N,) as in run_job}
+    wanted,
+    settings,
+    folder,
+    seed=0,
+    device="cpu",
+    processes=1,  # jobs at a time; on a GPU always one
 ):
     "Yield (job, seconds) of each as it ends."
-    tasks = [(_work, path, settings, job, device, labels[job.task], splits[job], wanted, settings, folder, seed) for job in jobs]
-    if torch.device(device).type != "cpu": yield from (_work(*arguments) for _, *arguments in tasks)
+    tasks = [
+        (_work, path, settings, job, device, labels[job.task], splits[job], wanted, settings, folder, seed)
+        for job in jobs
+    ]
+    if torch.device(device).type != "cpu":
+        yield from (_work(*arguments) for _, *arguments in tasks)
     else:
-        with workers(min(processes, len(jobs))) as run: yield from run(tasks)
+        with workers(min(processes, len(jobs))) as run:
+            yield from run(tasks)
 
 # %% ../../nbs/training/75_baseline_runs.ipynb #e044b2cf
 def collect(jobs, folder):
     "`predictions.npz` (<job>/<name>) and `curves.csv` (a row per validation) of all jobs in one folder."
     stored, rows = {}, []
     for job in jobs:
-        with np.load(folder / "jobs" / f"{job.name}.npz") as found: stored |= {f"{job.name}/{name}": values for name, values in found.items()}
-        rows += [dict(job=job.name, step=r["step"], loss=r["loss"], val_loss=r["val_loss"]) for r in read_curves(folder / "jobs" / f"{job.name}.csv") if r["val_loss"] is not None]
-    with write_atomic(folder / "predictions.npz") as temporary, open(temporary, "wb") as f: np.savez(f, **stored)
+        with np.load(folder / "jobs" / f"{job.name}.npz") as found:
+            stored |= {f"{job.name}/{name}": values for name, values in found.items()}
+        rows += [
+            dict(job=job.name, step=r["step"], loss=r["loss"], val_loss=r["val_loss"])
+            for r in read_curves(folder / "jobs" / f"{job.name}.csv")
+            if r["val_loss"] is not None
+        ]
+    with write_atomic(folder / "predictions.npz") as temporary, open(temporary, "wb") as f:
+        np.savez(f, **stored)
     with write_atomic(folder / "curves.csv") as temporary, open(temporary, "w", newline="") as f:
         writer = csv.DictWriter(f, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -152,4 +215,8 @@ def read_opponents(artifact):
     with np.load(artifact.path / "predictions.npz") as stored:
         found = {key: stored[key] for key in stored.files}
     names, jobs = {key.split("/")[0] for key in found}, job_list(artifact.settings, 10**9)
-    return {job: {key.split("/")[1]: values for key, values in found.items() if key.startswith(job.name + "/")} for job in jobs if job.name in names}
+    return {
+        job: {key.split("/")[1]: values for key, values in found.items() if key.startswith(job.name + "/")}
+        for job in jobs
+        if job.name in names
+    }

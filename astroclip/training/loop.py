@@ -20,7 +20,8 @@ from ..core.artifacts import write_atomic
 # %% ../../nbs/training/20_loop.ipynb #9cecd484
 def has_bf16(device) -> bool:
     "Does this device multiply bfloat16 matrices in hardware?"
-    if torch.device(device).type == "cuda": return torch.cuda.is_bf16_supported()
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported()
     capabilities = torch.cpu.get_capabilities()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     admitted = limit in ("ALL", "DEFAULT") or any(word in limit for word in ("BF16", "FP16", "AMX", "AVX10"))
@@ -28,33 +29,41 @@ def has_bf16(device) -> bool:
     return bool(admitted and (capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")))
 
 # %% ../../nbs/training/20_loop.ipynb #bb75a8ba
-def autocast(device, enabled:bool|None=None):
+def autocast(device, enabled: bool | None = None):
     "Context in which matrix products run in bfloat16, where the hardware has it (`enabled` overrides)."
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=has_bf16(device) if enabled is None else enabled)
+    return torch.autocast(
+        torch.device(device).type,
+        dtype=torch.bfloat16,
+        enabled=has_bf16(device) if enabled is None else enabled,
+    )
 
 # %% ../../nbs/training/20_loop.ipynb #d3ea8341
 class NonFiniteLoss(FloatingPointError):
     "The loss became NaN or infinite: carries the `step` and the `parts` of the loss."
-    def __init__(self, step:int, parts:dict):
+
+    def __init__(self, step: int, parts: dict):
         self.step, self.parts = step, parts
         values = ", ".join(f"{k} {v:.4g}" for k, v in parts.items())
-        super().__init__(f"loss is not finite at step {step} ({values}); weights are those of the step before. Try a lower learning rate or a longer warm-up.")
+        super().__init__(
+            f"loss is not finite at step {step} ({values}); weights are those of the step before. Try a lower learning rate or a longer warm-up."
+        )
 
 # %% ../../nbs/training/20_loop.ipynb #c41e45d0
-def check_finite(step:int, parts:dict) -> dict[str, float]:
+def check_finite(step: int, parts: dict) -> dict[str, float]:
     "The parts of a loss as plain numbers; raises `NonFiniteLoss` when one of them is not finite."
     parts = {k: float(v.detach()) if torch.is_tensor(v) else float(v) for k, v in parts.items()}
-    if not all(np.isfinite(v) for v in parts.values()): raise NonFiniteLoss(step, parts)
+    if not all(np.isfinite(v) for v in parts.values()):
+        raise NonFiniteLoss(step, parts)
     return parts
 
 # %% ../../nbs/training/20_loop.ipynb #2d81c991
-def clip_gradients(parameters, max_norm:float|None) -> float:
+def clip_gradients(parameters, max_norm: float | None) -> float:
     "Scale the gradients to a total norm of at most `max_norm` (None: only measure); returns the norm before."
     return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm or float("inf")))
 
 # %% ../../nbs/training/20_loop.ipynb #5a570d55
 @torch.no_grad()
-def update_average(teacher, student, momentum:float):
+def update_average(teacher, student, momentum: float):
     "In place: teacher = momentum x teacher + (1 - momentum) x student, for modules of the same parameters."
     t, s = list(teacher.parameters()), list(student.parameters())
     torch._foreach_mul_(t, momentum)
@@ -64,90 +73,128 @@ def update_average(teacher, student, momentum:float):
 def rng_state(device="cpu") -> dict:
     "State of torch's and numpy's global generators, as tensors and plain numbers."
     name, keys, pos, has_gauss, gauss = np.random.get_state()
-    state = dict(torch=torch.get_rng_state(), numpy=[name, torch.from_numpy(keys.astype(np.int64)), int(pos), int(has_gauss), float(gauss)])
-    if torch.device(device).type == "cuda": state["cuda"] = torch.cuda.get_rng_state(device)
+    state = dict(
+        torch=torch.get_rng_state(),
+        numpy=[name, torch.from_numpy(keys.astype(np.int64)), int(pos), int(has_gauss), float(gauss)],
+    )
+    if torch.device(device).type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 # %% ../../nbs/training/20_loop.ipynb #a398815c
-def set_rng_state(state:dict, device="cpu"):
+def set_rng_state(state: dict, device="cpu"):
     "Put the generators back to where `rng_state` found them."
     torch.set_rng_state(state["torch"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    if "cuda" in state and torch.device(device).type == "cuda": torch.cuda.set_rng_state(state["cuda"], device)
+    if "cuda" in state and torch.device(device).type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 # %% ../../nbs/training/20_loop.ipynb #819d60c9
-def save_checkpoint(path,           # file to write
-                    step:int,       # steps done: training goes on with this number
-                    parts:dict,     # name -> model, optimizer, ...: whatever has state_dict()
-                    config:dict|None=None,   # plain settings of the run, compared on loading
-                    device="cpu"):
+def save_checkpoint(
+    path,  # file to write
+    step: int,  # steps done: training goes on with this number
+    parts: dict,  # name -> model, optimizer, ...: whatever has state_dict()
+    config: dict | None = None,  # plain settings of the run, compared on loading
+    device="cpu",
+):
     "Write step, states, generators and settings; atomic, so a kill while saving loses nothing."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     states = {name: part.state_dict() for name, part in parts.items()}
     partial = path.with_suffix(".partial")
     torch.save(dict(step=step, parts=states, config=config, rng=rng_state(device)), partial)
     os.replace(partial, path)
 
 # %% ../../nbs/training/20_loop.ipynb #73b67e06
-def load_checkpoint(path, parts:dict, config:dict|None=None, device="cpu") -> int:
+def load_checkpoint(path, parts: dict, config: dict | None = None, device="cpu") -> int:
     "Restore `parts` and the generators; returns the step to go on with, 0 where there is no file. Other settings than saved: ValueError."
-    if not Path(path).exists(): return 0
+    if not Path(path).exists():
+        return 0
     saved = torch.load(path, map_location=device, weights_only=True)
     if config is not None and saved["config"] != config:
         old = saved["config"] or {}
-        changed = ", ".join(f"{k} {old.get(k)!r} -> {config.get(k)!r}" for k in {**old, **config} if old.get(k) != config.get(k))
-        raise ValueError(f"{path} belongs to a run with other settings ({changed}); delete it to start afresh")
-    for name, part in parts.items(): part.load_state_dict(saved["parts"][name])
-    set_rng_state({k: [x.cpu() if torch.is_tensor(x) else x for x in v] if isinstance(v, list) else v.cpu() for k, v in saved["rng"].items()}, device)
+        changed = ", ".join(
+            f"{k} {old.get(k)!r} -> {config.get(k)!r}"
+            for k in {**old, **config}
+            if old.get(k) != config.get(k)
+        )
+        raise ValueError(
+            f"{path} belongs to a run with other settings ({changed}); delete it to start afresh"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(saved["parts"][name])
+    set_rng_state(
+        {
+            k: [x.cpu() if torch.is_tensor(x) else x for x in v] if isinstance(v, list) else v.cpu()
+            for k, v in saved["rng"].items()
+        },
+        device,
+    )
     return saved["step"]
 
 # %% ../../nbs/training/20_loop.ipynb #f18f062f
 class Curves:
     "CSV of records kept with a run. `step`: where the run (re)starts; rows from there on are dropped."
-    def __init__(self, path, step:int=0):
+
+    def __init__(self, path, step: int = 0):
         self.path, self.rows = Path(path), []
-        if step and self.path.exists(): self.rows = [r for r in read_curves(self.path) if r["step"] < step]
+        if step and self.path.exists():
+            self.rows = [r for r in read_curves(self.path) if r["step"] < step]
         self.fields = list(self.rows[0]) if self.rows else None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows, self.rows = self.rows, None
-        with write_atomic(self.path) as temporary:     # a run killed here again still has its old rows
+        with write_atomic(self.path) as temporary:  # a run killed here again still has its old rows
             with open(temporary, "w", newline="") as self.file:
-                for row in rows: self.write(row)
+                for row in rows:
+                    self.write(row)
         self.file = open(self.path, "a", newline="")
 
-    def write(self, record:dict):
+    def write(self, record: dict):
         "Append one record; the first one fixes the columns (later ones may leave some empty)."
-        if self.fields is None: self.fields = list(record)
-        if self.file.tell() == 0: csv.writer(self.file).writerow(self.fields)
+        if self.fields is None:
+            self.fields = list(record)
+        if self.file.tell() == 0:
+            csv.writer(self.file).writerow(self.fields)
         csv.writer(self.file).writerow(["" if record.get(k) is None else record.get(k) for k in self.fields])
         self.file.flush()
 
-    def close(self): self.file.close()
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
+    def close(self):
+        self.file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
 # %% ../../nbs/training/20_loop.ipynb #a52d5110
 def read_curves(path) -> list[dict]:
     "The rows of a curves file as numbers (empty cells: None; a half-written last line is left out)."
     number = lambda v: None if v == "" else int(v) if v.lstrip("-").isdigit() else float(v)
-    with open(path, newline="") as f: rows = list(csv.reader(f))
+    with open(path, newline="") as f:
+        rows = list(csv.reader(f))
     return [dict(zip(rows[0], map(number, r))) for r in rows[1:] if len(r) == len(rows[0])]
 
 # %% ../../nbs/training/20_loop.ipynb #64e93c17
 class Progress:
     "Prints `label step/total  loss  samples/s  time left` at most every `every` seconds."
-    def __init__(self, total:int, label:str="step", every:float=10.0, start:int=0):
+
+    def __init__(self, total: int, label: str = "step", every: float = 10.0, start: int = 0):
         self.total, self.label, self.every, self.samples = total, label, every, 0
         self.first, self.begin = start, time.perf_counter()
         self.last = self.begin
 
-    def update(self, step:int, loss:float, samples:int=0, **more):
+    def update(self, step: int, loss: float, samples: int = 0, **more):
         "Count a finished step (its number, from 0) of `samples` samples; `more` is printed as name value."
         self.samples += samples
         now, done = time.perf_counter(), step + 1
-        if now - self.last < self.every and done < self.total: return
+        if now - self.last < self.every and done < self.total:
+            return
         self.last, seconds = now, max(now - self.begin, 1e-9)
         left = int(seconds / max(done - self.first, 1) * (self.total - done))
         extra = "".join(f"  {k} {v:.4g}" for k, v in more.items())
-        print(f"{self.label} {done}/{self.total}  loss {loss:.4f}{extra}  {self.samples / seconds:.0f}/s  {left // 60}:{left % 60:02d} left", flush=True)
+        print(
+            f"{self.label} {done}/{self.total}  loss {loss:.4f}{extra}  {self.samples / seconds:.0f}/s  {left // 60}:{left % 60:02d} left",
+            flush=True,
+        )

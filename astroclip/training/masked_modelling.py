@@ -19,9 +19,11 @@ from .loop import autocast, check_finite, clip_gradients, load_checkpoint, save_
 from .schedules import cosine, parameter_groups, set_schedule
 
 # %% ../../nbs/training/40_masked_modelling.ipynb #e2e2fb35
-def load_flux(paths,       # survey.h5, spectra.h5, ...
-              split,       # TRAIN, VALIDATION or TEST of surveys.pairs
-              chunk=512):  # rows read at once
+def load_flux(
+    paths,  # survey.h5, spectra.h5, ...
+    split,  # TRAIN, VALIDATION or TEST of surveys.pairs
+    chunk=512,
+):  # rows read at once
     "(n, 7781) float16 spectra of one split of several survey files."
     parts = []
     for survey in map(Survey, paths):
@@ -34,17 +36,19 @@ def load_flux(paths,       # survey.h5, spectra.h5, ...
 @dataclass(frozen=True)
 class SpectrumPretraining:
     "Settings of the masked modelling."
+
     steps: int = 1250
     batch_size: int = 32
     lr: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 100
     clip: float = 1.0
-    chunks: int = 6               # hidden stretches
-    chunk_width: int = 13         # tokens in each
+    chunks: int = 6  # hidden stretches
+    chunk_width: int = 13  # tokens in each
     validate_every: int = 125
     checkpoint_every: int = 250
     seed: int = 0
+
 
 def hidden_tokens(model, batch, config, *words):
     "(B, T) bool mask that depends on the seed and `words` (the step, 'validation') alone."
@@ -57,6 +61,7 @@ def masked_loss(model, flux, masked):
     out = model(flux, masked)
     return masked_spectrum_loss(out["reconstructions"], out["tokens"], masked)
 
+
 @torch.no_grad()
 def validate(model, flux, config, device="cpu", batch_size=256):
     "Masked error over all validation spectra, with the same masks each time."
@@ -64,8 +69,18 @@ def validate(model, flux, config, device="cpu", batch_size=256):
     model.eval()
     losses = []
     for i in range(0, len(flux), batch_size):
-        some = flux[i:i + batch_size].to(device).float()
-        with autocast(device): losses.append((len(some), float(masked_loss(model, some, hidden_tokens(model, len(some), config, "validation", i).to(device)))))
+        some = flux[i : i + batch_size].to(device).float()
+        with autocast(device):
+            losses.append(
+                (
+                    len(some),
+                    float(
+                        masked_loss(
+                            model, some, hidden_tokens(model, len(some), config, "validation", i).to(device)
+                        )
+                    ),
+                )
+            )
     model.train(was_training)
     return sum(n * loss for n, loss in losses) / len(flux)
 
@@ -82,14 +97,18 @@ def pretrain_spectrum(model, train, validation, config, checkpoint=None, device=
         set_schedule(optimizer, lr, config.weight_decay)
         generator = torch.Generator().manual_seed(spawn_seed(config.seed, "rows", step))
         flux = train[torch.randint(len(train), (config.batch_size,), generator=generator)].to(device).float()
-        with autocast(device): loss = masked_loss(model, flux, hidden_tokens(model, len(flux), config, step).to(device))
+        with autocast(device):
+            loss = masked_loss(model, flux, hidden_tokens(model, len(flux), config, step).to(device))
         record = dict(step=step, **check_finite(step, dict(loss=loss.detach())), lr=lr, val_masked=None)
-        optimizer.zero_grad(); loss.backward()
+        optimizer.zero_grad()
+        loss.backward()
         record["grad_norm"] = clip_gradients(model.parameters(), config.clip)
         optimizer.step()
-        if (step + 1) % config.validate_every == 0 or step + 1 == config.steps: record["val_masked"] = validate(model, validation, config, device)
-        yield record   # first: a record that the reader has not kept when the run is killed is made again
-        if checkpoint and (step + 1) % config.checkpoint_every == 0: save_checkpoint(checkpoint, step + 1, state, asdict(config), device)
+        if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
+            record["val_masked"] = validate(model, validation, config, device)
+        yield record  # first: a record that the reader has not kept when the run is killed is made again
+        if checkpoint and (step + 1) % config.checkpoint_every == 0:
+            save_checkpoint(checkpoint, step + 1, state, asdict(config), device)
     model.eval()
 
 # %% ../../nbs/training/40_masked_modelling.ipynb #f8cc0758

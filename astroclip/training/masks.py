@@ -11,42 +11,52 @@ import math
 import numpy as np
 
 # %% ../../nbs/training/25_masks.ipynb #215fcbd7
-def add_block(mask:np.ndarray,                # (rows, columns) bool, changed in place
-              room:float,                     # m: largest number of new patches
-              rng:np.random.Generator,
-              smallest:float=4,               # patches
-              aspect:float=0.3) -> int:
+def add_block(
+    mask: np.ndarray,  # (rows, columns) bool, changed in place
+    room: float,  # m: largest number of new patches
+    rng: np.random.Generator,
+    smallest: float = 4,  # patches
+    aspect: float = 0.3,
+) -> int:
     "Hide one more block; returns the number of newly hidden patches, 0 when ten draws found no place."
     rows, columns = mask.shape
     for _ in range(10):
         area = smallest + (room - smallest) * rng.random()
         ratio = math.exp(rng.uniform(math.log(aspect), -math.log(aspect)))
         h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if not (0 < h < rows and 0 < w < columns): continue
+        if not (0 < h < rows and 0 < w < columns):
+            continue
         y, x = rng.integers(rows - h + 1), rng.integers(columns - w + 1)
-        block = mask[y:y + h, x:x + w]
+        block = mask[y : y + h, x : x + w]
         new = block.size - int(block.sum())
-        if 0 < new <= room: block[:] = True; return new
+        if 0 < new <= room:
+            block[:] = True
+            return new
     return 0
 
 # %% ../../nbs/training/25_masks.ipynb #fa555a1b
-def block_mask(grid:tuple[int, int],          # rows, columns of patches
-               target:int,                    # patches to hide
-               rng:np.random.Generator) -> np.ndarray:
+def block_mask(
+    grid: tuple[int, int],  # rows, columns of patches
+    target: int,  # patches to hide
+    rng: np.random.Generator,
+) -> np.ndarray:
     "(rows, columns) bool with at most `target` patches hidden in blocks (BEiT; Bao et al. 2022)."
     mask, hidden = np.zeros(grid, bool), 0
     while hidden < target:
         new = add_block(mask, min(target - hidden, mask.size / 2), rng)
-        if new == 0: break
+        if new == 0:
+            break
         hidden += new
     return mask
 
 # %% ../../nbs/training/25_masks.ipynb #54f294aa
-def batch_masks(n:int,                           # crops
-                grid:tuple[int, int],            # rows, columns of patches
-                rng:np.random.Generator,
-                share:float=0.5,                 # of the crops
-                ratio:tuple[float, float]=(0.1, 0.5)) -> np.ndarray:
+def batch_masks(
+    n: int,  # crops
+    grid: tuple[int, int],  # rows, columns of patches
+    rng: np.random.Generator,
+    share: float = 0.5,  # of the crops
+    ratio: tuple[float, float] = (0.1, 0.5),
+) -> np.ndarray:
     "(n, rows x columns) bool: `share` of the crops masked, their hidden shares spread evenly over `ratio`."
     edges = np.linspace(*ratio, int(n * share) + 1)
     patches = grid[0] * grid[1]

@@ -11,12 +11,14 @@ from dataclasses import fields
 from .loop import Curves, Progress, read_curves
 
 # %% ../../nbs/training/25_records.ipynb #6f747117
-def follow(records,         # iterable of dicts with "step" and "loss", as the training loops yield them
-           path,            # CSV file of the curve; continued when the first record is not step 0
-           total,           # steps of the whole run
-           label="step",    # first word of the progress line
-           batch_size=0,    # samples per step, for the throughput
-           every=10.0):     # seconds between two lines
+def follow(
+    records,  # iterable of dicts with "step" and "loss", as the training loops yield them
+    path,  # CSV file of the curve; continued when the first record is not step 0
+    total,  # steps of the whole run
+    label="step",  # first word of the progress line
+    batch_size=0,  # samples per step, for the throughput
+    every=10.0,
+):  # seconds between two lines
     "Prints progress, writes the curve file, and returns all its rows (also those from before a resumption)."
     curves = progress = None
     for record in records:
@@ -24,14 +26,24 @@ def follow(records,         # iterable of dicts with "step" and "loss", as the t
             curves = Curves(path, record["step"])
             progress = Progress(total, label, every, start=record["step"])
         curves.write(record)
-        progress.update(record["step"], record["loss"], batch_size, **{k: v for k, v in record.items() if k.startswith("val_") and v is not None})
-    if curves is not None: curves.close()
+        progress.update(
+            record["step"],
+            record["loss"],
+            batch_size,
+            **{k: v for k, v in record.items() if k.startswith("val_") and v is not None},
+        )
+    if curves is not None:
+        curves.close()
     return read_curves(path)
 
 # %% ../../nbs/training/25_records.ipynb #625896d3
-def divide(settings,  # dict: the settings of a stage
-           Config,    # dataclass of the training's settings
-           **more):   # further fields of it, e.g. seed
+def divide(
+    settings,  # dict: the settings of a stage
+    Config,  # dataclass of the training's settings
+    **more,
+):  # further fields of it, e.g. seed
     "(settings that Config does not know: those of the network, the Config)."
     names = {f.name for f in fields(Config)}
-    return {k: v for k, v in settings.items() if k not in names}, Config(**{k: v for k, v in settings.items() if k in names}, **more)
+    return {k: v for k, v in settings.items() if k not in names}, Config(
+        **{k: v for k, v in settings.items() if k in names}, **more
+    )

@@ -25,6 +25,7 @@ def soft_target(y, centres, bins=1.5):  # (B,), (K,)
     width = bins * (centres[1] - centres[0])
     return (-0.5 * ((centres - y[:, None]) / width).square()).softmax(-1)
 
+
 def classification_loss(logits, y, centres):  # (B, K), (B,), (K,)
     "Mean cross-entropy to the soft target, in float32."
     return -(soft_target(y, centres) * logits.float().log_softmax(-1)).sum(-1).mean()
@@ -33,22 +34,25 @@ def classification_loss(logits, y, centres):  # (B, K), (B,), (K,)
 @dataclass(frozen=True)
 class Classification:
     "Settings of the classifier's training."
+
     steps: int = 800
     batch_size: int = 64
     lr: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 50
     clip: float = 1.0
-    noise: float = 3.0            # largest extra noise of a view, in units of the spectrum's own spread
+    noise: float = 3.0  # largest extra noise of a view, in units of the spectrum's own spread
     validate_every: int = 100
     checkpoint_every: int = 100
     seed: int = 0
+
 
 def hard_copies(spectra, seed=0, noise=Classification.noise):
     "The spectra at random redshifts and degraded, the same ones for the same seed."
     generator = torch.Generator().manual_seed(spawn_seed(seed, "hard copies"))
     flux, good, y = move_to_redshift(spectra.flux.float(), spectra.good, spectra.y, generator)
     return LogSpectra(*degrade(flux, good, generator, Degrade(noise=noise)), y)
+
 
 @torch.no_grad()
 def predictions(model, spectra, device="cpu", batch_size=256):
@@ -57,8 +61,9 @@ def predictions(model, spectra, device="cpu", batch_size=256):
     model.eval()
     parts = []
     for i in range(0, len(spectra), batch_size):
-        some = spectra[i:i + batch_size].to(device)
-        with autocast(device): logits = model(some.flux.float(), some.good)
+        some = spectra[i : i + batch_size].to(device)
+        with autocast(device):
+            logits = model(some.flux.float(), some.good)
         parts.append(torch.stack(estimate(logits, model.centres)).cpu())
     model.train(was_training)
     y, raw = torch.cat(parts, 1)
@@ -78,24 +83,34 @@ def train_classifier(model, train, validation, config, checkpoint=None, device="
         set_schedule(optimizer, lr, config.weight_decay)
         generator = torch.Generator().manual_seed(spawn_seed(config.seed, "views", step))
         some = train[torch.randint(len(train), (config.batch_size,), generator=generator)]
-        flux, good, y = move_to_redshift(some.flux.float(), some.good, some.y, generator, high=float(model.centres[-1]))
+        flux, good, y = move_to_redshift(
+            some.flux.float(), some.good, some.y, generator, high=float(model.centres[-1])
+        )
         flux, good = degrade(flux, good, generator, Degrade(noise=config.noise))
-        with autocast(device): logits = model(flux.to(device), good.to(device))
+        with autocast(device):
+            logits = model(flux.to(device), good.to(device))
         loss = classification_loss(logits, y.to(device), model.centres)
-        record = dict(step=step, **check_finite(step, dict(loss=loss.detach())), lr=lr, **dict.fromkeys(checks))
-        optimizer.zero_grad(); loss.backward()
+        record = dict(
+            step=step, **check_finite(step, dict(loss=loss.detach())), lr=lr, **dict.fromkeys(checks)
+        )
+        optimizer.zero_grad()
+        loss.backward()
         record["grad_norm"] = clip_gradients(model.parameters(), config.clip)
         optimizer.step()
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-            for name, spectra in checks.items(): record[name] = float((predictions(model, spectra, device)[2] < RIGHT).float().mean())
-        yield record   # first: a record that the reader has not kept when the run is killed is made again
-        if checkpoint and (step + 1) % config.checkpoint_every == 0: save_checkpoint(checkpoint, step + 1, state, asdict(config), device)
+            for name, spectra in checks.items():
+                record[name] = float((predictions(model, spectra, device)[2] < RIGHT).float().mean())
+        yield record  # first: a record that the reader has not kept when the run is killed is made again
+        if checkpoint and (step + 1) % config.checkpoint_every == 0:
+            save_checkpoint(checkpoint, step + 1, state, asdict(config), device)
     model.eval()
 
 # %% ../../nbs/training/60_redshift_classifier.ipynb #f8153ae5
-def fit_calibration(raw,      # (n,) claimed probabilities
-                    right,    # (n,) bool, what came true
-                    steps=30):
+def fit_calibration(
+    raw,  # (n,) claimed probabilities
+    right,  # (n,) bool, what came true
+    steps=30,
+):
     "(slope a, offset b) of the log odds, by maximum likelihood with a weak pull towards (1, 0)."
     raw = np.clip(np.asarray(raw, dtype=float), 1e-6, 1 - 1e-6)
     X, y = np.stack([np.log(raw / (1 - raw)), np.ones_like(raw)], 1), np.asarray(right, dtype=float)
@@ -106,10 +121,18 @@ def fit_calibration(raw,      # (n,) claimed probabilities
         w = w + np.linalg.solve(hessian, X.T @ (y - p) - (w - start))
     return w
 
+
 def calibrate(model, spectra, device="cpu", copies=4):
     "Fits the model's calibration on validation spectra, as they are and in `copies` degraded versions."
-    raw, error = zip(*(predictions(model, s, device)[1:] for s in (spectra, *(hard_copies(spectra, seed=i) for i in range(copies)))))
-    model.calibration.copy_(torch.as_tensor(fit_calibration(torch.cat(raw).numpy(), torch.cat(error).numpy() < RIGHT)))
+    raw, error = zip(
+        *(
+            predictions(model, s, device)[1:]
+            for s in (spectra, *(hard_copies(spectra, seed=i) for i in range(copies)))
+        )
+    )
+    model.calibration.copy_(
+        torch.as_tensor(fit_calibration(torch.cat(raw).numpy(), torch.cat(error).numpy() < RIGHT))
+    )
 
 # %% ../../nbs/training/60_redshift_classifier.ipynb #4ef36480
 def reliability(stated, right, edges=(0, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)):
@@ -118,8 +141,21 @@ def reliability(stated, right, edges=(0, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)):
     group = np.clip(np.digitize(stated, edges) - 1, 0, len(edges) - 2)
     for k in range(len(edges) - 1):
         p, r = stated[group == k], right[group == k]
-        if not len(p): continue
+        if not len(p):
+            continue
         error = max(np.sqrt(np.mean(p * (1 - p)) / len(p)), 1e-9)
         least, most = (v / len(p) for v in binom.interval(0.95, len(p), p.mean()))
-        rows.append(dict(low=edges[k], high=edges[k + 1], n=len(p), stated=p.mean(), observed=r.mean(), least_95=least, most_95=most, binomial_error=error, deviation=(r.mean() - p.mean()) / error))
+        rows.append(
+            dict(
+                low=edges[k],
+                high=edges[k + 1],
+                n=len(p),
+                stated=p.mean(),
+                observed=r.mean(),
+                least_95=least,
+                most_95=most,
+                binomial_error=error,
+                deviation=(r.mean() - p.mean()) / error,
+            )
+        )
     return rows

@@ -11,68 +11,78 @@ import math
 import re
 
 # %% ../../nbs/training/10_schedules.ipynb #ebe5f9f8
-def cosine(step:int,          # number of the step, from 0
-           base:float,        # value after the warm-up
-           final:float,       # value at the end and for ever after
-           total:int,         # steps in all, frozen ones and warm-up included
-           warmup:int=0,      # steps of the ramp
-           start:float=0.0,   # first value of the ramp
-           freeze:int=0,      # steps at exactly zero before the ramp
-          ) -> float:
+def cosine(
+    step: int,  # number of the step, from 0
+    base: float,  # value after the warm-up
+    final: float,  # value at the end and for ever after
+    total: int,  # steps in all, frozen ones and warm-up included
+    warmup: int = 0,  # steps of the ramp
+    start: float = 0.0,  # first value of the ramp
+    freeze: int = 0,  # steps at exactly zero before the ramp
+) -> float:
     "Freeze, ramp, half a cosine: the schedule of DINO and DINOv2 (Oquab et al. 2024)."
     t = step - freeze
-    if t < 0: return 0.0
-    if t < warmup: return start + (base - start) * t / max(warmup - 1, 1)
+    if t < 0:
+        return 0.0
+    if t < warmup:
+        return start + (base - start) * t / max(warmup - 1, 1)
     t, n = t - warmup, total - freeze - warmup
     return final + (base - final) * (1 + math.cos(math.pi * t / n)) / 2 if t < n else final
 
 # %% ../../nbs/training/10_schedules.ipynb #3d5a07dc
-def warmup_cosine(step:int, base:float, warmup:int, total:int, final:float=0.0) -> float:
+def warmup_cosine(step: int, base: float, warmup: int, total: int, final: float = 0.0) -> float:
     "Linear warm-up to `base` at step `warmup`, cosine to `final` at step `total`: the alignment stage (paper, section 4.3)."
-    if step < warmup: return base * step / warmup
+    if step < warmup:
+        return base * step / warmup
     t = min((step - warmup) / max(total - warmup, 1), 1.0)
     return final + (base - final) * (1 + math.cos(math.pi * t)) / 2
 
 # %% ../../nbs/training/10_schedules.ipynb #9c89949c
-def scaled_lr(lr:float, batch_size:int) -> float:
+def scaled_lr(lr: float, batch_size: int) -> float:
     "Learning rate scaled as in DINOv2: `lr` holds for a batch of 1,024, and grows with the square root of the batch."
     return lr * math.sqrt(batch_size / 1024)
 
 # %% ../../nbs/training/10_schedules.ipynb #1d96763e
-def layer_of(name:str, depth:int) -> int:
+def layer_of(name: str, depth: int) -> int:
     "Layer number of a transformer's parameter: 0 for the input side, i + 1 for block i, depth + 1 for the rest."
-    if re.search(r"(cls_token|pos_embed|mask_token|patch_embed)", name): return 0
-    block = re.search(r"blocks\.(?:\d+\.)?(\d+)\.", name)   # "blocks.3." and the chunked "blocks.0.3." alike
+    if re.search(r"(cls_token|pos_embed|mask_token|patch_embed)", name):
+        return 0
+    block = re.search(r"blocks\.(?:\d+\.)?(\d+)\.", name)  # "blocks.3." and the chunked "blocks.0.3." alike
     return int(block[1]) + 1 if block else depth + 1
 
 # %% ../../nbs/training/10_schedules.ipynb #acc09c7e
-def lr_multiplier(name:str, depth:int, decay:float, patch_embed:float=1.0) -> float:
+def lr_multiplier(name: str, depth: int, decay: float, patch_embed: float = 1.0) -> float:
     "Share of the learning rate that the parameter `name` of a network of `depth` blocks gets."
     return decay ** (depth + 1 - layer_of(name, depth)) * (patch_embed if "patch_embed" in name else 1.0)
 
 # %% ../../nbs/training/10_schedules.ipynb #63ba72b5
-def wd_multiplier(name:str) -> float:
+def wd_multiplier(name: str) -> float:
     "0 for what must not shrink (biases, norms, layer-scale gammas), 1 for matrices and tokens."
     return 0.0 if name.endswith("bias") or "norm" in name or "gamma" in name else 1.0
 
 # %% ../../nbs/training/10_schedules.ipynb #c10e3b1f
-def parameter_groups(module,                 # a module with named_parameters()
-                     depth:int=0,            # blocks of its transformer
-                     decay:float=1.0,        # layer-wise decay; 1 for none
-                     patch_embed:float=1.0,  # extra factor of the patch embedding
-                    ) -> list[dict]:
+def parameter_groups(
+    module,  # a module with named_parameters()
+    depth: int = 0,  # blocks of its transformer
+    decay: float = 1.0,  # layer-wise decay; 1 for none
+    patch_embed: float = 1.0,  # extra factor of the patch embedding
+) -> list[dict]:
     "Optimiser groups of the trainable parameters, each with its `lr_multiplier`, `wd_multiplier` and `is_last_layer`."
     groups = {}
     for name, parameter in module.named_parameters():
-        if not parameter.requires_grad: continue
+        if not parameter.requires_grad:
+            continue
         key = lr_multiplier(name, depth, decay, patch_embed), wd_multiplier(name), "last_layer" in name
         groups.setdefault(key, []).append(parameter)
-    return [dict(params=p, lr_multiplier=a, wd_multiplier=b, is_last_layer=c) for (a, b, c), p in groups.items()]
+    return [
+        dict(params=p, lr_multiplier=a, wd_multiplier=b, is_last_layer=c) for (a, b, c), p in groups.items()
+    ]
 
 # %% ../../nbs/training/10_schedules.ipynb #bf47dd69
-def set_schedule(optimizer, lr:float, weight_decay:float|None=None, last_layer_lr:float|None=None):
+def set_schedule(optimizer, lr: float, weight_decay: float | None = None, last_layer_lr: float | None = None):
     "Give every group its share of the step's learning rate and weight decay (groups without multipliers get all of it)."
     for group in optimizer.param_groups:
         rate = last_layer_lr if group.get("is_last_layer") and last_layer_lr is not None else lr
         group["lr"] = rate * group.get("lr_multiplier", 1.0)
-        if weight_decay is not None: group["weight_decay"] = weight_decay * group.get("wd_multiplier", 1.0)
+        if weight_decay is not None:
+            group["weight_decay"] = weight_decay * group.get("wd_multiplier", 1.0)

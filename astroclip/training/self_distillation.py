@@ -18,12 +18,27 @@ from torch import nn
 from ..data.image_augment import Multicrop, multicrop
 from ..data.images import center_crop
 from ..surveys.pairs import TRAIN, Survey, batches
-from ..losses.selfdistill import (
-    DINOHead, center_probs, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp, update_center)
+from astroclip.losses.selfdistill import (
+    DINOHead,
+    center_probs,
+    dino_loss,
+    ibot_loss,
+    koleo_loss,
+    sinkhorn_knopp,
+    update_center,
+)
 from ..models.layers import resolve_device
 from ..models.vit import VisionTransformer
-from .loop import (
-    Curves, Progress, autocast, check_finite, clip_gradients, load_checkpoint, save_checkpoint, update_average)
+from astroclip.training.loop import (
+    Curves,
+    Progress,
+    autocast,
+    check_finite,
+    clip_gradients,
+    load_checkpoint,
+    save_checkpoint,
+    update_average,
+)
 from .masks import batch_masks
 from .schedules import cosine, parameter_groups, set_schedule
 
@@ -31,29 +46,30 @@ from .schedules import cosine, parameter_groups, set_schedule
 @dataclass(frozen=True)
 class ImageConfig:
     "Settings of the self-distillation; sizes in pixels, schedules in steps."
+
     # the network
-    image_size: int = 96            # side of the global crops
+    image_size: int = 96  # side of the global crops
     patch_size: int = 12
     embed_dim: int = 128
     depth: int = 4
     num_heads: int = 2
-    layer_scale: float = 1.0        # the paper's 1e-5 needs many steps to come alive
-    drop_path: float = 0.0          # student only, by leaving out part of the batch
-    photometry: bool = False        # the class token starts with aperture photometry
+    layer_scale: float = 1.0  # the paper's 1e-5 needs many steps to come alive
+    drop_path: float = 0.0  # student only, by leaving out part of the batch
+    photometry: bool = False  # the class token starts with aperture photometry
     # the views
-    cutout: int = 104               # central part of the image from which crops are taken
+    cutout: int = 104  # central part of the image from which crops are taken
     n_local: int = 2
     local_size: int = 48
-    blur: tuple = (1.0, 0.1, 0.5)   # probability in the first global, second global and local crops
+    blur: tuple = (1.0, 0.1, 0.5)  # probability in the first global, second global and local crops
     noise: tuple = (1.0, 0.1, 0.5)
-    rotate: bool = True             # all eight symmetries of the square; the paper's two flips give four
+    rotate: bool = True  # all eight symmetries of the square; the paper's two flips give four
     # the head and the losses
     n_prototypes: int = 1024
     hidden_dim: int = 512
     bottleneck_dim: int = 128
     balance: str = "sinkhorn_knopp"  # or "centering"
     student_temp: float = 0.1
-    teacher_temp: tuple = (0.05, 0.05)   # from, to
+    teacher_temp: tuple = (0.05, 0.05)  # from, to
     teacher_temp_warmup: int = 0
     koleo_weight: float = 0.1
     # the optimiser
@@ -62,9 +78,9 @@ class ImageConfig:
     lr: float = 2e-3
     final_lr: float = 1e-6
     warmup: int = 100
-    freeze_last_layer: int = 0      # steps in which the prototypes rest
-    weight_decay: tuple = (0.04, 0.04)   # from, to
-    momentum: tuple = (0.98, 1.0)   # of the teacher, from, to
+    freeze_last_layer: int = 0  # steps in which the prototypes rest
+    weight_decay: tuple = (0.04, 0.04)  # from, to
+    momentum: tuple = (0.98, 1.0)  # of the teacher, from, to
     layer_decay: float = 1.0
     patch_embed_lr: float = 1.0
     clip: float = 3.0
@@ -72,55 +88,97 @@ class ImageConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("blur", "noise", "teacher_temp", "weight_decay", "momentum"): object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.balance not in ("sinkhorn_knopp", "centering"): raise ValueError(f"balance {self.balance!r}: expected 'sinkhorn_knopp' or 'centering'")
+        for name in ("blur", "noise", "teacher_temp", "weight_decay", "momentum"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.balance not in ("sinkhorn_knopp", "centering"):
+            raise ValueError(f"balance {self.balance!r}: expected 'sinkhorn_knopp' or 'centering'")
         if not self.local_size <= self.image_size <= self.cutout:
-            raise ValueError(f"crops of {self.image_size} and {self.local_size} pixels do not fit into a cutout of {self.cutout}")
+            raise ValueError(
+                f"crops of {self.image_size} and {self.local_size} pixels do not fit into a cutout of {self.cutout}"
+            )
 
 # %% ../../nbs/training/30_self_distillation.ipynb #fab6ebe5
-def schedules(step:int, c:ImageConfig) -> dict:
+def schedules(step: int, c: ImageConfig) -> dict:
     "lr, last_layer_lr, weight_decay, momentum and teacher temperature of a step."
     lr = cosine(step, c.lr, c.final_lr, c.steps, warmup=c.warmup)
-    return dict(lr=lr, last_layer_lr=0.0 if step < c.freeze_last_layer else lr,
-                weight_decay=cosine(step, *c.weight_decay, c.steps), momentum=cosine(step, *c.momentum, c.steps),
-                temperature=cosine(step, c.teacher_temp[1], c.teacher_temp[1], c.teacher_temp_warmup, c.teacher_temp_warmup, c.teacher_temp[0]))
+    return dict(
+        lr=lr,
+        last_layer_lr=0.0 if step < c.freeze_last_layer else lr,
+        weight_decay=cosine(step, *c.weight_decay, c.steps),
+        momentum=cosine(step, *c.momentum, c.steps),
+        temperature=cosine(
+            step,
+            c.teacher_temp[1],
+            c.teacher_temp[1],
+            c.teacher_temp_warmup,
+            c.teacher_temp_warmup,
+            c.teacher_temp[0],
+        ),
+    )
 
 # %% ../../nbs/training/30_self_distillation.ipynb #8fd1cbf0
-def make_views(images, c:ImageConfig, step:int, device="cpu"):
+def make_views(images, c: ImageConfig, step: int, device="cpu"):
     "(B, 3, H, W) nanomaggies -> global crops (2B, 3, s, s), local crops (n_local B, 3, s', s'), masks (2B, P)."
     settings = Multicrop(c.image_size, c.local_size, c.n_local, c.blur, c.noise, transpose=c.rotate)
     images = torch.as_tensor(center_crop(images, c.cutout)).to(device)
     views = [crops.flatten(0, 1) for crops in multicrop(images, [c.seed, step], settings)]
-    masks = batch_masks(2 * len(images), (c.image_size // c.patch_size,) * 2, np.random.default_rng([c.seed, step, 1]))
+    masks = batch_masks(
+        2 * len(images), (c.image_size // c.patch_size,) * 2, np.random.default_rng([c.seed, step, 1])
+    )
     return *views, torch.from_numpy(masks).to(device)
 
 # %% ../../nbs/training/30_self_distillation.ipynb #afccba24
-def show_views(axes, views, c:ImageConfig, rows=(0, 1, 2, 3)):
+def show_views(axes, views, c: ImageConfig, rows=(0, 1, 2, 3)):
     "Draw global crop 1, global crop 2 with its mask (grey), and local crops of the galaxies `rows` into a grid of axes."
     big, little, masks = (x.cpu() for x in views)
     B, grid = len(big) // 2, c.image_size // c.patch_size
-    holes = masks.view(-1, 1, grid, grid).repeat_interleave(c.patch_size, 2).repeat_interleave(c.patch_size, 3)
+    holes = (
+        masks.view(-1, 1, grid, grid).repeat_interleave(c.patch_size, 2).repeat_interleave(c.patch_size, 3)
+    )
     for column, i in zip(axes.T, rows):
-        seen = [big[i], torch.where(holes[B + i], torch.full_like(big[i], 0.4), big[B + i]), *[little[k * B + i] for k in range(c.n_local)]]
-        for ax, image in zip(column, seen): ax.imshow(image.permute(1, 2, 0), origin="lower"); ax.set(xticks=[], yticks=[])
+        seen = [
+            big[i],
+            torch.where(holes[B + i], torch.full_like(big[i], 0.4), big[B + i]),
+            *[little[k * B + i] for k in range(c.n_local)],
+        ]
+        for ax, image in zip(column, seen):
+            ax.imshow(image.permute(1, 2, 0), origin="lower")
+            ax.set(xticks=[], yticks=[])
 
 # %% ../../nbs/training/30_self_distillation.ipynb #21d85187
-def new_tower(c:ImageConfig, drop_path:float=0.0) -> VisionTransformer:
+def new_tower(c: ImageConfig, drop_path: float = 0.0) -> VisionTransformer:
     "An untrained image tower of the configuration's size; also the random control of a pre-trained one."
-    return VisionTransformer(c.image_size, c.patch_size, c.embed_dim, c.depth, c.num_heads, c.layer_scale, drop_path, photometry=c.photometry)
+    return VisionTransformer(
+        c.image_size,
+        c.patch_size,
+        c.embed_dim,
+        c.depth,
+        c.num_heads,
+        c.layer_scale,
+        drop_path,
+        photometry=c.photometry,
+    )
 
 # %% ../../nbs/training/30_self_distillation.ipynb #0155056c
 class SelfDistillation(nn.Module):
     "Student and teacher (backbone and head each), the teacher's centres, and the loss of one batch of views."
-    def __init__(self, c:ImageConfig):
+
+    def __init__(self, c: ImageConfig):
         super().__init__()
         self.config = c
-        def network(rate): return nn.ModuleDict(dict(
-            backbone=new_tower(c, rate),
-            dino_head=DINOHead(c.embed_dim, c.n_prototypes, c.hidden_dim, c.bottleneck_dim)))
+
+        def network(rate):
+            return nn.ModuleDict(
+                dict(
+                    backbone=new_tower(c, rate),
+                    dino_head=DINOHead(c.embed_dim, c.n_prototypes, c.hidden_dim, c.bottleneck_dim),
+                )
+            )
+
         self.student, self.teacher = network(c.drop_path), network(0.0).requires_grad_(False)
         self.teacher.load_state_dict(self.student.state_dict())
-        for name in ("dino_center", "ibot_center"): self.register_buffer(name, torch.zeros(1, c.n_prototypes))
+        for name in ("dino_center", "ibot_center"):
+            self.register_buffer(name, torch.zeros(1, c.n_prototypes))
 
     @torch.no_grad()
     def teach(self, crops, masks, temperature):
@@ -128,46 +186,67 @@ class SelfDistillation(nn.Module):
         x = self.teacher.backbone.forward_features(crops)
         cls = self.teacher.dino_head(x["x_norm_clstoken"].roll(len(crops) // 2, 0))
         patches = self.teacher.dino_head(x["x_norm_patchtokens"][masks])
-        if self.config.balance == "sinkhorn_knopp": return sinkhorn_knopp(cls, temperature), sinkhorn_knopp(patches, temperature)
-        answer = center_probs(cls, self.dino_center, temperature), center_probs(patches, self.ibot_center, temperature)
-        for center, outputs in ((self.dino_center, cls), (self.ibot_center, patches)): center.copy_(update_center(center, outputs))
+        if self.config.balance == "sinkhorn_knopp":
+            return sinkhorn_knopp(cls, temperature), sinkhorn_knopp(patches, temperature)
+        answer = (
+            center_probs(cls, self.dino_center, temperature),
+            center_probs(patches, self.ibot_center, temperature),
+        )
+        for center, outputs in ((self.dino_center, cls), (self.ibot_center, patches)):
+            center.copy_(update_center(center, outputs))
         return answer
 
     def forward(self, global_crops, local_crops, masks, temperature):
         "Views (see `make_views`) -> total loss, dict of its parts."
-        c, B, n, head = self.config, len(global_crops) // 2, 2 + 2 * self.config.n_local, self.student.dino_head
+        c, B, n, head = (
+            self.config,
+            len(global_crops) // 2,
+            2 + 2 * self.config.n_local,
+            self.student.dino_head,
+        )
         teacher_cls, teacher_patches = self.teach(global_crops, masks, temperature)
         x = self.student.backbone.forward_features(global_crops, masks)
         cls = x["x_norm_clstoken"]
         parts = dict(dino_global=dino_loss(head(cls)[None], teacher_cls[None], c.student_temp) * 2 / n)
         if c.n_local:
-            local = head(self.student.backbone.forward_features(local_crops)["x_norm_clstoken"]).unflatten(0, (c.n_local, B))
+            local = head(self.student.backbone.forward_features(local_crops)["x_norm_clstoken"]).unflatten(
+                0, (c.n_local, B)
+            )
             parts["dino_local"] = dino_loss(local, teacher_cls.unflatten(0, (2, B)), c.student_temp) / n
-        parts["ibot"] = ibot_loss(head(x["x_norm_patchtokens"][masks]), teacher_patches, masks, c.student_temp)
+        parts["ibot"] = ibot_loss(
+            head(x["x_norm_patchtokens"][masks]), teacher_patches, masks, c.student_temp
+        )
         parts["koleo"] = c.koleo_weight * sum(koleo_loss(half) for half in cls.chunk(2))
         return sum(parts.values()), parts
 
 # %% ../../nbs/training/30_self_distillation.ipynb #52125624
-def image_stream(path, c:ImageConfig, start:int=0):
+def image_stream(path, c: ImageConfig, start: int = 0):
     "Yield (step, images (B, 3, H, W)) of the training split from step `start` to the last."
     rows = Survey(path).split == TRAIN
     per_epoch = int(rows.sum()) // c.batch_size
-    if per_epoch == 0: raise ValueError(f"{path} has {rows.sum()} training images, fewer than one batch of {c.batch_size}")
+    if per_epoch == 0:
+        raise ValueError(f"{path} has {rows.sum()} training images, fewer than one batch of {c.batch_size}")
     step = start
     while step < c.steps:
         epoch, done = divmod(step, per_epoch)
-        for i, batch in enumerate(batches(path, ("image",), c.batch_size, rows, c.seed, epoch, drop_last=True)):
-            if i < done: continue
-            if step == c.steps: return
+        for i, batch in enumerate(
+            batches(path, ("image",), c.batch_size, rows, c.seed, epoch, drop_last=True)
+        ):
+            if i < done:
+                continue
+            if step == c.steps:
+                return
             yield step, batch["image"]
             step += 1
 
 # %% ../../nbs/training/30_self_distillation.ipynb #761ad855
-def pretrain_image(survey,                  # survey file with images
-                   config:ImageConfig=ImageConfig(),
-                   folder=".",              # gets checkpoint.pt, curves.csv and, at the end, vit/
-                   device="auto",
-                   every:float=20.0):       # seconds between progress lines
+def pretrain_image(
+    survey,  # survey file with images
+    config: ImageConfig = ImageConfig(),
+    folder=".",  # gets checkpoint.pt, curves.csv and, at the end, vit/
+    device="auto",
+    every: float = 20.0,
+):  # seconds between progress lines
     "Train the image tower; yields one record per step. Run again after a kill, it goes on from the last checkpoint."
     device, folder = resolve_device(device), Path(folder)
     torch.manual_seed(config.seed)
@@ -181,15 +260,20 @@ def pretrain_image(survey,                  # survey file with images
         for step, images in image_stream(survey, config, start):
             begin, now = time.perf_counter(), schedules(step, config)
             views = make_views(images, config, step, device)
-            with autocast(device): loss, losses = model(*views, now["temperature"])
+            with autocast(device):
+                loss, losses = model(*views, now["temperature"])
             losses = check_finite(step, dict(loss=loss, **losses))
             set_schedule(optimizer, now["lr"], now["weight_decay"], now["last_layer_lr"])
-            optimizer.zero_grad(); loss.backward()
+            optimizer.zero_grad()
+            loss.backward()
             norm = clip_gradients(model.student.parameters(), config.clip)
             optimizer.step()
             update_average(model.teacher, model.student, now["momentum"])
-            record = dict(step=step, **losses, grad_norm=norm, lr=now["lr"], seconds=time.perf_counter() - begin)
-            curves.write(record); progress.update(step, losses["loss"], len(images))
+            record = dict(
+                step=step, **losses, grad_norm=norm, lr=now["lr"], seconds=time.perf_counter() - begin
+            )
+            curves.write(record)
+            progress.update(step, losses["loss"], len(images))
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 save_checkpoint(folder / "checkpoint.pt", step + 1, parts, asdict(config), device)
             yield record

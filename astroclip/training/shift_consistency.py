@@ -21,18 +21,20 @@ from ..data.spectrum_augment import Degrade, degrade, move
 @dataclass(frozen=True)
 class Placing:
     "Settings of the label-free search for the rest frame."
+
     steps: int = 500
-    batch_size: int = 32         # spectra; twice as many views
+    batch_size: int = 32  # spectra; twice as many views
     lr: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 50
     clip: float = 1.0
-    furthest: float = 0.25       # largest move in ln(wavelength)
-    noise: float = 1.5           # largest extra noise, in units of the spectrum's own spread
-    crop: float = 0.55           # largest further loss at either end, per view
-    sharpness: float = 2.0       # power of the answer that serves as target
+    furthest: float = 0.25  # largest move in ln(wavelength)
+    noise: float = 1.5  # largest extra noise, in units of the spectrum's own spread
+    crop: float = 0.55  # largest further loss at either end, per view
+    sharpness: float = 2.0  # power of the answer that serves as target
     checkpoint_every: int = 100
     seed: int = 0
+
 
 def one_view(flux, good, most, generator, config):  # (B, N), (B, N) bool, (B, 1) largest move in pixels
     "(flux, good, move in pixels (B,)): moved by an even number up to `most`, degraded, and cut where the cut tells nothing of the move."
@@ -42,7 +44,10 @@ def one_view(flux, good, most, generator, config):  # (B, N), (B, N) bool, (B, 1
     flux, good = move(flux, good, pixels[:, 0])
     pixel = torch.arange(N)
     good = good & (pixel >= most + config.crop * N * rand()) & (pixel < N - most - config.crop * N * rand())
-    return *degrade(flux * good, good, generator, Degrade(noise=config.noise, tilt=0.3, cut=0.0)), pixels[:, 0]
+    return *degrade(flux * good, good, generator, Degrade(noise=config.noise, tilt=0.3, cut=0.0)), pixels[
+        :, 0
+    ]
+
 
 def two_views(flux, good, generator, config):
     "Both views of a batch, one after the other (2B, N), and the move of the second against the first in shifts (B,) of two pixels."
@@ -56,6 +61,7 @@ def moved(log_p, d, nothing=-30.0):  # (B, S), (B,) whole shifts
     s = torch.arange(log_p.shape[-1], device=log_p.device) + d[:, None]
     inside = (s >= 0) & (s < log_p.shape[-1])
     return log_p.gather(1, s.clamp(0, log_p.shape[-1] - 1)).masked_fill(~inside, nothing)
+
 
 def consistency_loss(first, second, d, sharpness=2.0):  # logits (B, S) of both views; (B,) move of the second
     "Cross-entropy of each answer, sharpened, with the other one moved back."
@@ -77,18 +83,23 @@ def learn_place(network, spectra, config, checkpoint=None, device="cpu"):
         generator = torch.Generator().manual_seed(spawn_seed(config.seed, "views", step))
         rows = torch.randint(len(spectra), (config.batch_size,), generator=generator)
         flux, good, d = two_views(spectra.flux[rows].float(), spectra.good[rows], generator, config)
-        with autocast(device): first, second = network(flux.to(device), good.to(device)).chunk(2)
+        with autocast(device):
+            first, second = network(flux.to(device), good.to(device)).chunk(2)
         loss = consistency_loss(first, second, d.to(device), config.sharpness)
         record = dict(step=step, **check_finite(step, dict(loss=loss.detach())), lr=lr)
-        optimizer.zero_grad(); loss.backward()
+        optimizer.zero_grad()
+        loss.backward()
         record["grad_norm"] = clip_gradients(network.parameters(), config.clip)
         optimizer.step()
-        yield record   # first: a record that the reader has not kept when the run is killed is made again
-        if checkpoint and (step + 1) % config.checkpoint_every == 0: save_checkpoint(checkpoint, step + 1, state, asdict(config), device)
+        yield record  # first: a record that the reader has not kept when the run is killed is made again
+        if checkpoint and (step + 1) % config.checkpoint_every == 0:
+            save_checkpoint(checkpoint, step + 1, state, asdict(config), device)
     network.eval()
+
 
 @torch.no_grad()
 def places(network, spectra, device="cpu", batch_size=256):
     "(n,) where the network puts each spectrum, in ln(1 + z) up to its constant."
-    parts = (spectra[i:i + batch_size].to(device) for i in range(0, len(spectra), batch_size))
-    with autocast(device): return torch.cat([estimate(network(s.flux.float(), s.good), network.centres)[0].cpu() for s in parts])
+    parts = (spectra[i : i + batch_size].to(device) for i in range(0, len(spectra), batch_size))
+    with autocast(device):
+        return torch.cat([estimate(network(s.flux.float(), s.good), network.centres)[0].cpu() for s in parts])

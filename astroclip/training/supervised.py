@@ -22,11 +22,16 @@ from .schedules import cosine, parameter_groups, set_schedule
 # %% ../../nbs/training/70_supervised.ipynb #1d55ec9c
 class Labels:
     "Labels y (N,) or (N, T), standardised by the rows `train` (N,) bool: `targets` (N, T) float32; `back` undoes it."
+
     def __init__(self, y, train):
         y = np.asarray(y, np.float64)
         used = y[np.asarray(train)]
-        if y.ndim not in (1, 2) or not len(used): raise ValueError(f"labels of shape {y.shape}, {len(used)} of them for training: expected (N,) or (N, T) and at least one")
-        if not np.isfinite(used).all(): raise ValueError("a training label is not finite: leave those galaxies out of `train`")
+        if y.ndim not in (1, 2) or not len(used):
+            raise ValueError(
+                f"labels of shape {y.shape}, {len(used)} of them for training: expected (N,) or (N, T) and at least one"
+            )
+        if not np.isfinite(used).all():
+            raise ValueError("a training label is not finite: leave those galaxies out of `train`")
         self.mean, std = used.mean(0), used.std(0)
         self.std = np.where(std > 0, std, 1)
         self.targets = torch.as_tensor(((y - self.mean) / self.std).reshape(len(y), -1), dtype=torch.float32)
@@ -37,13 +42,19 @@ class Labels:
         return out[:, 0] * self.std + self.mean if np.ndim(self.mean) == 0 else out * self.std + self.mean
 
 # %% ../../nbs/training/70_supervised.ipynb #308e8d26
-KEEP = 1 << 30   # bytes
+KEEP = 1 << 30  # bytes
 
 
 def small_set(path, fields, rows, prepare, kept):
     "(inputs, rows) as read and prepared before, or now, piece by piece."
     key = rows.tobytes()
-    if key not in kept: kept[key] = np.concatenate([prepare(*(read_rows(path, name, piece) for name in fields)) for piece in np.split(rows, range(256, len(rows), 256))])
+    if key not in kept:
+        kept[key] = np.concatenate(
+            [
+                prepare(*(read_rows(path, name, piece) for name in fields))
+                for piece in np.split(rows, range(256, len(rows), 256))
+            ]
+        )
     return kept[key]
 
 
@@ -52,58 +63,90 @@ def chosen(path, fields, rows, batch_size, seed, epoch, train, prepare, size, ke
     rows = np.flatnonzero(rows)
     drop = train and len(rows) >= batch_size
     if 2 * size * len(rows) > KEEP:
-        for batch in batches(path, fields, batch_size, rows, seed, epoch, shuffle=train, drop_last=drop): yield prepare(*(batch[name] for name in fields)).astype(np.float32), batch["row"]
+        for batch in batches(path, fields, batch_size, rows, seed, epoch, shuffle=train, drop_last=drop):
+            yield prepare(*(batch[name] for name in fields)).astype(np.float32), batch["row"]
     else:
         data, order = small_set(path, fields, rows, prepare, kept), np.arange(len(rows))
-        if train: order = np.random.default_rng([seed, epoch]).permutation(order)
+        if train:
+            order = np.random.default_rng([seed, epoch]).permutation(order)
         for i in range(0, len(rows) // batch_size * batch_size if drop else len(rows), batch_size):
-            yield data[order[i:i + batch_size]].astype(np.float32), rows[order[i:i + batch_size]]
+            yield data[order[i : i + batch_size]].astype(np.float32), rows[order[i : i + batch_size]]
 
 # %% ../../nbs/training/70_supervised.ipynb #726fa3c2
 def image_feed(path, size=144, shift=4):
     "Display-scaled images (B, 3, size, size) of a survey file; in training with random symmetries and shifts of up to `shift` pixels."
     kept = {}
-    def prepare(image): return center_crop(image, min(size + 2 * shift, *image.shape[-2:])).astype(np.float16)     # as stored
+
+    def prepare(image):
+        return center_crop(image, min(size + 2 * shift, *image.shape[-2:])).astype(np.float16)  # as stored
+
     def feed(rows, batch_size, seed=0, epoch=0, train=False):
-        parts = chosen(path, ["image"], rows, batch_size, seed, epoch, train, prepare, 3 * (size + 2 * shift) ** 2, kept)
+        parts = chosen(
+            path, ["image"], rows, batch_size, seed, epoch, train, prepare, 3 * (size + 2 * shift) ** 2, kept
+        )
         for i, (batch, r) in enumerate(parts):
-            x, generator = torch.from_numpy(batch), torch.Generator().manual_seed(spawn_seed(seed, "views", epoch, i))
-            yield to_rgb((augment_images(x, size, generator, shift) if train else center_crop(x, size)).contiguous()), r
+            x, generator = (
+                torch.from_numpy(batch),
+                torch.Generator().manual_seed(spawn_seed(seed, "views", epoch, i)),
+            )
+            yield (
+                to_rgb(
+                    (
+                        augment_images(x, size, generator, shift) if train else center_crop(x, size)
+                    ).contiguous()
+                ),
+                r,
+            )
+
     return feed
 
 
 def spectrum_feed(path):
     "Spectra (B, L) of a survey file, missing pixels filled with the mean."
     kept = {}
-    def prepare(flux, ivar): return fill_missing(flux, ivar)[0]
+
+    def prepare(flux, ivar):
+        return fill_missing(flux, ivar)[0]
+
     def feed(rows, batch_size, seed=0, epoch=0, train=False):
-        for batch, r in chosen(path, ["flux", "ivar"], rows, batch_size, seed, epoch, train, prepare, 2 * 7781, kept): yield torch.from_numpy(batch), r
+        for batch, r in chosen(
+            path, ["flux", "ivar"], rows, batch_size, seed, epoch, train, prepare, 2 * 7781, kept
+        ):
+            yield torch.from_numpy(batch), r
+
     return feed
 
 # %% ../../nbs/training/70_supervised.ipynb #30f2ef52
 def array_feed(x, train_rows):
     "Rows of x (N, D) in memory (magnitudes, embeddings), each column standardised by the rows `train_rows` (N,) bool."
     table = Labels(x, train_rows).targets
+
     def feed(rows, batch_size, seed=0, epoch=0, train=False):
         order = np.flatnonzero(rows)
-        if train: order = np.random.default_rng([seed, epoch]).permutation(order)
+        if train:
+            order = np.random.default_rng([seed, epoch]).permutation(order)
         stop = len(order) // batch_size * batch_size if train and len(order) >= batch_size else len(order)
-        for i in range(0, stop, batch_size): yield table[order[i:i + batch_size]], order[i:i + batch_size]
+        for i in range(0, stop, batch_size):
+            yield table[order[i : i + batch_size]], order[i : i + batch_size]
+
     return feed
 
 # %% ../../nbs/training/70_supervised.ipynb #69c401e7
 @torch.no_grad()
 def predict(
-    net, feed,
-    rows,              # (N,) bool: the galaxies to predict
-    batch_size=256, device="cpu",
-) -> np.ndarray:       # (n, T) float32, in the order of np.flatnonzero(rows)
+    net,
+    feed,
+    rows,  # (N,) bool: the galaxies to predict
+    batch_size=256,
+    device="cpu",
+) -> np.ndarray:  # (n, T) float32, in the order of np.flatnonzero(rows)
     "Outputs of `net` in evaluation mode; its former mode is put back."
     mode = net.training
     net.eval()
     try:
         parts = [(r, net(x.to(device)).float().cpu().numpy()) for x, r in feed(rows, batch_size)]
-    finally: net.train(mode)
+    finally:
+        net.train(mode)
     found, out = np.concatenate([r for r, _ in parts]), np.concatenate([o for _, o in parts])
     return out[np.argsort(found)]
 
@@ -111,72 +154,89 @@ def predict(
 @dataclass(frozen=True)
 class Supervised:
     "Settings of a supervised training."
+
     epochs: int = 30
     batch_size: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.05
-    warmup: int = 50       # steps
-    clip: float = 1.0      # largest gradient norm
-    patience: int = 6      # epochs without a better validation error before it stops
-    final: float = 0.02    # learning rate at the end of the cosine, in units of lr; 1: constant
-    bf16: bool|None = None # bfloat16 in matrix products; None: where the hardware has it
+    warmup: int = 50  # steps
+    clip: float = 1.0  # largest gradient norm
+    patience: int = 6  # epochs without a better validation error before it stops
+    final: float = 0.02  # learning rate at the end of the cosine, in units of lr; 1: constant
+    bf16: bool | None = None  # bfloat16 in matrix products; None: where the hardware has it
     seed: int = 0
 
-    def steps(self, n): return self.epochs * max(1, n // self.batch_size)
+    def steps(self, n):
+        return self.epochs * max(1, n // self.batch_size)
 
 
 def step_loss(net, x, target, device, bf16=None):
     "Mean squared error of one batch in float32, the network in bfloat16 where the hardware has it (bf16 overrides)."
-    with autocast(device, bf16): out = net(x.to(device))
+    with autocast(device, bf16):
+        out = net(x.to(device))
     return (out.float() - target.to(device)).square().mean()
 
 # %% ../../nbs/training/70_supervised.ipynb #fb7b8f15
 def train_supervised(
-    net,                 # module: input of the feed -> (B, T)
-    feed,                # image_feed, spectrum_feed, array_feed
-    labels,              # Labels
-    train, validation,   # (N,) bool
+    net,  # module: input of the feed -> (B, T)
+    feed,  # image_feed, spectrum_feed, array_feed
+    labels,  # Labels
+    train,
+    validation,  # (N,) bool
     config=Supervised(),
-    checkpoint=None,     # file from which a killed run resumes, written after each epoch
+    checkpoint=None,  # file from which a killed run resumes, written after each epoch
     device="cpu",
 ):
     "Trains and yields a record per step (val_loss at the end of an epoch); at the end `net` holds the weights of the lowest validation error."
     torch.manual_seed(spawn_seed(config.seed, "supervised"))
     optimizer, best = torch.optim.AdamW(parameter_groups(net.to(device))), Best(net)
     state = dict(model=net, optimizer=optimizer, best=best)
-    step, total = load_checkpoint(checkpoint, state, asdict(config), device) if checkpoint else 0, config.steps(int(np.sum(train)))
+    step, total = (
+        load_checkpoint(checkpoint, state, asdict(config), device) if checkpoint else 0,
+        config.steps(int(np.sum(train))),
+    )
     per_epoch = total // config.epochs
     for epoch in range(step // per_epoch, config.epochs):
-        if best.step >= 0 and step - 1 - best.step >= config.patience * per_epoch: break
+        if best.step >= 0 and step - 1 - best.step >= config.patience * per_epoch:
+            break
         for x, rows in feed(train, config.batch_size, config.seed, epoch, train=True):
             net.train()
             lr = cosine(step, config.lr, config.final * config.lr, total, min(config.warmup, total // 4))
             set_schedule(optimizer, lr, config.weight_decay)
             loss = step_loss(net, x, labels.targets[rows], device, config.bf16)
             record = dict(step=step, **check_finite(step, dict(loss=loss.detach())), lr=lr, val_loss=None)
-            optimizer.zero_grad(); loss.backward()
+            optimizer.zero_grad()
+            loss.backward()
             record["grad_norm"] = clip_gradients(net.parameters(), config.clip)
             optimizer.step()
             step += 1
             if step % per_epoch == 0:
-                error = predict(net, feed, validation, device=device) - labels.targets[np.flatnonzero(validation)].numpy()
-                record["val_loss"] = check_finite(step - 1, dict(validation=np.square(error).mean()))["validation"]
+                error = (
+                    predict(net, feed, validation, device=device)
+                    - labels.targets[np.flatnonzero(validation)].numpy()
+                )
+                record["val_loss"] = check_finite(step - 1, dict(validation=np.square(error).mean()))[
+                    "validation"
+                ]
                 best.update(record["val_loss"], step - 1)
             yield record
-        if checkpoint: save_checkpoint(checkpoint, step, state, asdict(config), device)
+        if checkpoint:
+            save_checkpoint(checkpoint, step, state, asdict(config), device)
     best.restore()
     net.eval()
 
 # %% ../../nbs/training/70_supervised.ipynb #82435125
 def fit_predict(
-    net, feed,
-    y,                     # (N,) or (N, T) labels
-    split,                 # (N,) 0: train, 1: validation; other rows are not learned from
-    wanted,                # {name: (N,) bool}: galaxies to predict
+    net,
+    feed,
+    y,  # (N,) or (N, T) labels
+    split,  # (N,) 0: train, 1: validation; other rows are not learned from
+    wanted,  # {name: (N,) bool}: galaxies to predict
     config=Supervised(),
-    checkpoint=None,       # file from which a killed run resumes
-    device="cpu", watch=list,    # function that consumes the records of the loop, e.g. writes them to a file
-):                         # {name: (n,) or (n, T) float64}
+    checkpoint=None,  # file from which a killed run resumes
+    device="cpu",
+    watch=list,  # function that consumes the records of the loop, e.g. writes them to a file
+):  # {name: (n,) or (n, T) float64}
     "Train `net` on split 0, stop on split 1, predict the galaxies of `wanted`."
     split = np.asarray(split)
     labels = Labels(y, split == 0)
