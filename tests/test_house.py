@@ -177,17 +177,18 @@ def test_every_stage_has_its_notebook_and_make_knows_the_order():
         assert (ROOT / "nbs" / f"{page}.ipynb").is_file()
 
 
-def test_figure_labels_are_unique_and_have_sidecars():
+def test_figures_have_sidecars_and_are_small():
     figures = ROOT / "figures"
-    for path in [*figures.glob("*.png"), *figures.glob("tables/*.csv")]:
-        sidecar = path.with_suffix(".json")
-        assert sidecar.is_file(), f"{path.name} has no sidecar"
-        record = json.loads(sidecar.read_text())
-        assert record["label"] == path.stem
-        assert (ROOT / record["notebook"]).is_file(), f"{path.name} says {record['notebook']}"
-        assert not record["simulated"] or "SIMULATED" in record["caption"]
-    for path in figures.glob("*.png"):
-        assert path.with_suffix(".pdf").is_file()
+    tables = [*figures.glob("tables/*.csv"), *figures.glob("*/tables/*.csv")]
+    for path in [p for p in figures.rglob("*.png") if not re.search("-", p.relative_to(figures).parts[0])] + tables:
+        record = json.loads(path.with_suffix(".json").read_text())
+        page, name = record["label"].split("/")
+        assert path.stem in (name, f"{page}_{name}", page) and path.parent.name in (page, "tables"), path
+        assert record["notebook"] == f"nbs/{page}.ipynb" and (ROOT / record["notebook"]).is_file()
+        assert record["shows"] != "simulated" or "SIMULATED" in record["caption"]
+        assert path.suffix != ".png" or path.stat().st_size <= 300_000, f"{path.name} is above 300 kB"
+    tracked = subprocess.run(["git", "ls-files", "figures"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert not [name for name in tracked if name.endswith(".pdf")], "PDFs are written, not committed"
 
 
 def requirement(text):
