@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from ..core.artifacts import ensure
+from ..core.plots import save_figure, save_table
 from ..data.photometry import colours
 from .embeddings import Embeddings
 from ..surveys.leakage import leaks
@@ -22,6 +23,7 @@ from ..surveys.pairs import Survey
 class Run:
     "A survey with the embeddings of its galaxies; row i is the same galaxy everywhere."
 
+    page: str  # name of the notebook
     params: object  # Params of the page
     survey: Survey
     embeddings: Embeddings
@@ -52,6 +54,12 @@ class Run:
         "What the test galaxies are, in words."
         kind = "simulated survey" if self.survey.simulated else "real pairs"
         return f"{kind}, {self.params.profile}, test split"
+
+    @property
+    def said(self):
+        "What a caption says of every figure of the page: how many galaxies, which protocol."
+        protocol = getattr(self.params, "protocol", None)
+        return f"{self.test.sum():,} test galaxies" + (f", protocol {protocol}." if protocol else ".")
 
     @cached_property
     def models(self):
@@ -89,6 +97,17 @@ class Run:
                     found[kind, name] = self.embedding(name, kind)
         return found
 
+    def save_figure(self, fig, panel, caption, numbers=None, **options):
+        "Write `page/panel` with the run's inputs; number of galaxies and protocol are added to the caption."
+        options = dict(inputs=self.inputs) | options
+        label, text = f"{self.page}/{panel}", f"{caption} {self.said}"
+        return save_figure(fig, label, self.params, numbers, text, **options)
+
+    def save_table(self, rows, name, caption, **options):
+        "Write the table `page/name` with the run's inputs."
+        options = dict(inputs=self.inputs) | options
+        return save_table(rows, f"{self.page}/{name}", self.params, f"{caption} {self.said}", **options)
+
 # %% ../../nbs/evaluation/12_runs.ipynb #ac68d2af
 def check_rows(survey, embeddings):
     "Raise where embeddings and survey are not of the same galaxies in the same order."
@@ -111,6 +130,7 @@ def check_leaks(survey, embeddings):
 
 
 def open_run(
+    page,  # name of the notebook: where its figures go
     params,  # Params of the page
     **overrides,  # settings of the stage `embed`, e.g. finetuned=True
 ):  # Run
@@ -121,7 +141,7 @@ def open_run(
     embeddings = Embeddings(embed.path / "embeddings.h5")
     check_rows(survey, embeddings)
     repeated = check_leaks(survey, embeddings)
-    run = Run(params, survey, embeddings, [embed, data])
+    run = Run(page, params, survey, embeddings, [embed, data])
     parts = [
         f"{mask.sum():,} {word}"
         for word, mask in zip(("training", "validation", "test"), (run.train, run.validation, run.test))
