@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from astroclip.metrics import calibration
+from astroclip.probes.coordinates import Coordinates
 from astroclip.probes.flows import (
     ConditionalFlow,
-    Coordinates,
     FlowConfig,
     FlowEnsemble,
     make_posterior,
