@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from astroclip.metrics import calibration
+from astroclip.probes.coordinates import Coordinates
 from astroclip.probes.flows import (
     ConditionalFlow,
-    Coordinates,
     FlowConfig,
     FlowEnsemble,
     make_posterior,
@@ -73,6 +73,54 @@ def test_coordinates_by_hand():
         Coordinates([[0.0], [1.0]], positive=[0])
     with pytest.raises(ValueError, match="finite"):
         Coordinates([[np.nan], [1.0]])
+
+
+def test_bounded_labels_by_hand():
+    c = Coordinates([[6.0], [9.0]], upper=[[12.0], [12.0]])  # logits 0 and ln 3
+    assert np.allclose(c.scale.mean, np.log(3) / 2) and np.allclose(c([[6.0]], 12.0), [[-1]])
+    assert np.allclose(c([[3.0]], [[6.0]]), [[-1]])  # half of its own bound
+    assert np.allclose(c.log_slope([[6.0]], 12.0), np.log(1.5) - np.log(np.log(3) / 2) + np.log(12 / 36))
+    assert np.allclose(c.back([[[-1.0], [40.0]]], np.array([[12.0]])), [[[6.0], [12.0]]])
+    two = Coordinates([[1.0, 2.0], [3.0, 4.0]], positive=[0, 1], upper=[np.inf, 5.0])
+    assert two.positive == [0] and two.bounded == [1]
+    for upper, message in (([[np.inf], [12.0]], "some galaxies only"), (8.0, "not below")):
+        with pytest.raises(ValueError, match=message):
+            Coordinates([[6.0], [9.0]], upper=upper)
+    with pytest.raises(ValueError, match="give `upper`"):
+        c([[6.0]])
+
+
+def test_a_bounded_density_integrates_to_one_below_every_bound(tmp_path):
+    x, z = made_up()
+    limit = np.random.default_rng(3).uniform(1.0, 2.0, (300, 1))
+    y = np.concatenate([z, limit * z / (1 + z)], 1)
+    upper = np.concatenate([np.full((300, 1), np.inf), limit], 1)
+    only = FlowEnsemble([QUICK]).fit(x, y[:, 1:], limit)
+    for i in range(3):
+        grid = np.linspace(1e-4, 1 - 1e-4, 4000)[:, None] * limit[i]
+        p = np.exp(only.log_prob(np.repeat(x[i][None], 4000, 0), grid, limit[i]))
+        assert np.allclose(np.trapezoid(p, grid[:, 0], axis=1) / only.coordinates.std[0], 1, atol=1e-2)
+    both = FlowEnsemble([QUICK], positive=[0]).fit(x, y, upper)
+    samples = both.sample(x, 20, upper=upper)
+    assert (samples > 0).all() and (samples[..., 1] < limit).all() and (samples[..., 0] > limit).any()
+    both.save(tmp_path / "flow.pt")
+    again = FlowEnsemble.load(tmp_path / "flow.pt")
+    assert np.array_equal(again.log_prob(x, y, upper), both.log_prob(x, y, upper))
+    with pytest.raises(ValueError, match="give `upper`"):
+        again.sample(x, 20)
+    split = np.repeat([0, 1, 2], [200, 50, 50])
+    make_posterior(tmp_path / "a", x, y, split, [0], [QUICK], draws=6, upper=upper)
+    kept = np.load(tmp_path / "a.npz")
+    assert (kept["samples"][..., 1] < limit[kept["rows"]]).all()
+
+
+def test_flows_saved_before_there_were_bounds_are_read(ensemble, tmp_path):
+    x, z = made_up()
+    ensemble.save(tmp_path / "flow.pt")
+    content = torch.load(tmp_path / "flow.pt", weights_only=True)
+    del content["bounded"]
+    torch.save(content, tmp_path / "flow.pt")
+    assert np.array_equal(FlowEnsemble.load(tmp_path / "flow.pt").log_prob(x, z), ensemble.log_prob(x, z))
 
 
 def test_stacked_members_are_what_they_are_alone(ensemble):

@@ -1,86 +1,90 @@
-"Property labels, protocols and label budgets."
+"""What others say of a galaxy: one tree of questions, votes of surveys and catalogues, properties and their bounds."""
+
+import csv
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from sklearn.metrics import r2_score
-from sklearn.neighbors import KNeighborsRegressor
-from sklearn.preprocessing import StandardScaler
 
+from astroclip.evaluation.published import PAPER
+from astroclip.mock import votes as mock_votes
+from astroclip.mock.population import cosmic_age
+from astroclip.surveys import labels
+from astroclip.surveys.labels import ANSWERS, FOUR, PROPERTIES, QUESTIONS, mirrored, property_labels
 from astroclip.surveys.pairs import Survey
-from astroclip.probes.few_shot import FOUR, PROPERTIES, ReleasedMLP, crossings, few_labels, head_of, label_budget, property_labels, property_scores
-
-rng = np.random.default_rng(0)
-X = rng.normal(0, 1, (400, 6)) * 10.0 ** np.arange(6)
-Y = np.stack([X[:, 0], X[:, 1] / 10 + rng.normal(0, 0.3, 400)], 1)
-SPLIT = np.repeat([0, 1, 2], [280, 40, 80])
 
 
-@pytest.mark.parametrize("protocol, k", [("released", 64), ("corrected", 16)])
-def test_neighbours_are_those_of_scikit_learn(protocol, k):
-    scale = StandardScaler().fit(X[SPLIT == 0])
-    theirs = KNeighborsRegressor(k, weights="distance").fit(scale.transform(X[SPLIT == 0]), Y[SPLIT == 0]).predict(scale.transform(X[SPLIT == 2]))
-    ours = head_of(protocol, "knn").fit(X[SPLIT == 0], Y[SPLIT == 0]).predict(X[SPLIT == 2])
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+def test_there_is_one_tree_of_questions():
+    assert mock_votes.QUESTIONS is QUESTIONS and mock_votes.ASKED_OF is labels.ASKED_OF
+    assert {score.removesuffix(" accuracy") for score, *_, sample in PAPER if sample == "gz"} >= set(
+        QUESTIONS
+    )
 
 
-def test_released_network_ignores_validation_and_repeats():
-    x, y = X[SPLIT == 0], Y[SPLIT == 0]
-    a, b, c = (ReleasedMLP(seed).fit(x, y, *validation).predict(X[:5]) for seed, validation in ((0, ()), (0, (X[:3], Y[:3] * np.nan)), (1, ())))
-    np.testing.assert_array_equal(a, b)
-    assert not np.allclose(a, c)
+def test_questions_and_answers_are_those_of_the_release():
+    assert len(QUESTIONS) == 10 and len(ANSWERS) == 34
+    assert ANSWERS[:3] == (
+        "smooth-or-featured_smooth",
+        "smooth-or-featured_featured-or-disk",
+        "smooth-or-featured_artifact",
+    )
+    assert QUESTIONS["spiral-arm-count"] == ("1", "2", "3", "4", "more-than-4", "cant-tell")
+    assert QUESTIONS["merging"] == ("none", "minor-disturbance", "major-disturbance", "merger")
+    assert QUESTIONS["edge-on-bulge"] == ("boxy", "none", "rounded")
+    assert (
+        labels.ASKED_OF["bar"] == ("disk-edge-on", ("no",)) and labels.ASKED_OF["smooth-or-featured"] is None
+    )
 
 
-def test_scores_are_those_of_scikit_learn():
-    p = Y + rng.normal(0, 0.5, Y.shape)
-    scores = property_scores(p, Y, ["a", "b"], ("a", "b"), draws=50)
-    for i, name in enumerate("ab"): assert np.isclose(scores[name][0], r2_score(Y[:, i], p[:, i]))
-    assert scores["mean"][1] < scores["mean"][0] < scores["mean"][2]
-    with pytest.raises(ValueError, match="finite"): property_scores(p * np.nan, Y, ["a", "b"])
+def test_a_survey_has_all_ten_questions(sample):
+    votes = labels.survey_votes(Survey(sample))
+    assert {q: v.shape[1] for q, v in votes.items()} == {q: len(a) for q, a in QUESTIONS.items()}
+    assert set(labels.tree_gaps(votes).values()) == {(0, 0)}
+    votes["bar"][:3, 0] += 1
+    assert labels.tree_gaps(votes)["bar"] == (3, 0)
+    with pytest.raises(ValueError, match="read_catalogue"):
+        labels.survey_votes(SimpleNamespace(path="x", votes={}.__getitem__))
 
 
-@pytest.mark.parametrize("n", [4, 10, 100, 320])
-def test_budgets_spend_no_more_than_they_have(n):
-    s = label_budget(SPLIT, n, 3)
-    assert ((s == 0) | (s == 1)).sum() == n and (s == 1).sum() >= 2
-    assert ((s == 2) == (SPLIT == 2)).all()
-    assert not (label_budget(SPLIT, n, 4) == s).all() or n == 320
-    assert (label_budget(SPLIT, None) == SPLIT).all()
+def test_a_catalogue_is_read_and_matched_within_half_an_arcsecond(tmp_path):
+    rows = [dict(ra=10 + i, dec=0, wrong_size_warning=i == 2) | {c: i + 1 for c in ANSWERS} for i in range(4)]
+    rows[1] |= {c: "" for c in ANSWERS if c.startswith("merging")}  # nobody was asked
+    with open(tmp_path / "gz.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["ra", "dec", "wrong_size_warning", *ANSWERS])
+        writer.writeheader()
+        writer.writerows(rows)
+    ra = [10.0, 11 + 0.4 / 3600, 12, 13 + 0.6 / 3600]
+    found = labels.match_votes(ra, np.zeros(4), labels.read_catalogue(tmp_path / "gz.csv"))
+    assert found["bar"][:, 0].tolist() == [1, 2, 0, 0] and found["merging"][1].sum() == 0
 
 
-def test_rows_without_a_label_are_never_used():
-    y, split = Y.copy(), SPLIT.copy()
-    y[::7], split[::7] = np.nan, -1
-    for head in ("knn", "mlp"):
-        rows = few_labels(X, y, split, (20, None), head, repeats=2)
-        assert [r["n"] for r in rows] == [20, 20, ((split == 0) | (split == 1)).sum()]
-        assert all(np.isfinite(r["r2"]).all() for r in rows)
+def test_a_table_that_is_no_catalogue_is_refused(tmp_path):
+    (tmp_path / "other.csv").write_text("ra,dec\n1,2\n")
+    with pytest.raises(ValueError, match="no column smooth-or-featured_smooth, .* \\.\\.\\."):
+        labels.read_catalogue(tmp_path / "other.csv")
 
 
 def test_both_definitions_of_ssfr(sample):
     survey = Survey(sample)
     y = dict(zip(PROPERTIES, property_labels(survey).T))
-    np.testing.assert_allclose(y["log_ssfr"], survey.label("log_sfr") - survey.label("log_mstar"), atol=2e-2)
-    np.testing.assert_allclose(y["ln_sfr_over_z"], np.log(10.0**survey.label("log_sfr") / 10.0**survey.label("log_z_mw")), atol=2e-2)
+    sfr, mass, metals = (survey.label(name) for name in ("log_sfr", "log_mstar", "log_z_mw"))
+    np.testing.assert_allclose(y["log_ssfr"], sfr - mass, atol=2e-2)
+    np.testing.assert_allclose(y["ln_sfr_over_z"], np.log(10.0**sfr / 10.0**metals), atol=2e-2)
     assert set(FOUR["corrected"]) ^ set(FOUR["released"]) == {"log_ssfr", "ln_sfr_over_z"}
 
 
-@pytest.mark.parametrize("head", ["knn", "mlp"])
-@pytest.mark.parametrize("protocol", ["corrected", "released"])
-def test_one_label_may_come_as_a_vector(protocol, head):
-    fit = lambda y: head_of(protocol, head).fit(X[SPLIT == 0], y[SPLIT == 0], X[SPLIT == 1], y[SPLIT == 1]).predict(X[SPLIT == 2])
-    np.testing.assert_allclose(fit(Y[:, 0]), fit(Y[:, :1])[:, 0], rtol=1e-4, atol=1e-4)
+def test_a_survey_without_properties_says_so():
+    with pytest.raises(ValueError, match="no catalogue of properties"):
+        property_labels(SimpleNamespace(path="x", label={}.__getitem__))
 
 
-def test_crossings_are_read_off_in_log_n():
-    first = {10: [0.5, 0.5], 100: [0.5, 0.5], 1000: [0.5]}
-    second = {100: [0.4], 1000: [0.8], 5000: [1.0]}
-    np.testing.assert_allclose(crossings(first, second), [10**2.25] * 2)
-    np.testing.assert_allclose(crossings(second, first), [10**2.25] * 2)
-    one, other = crossings(first | {100: [0.45, 0.6]}, second)
-    assert 100 < one < other < 1000
-
-
-def test_curves_that_do_not_cross_or_do_not_meet_have_no_crossing():
-    flat = {n: [0.5] for n in (10, 100, 1000)}
-    assert np.isnan(crossings(flat, {n: [0.4] for n in flat})).all()
-    assert np.isnan(crossings(flat, {100: [0.9]})).all() and np.isnan(crossings(flat, {})).all()
-    assert list(np.isnan(crossings(flat, {10: [0.6, 0.4, 0.4], 100: [0.4, 0.4, 0.4]}))) == [False, True, True]
+def test_mirrored_ages_lie_below_the_age_of_the_universe(sample):
+    survey = Survey(sample)
+    age, limit = survey.label("t_age_mw").astype(float), cosmic_age(survey.redshift)
+    assert (age > limit).any()
+    found = mirrored(age, limit)
+    assert (found < limit).all() and np.array_equal(found[age < 0.999 * limit], age[age < 0.999 * limit])
+    np.testing.assert_allclose(mirrored([[4.0, 9.0]], [np.inf, 6.0]), [[4, 4]])
+    assert mirrored(5.0, 5.0) == pytest.approx(4.995) and mirrored(0.1, 5.0) == 0.1
+    with pytest.raises(ValueError, match="must be positive"):
+        mirrored([0.0], 5.0)

@@ -32,7 +32,8 @@ from astroclip.mock.galaxy_spectra import (
 )
 from .population import draw
 from .spectrograph import observe, observed
-from .votes import QUESTIONS, draw_votes
+from .votes import draw_votes
+from ..surveys.labels import QUESTIONS
 
 # %% ../../nbs/mock/50_survey.ipynb #4dbce2ac
 BRIGHT, FAINT, FAINT_SHARE = 19.5, 20.175, 0.15

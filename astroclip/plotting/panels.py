@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEAD_MARKERS', 'MARKED', 'leave_room', 'running_quantiles', 'redshift_panel', 'redshift_figure', 'score_panel',
-           'head_legend', 'gallery', 'smooth_shape', 'spectrum_stack', 'spectrum_gallery']
+           'head_legend', 'gallery', 'smooth_shape', 'spectrum_stack', 'spectrum_gallery', 'radar']
 
 # %% ../../nbs/plotting/10_panels.ipynb #2a09c2b1
 import numpy as np
@@ -267,3 +267,30 @@ def spectrum_gallery(wavelength, flux, queries, found, titles, redshift):
     for ax in axes[-1]:
         ax.set_xlabel("observed wavelength [Å]")
     return leave_room(fig)
+
+# %% ../../nbs/plotting/10_panels.ipynb #39ffeacf
+def radar(
+    ax,  # polar axes
+    values: dict,  # name -> ((K,) values, style of the line); with a leading underscore: filled, not in the legend
+    labels,  # (K,) words at the spokes
+    floor: float = 0.0,  # value in the middle; 1 is the rim
+):
+    "One closed line per entry on K spokes."
+    turn = np.linspace(0, 2 * np.pi, len(labels), endpoint=False)
+    for name, (v, style) in values.items():
+        closed = np.append(turn, turn[0]), np.append(v, v[0])
+        if name.startswith("_"):
+            ax.fill(*closed, **style)
+        else:
+            ax.plot(*closed, label=name, **style)
+    ax.set_theta_zero_location("N")
+    ax.set_theta_direction(-1)
+    ax.set(xticks=turn, ylim=(floor, 1), yticks=np.arange(np.ceil(floor * 5 + 0.01) / 5, 1.01, 0.2))
+    ax.set_xticklabels(labels, fontsize=7)
+    for text, angle in zip(ax.get_xticklabels(), turn):
+        text.set_ha("center" if abs(np.sin(angle)) < 0.1 else "left" if np.sin(angle) > 0 else "right")
+    ax.set_yticklabels([f"{v:.1f}" for v in ax.get_yticks()], fontsize=6, color="0.4")
+    ax.tick_params(axis="x", pad=1)
+    ax.set_rlabel_position(18)
+    ax.grid(color="0.88")
+    ax.spines["polar"].set_color("0.8")

@@ -10,14 +10,22 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 # %% ../../nbs/surveys/30_leakage.ipynb #b6224824
-def unit_sphere(ra, dec) -> np.ndarray:  # degrees (n,) -> (n, 3)
-    "Unit vectors of positions on the sky."
+def unit_sphere(
+    ra,  # (n,) degrees
+    dec,  # (n,) degrees
+) -> np.ndarray:
+    "Unit vectors of positions on the sky, (n, 3)."
     ra, dec = np.radians(np.asarray(ra, float)), np.radians(np.asarray(dec, float))
     return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], 1)
 
 
-def near_training(ra, dec, train, arcsec: float = 1.0) -> np.ndarray:  # -> (n,) bool
-    "Rows outside `train` with a training galaxy within `arcsec`."
+def near_training(
+    ra,  # (n,) degrees
+    dec,  # (n,) degrees
+    train,  # (n,) bool
+    arcsec: float = 1.0,
+) -> np.ndarray:
+    "Rows outside `train` with a training galaxy within `arcsec`, (n,) bool."
     chord, x = 2 * np.sin(np.radians(arcsec / 3600) / 2), unit_sphere(ra, dec)
     found = np.zeros(len(x), bool)
     if train.any() and not train.all():
@@ -25,21 +33,32 @@ def near_training(ra, dec, train, arcsec: float = 1.0) -> np.ndarray:  # -> (n,)
     return found
 
 # %% ../../nbs/surveys/30_leakage.ipynb #29a5d445
-def fingerprint(batch) -> dict:
-    "A function of a batch, as `embed_survey` takes them: batch -> dict(image (B, 6)), sum and sum of squares of each band."
+def fingerprint(
+    batch: dict,  # with image (B, 3, H, W), as `embed_survey` gives it
+) -> dict:
+    "fingerprint (B, 6) float32: sum and sum of squares of each band."
     x = np.asarray(batch["image"], np.float64).reshape(len(batch["image"]), 3, -1)
     return {"fingerprint": np.concatenate([x.sum(2), (x * x).sum(2)], 1).astype(np.float32)}
 
 
-def repeated(key, train) -> np.ndarray:  # (n, ...) rows, (n,) bool -> (n,) bool
-    "Rows outside `train` whose key equals that of a training row."
+def repeated(
+    key,  # (n, ...)
+    train,  # (n,) bool
+) -> np.ndarray:
+    "Rows outside `train` whose key equals that of a training row, (n,) bool."
     key = np.ascontiguousarray(np.asarray(key).reshape(len(train), -1))
     name = key.view(np.dtype((np.void, key.dtype.itemsize * key.shape[1]))).ravel()
     return ~train & np.isin(name, name[train])
 
 # %% ../../nbs/surveys/30_leakage.ipynb #b5724df3
-def leaks(targetid, split, ra=None, dec=None, prints=None) -> dict:
-    "name of the check -> (n,) bool, rows outside the training split that repeat a training row; checks without data are left out."
+def leaks(
+    targetid,  # (n,)
+    split,  # (n,): 0 train
+    ra=None,  # (n,) degrees
+    dec=None,  # (n,) degrees
+    prints=None,  # (n, 6) fingerprints
+) -> dict:
+    "name of the check -> (n,) bool, rows that repeat a training row; checks without data are left out."
     train = np.asarray(split) == 0
     found = {"same object": repeated(targetid, train)}
     if ra is not None:
