@@ -4,21 +4,26 @@
 
 # %% auto #0
 __all__ = ['SURVEYS', 'PROFILE_NAMES', 'CLONES', 'NOT_PARAMETERS', 'PLAIN', 'find_root', 'data_root', 'figures_root',
-           'shared_root', 'sample_path', 'Params', 'spawn_seed', 'seed_everything']
+           'shared_root', 'sample_path', 'environment', 'Params', 'own_label', 'changes_of', 'changed_settings',
+           'run_words', 'figures_dir', 'executed_dir', 'run_record', 'spawn_seed', 'seed_everything']
 
 # %% ../../nbs/core/10_config.ipynb #58351717
 import hashlib
 import os
 import random
+import re
 import sys
 import types
 import typing
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from .profiles import PROFILES, list_changes, parse_settings, settings, short_name
+
 # %% ../../nbs/core/10_config.ipynb #1910c38d
 SURVEYS = ("mock", "desi")
-PROFILE_NAMES = ("smoke", "mini", "standard", "paper")
+PROFILE_NAMES = tuple(PROFILES)
 CLONES = ("astroclip-repository", "astroclip")  # what a clone in the working directory may be called
 
 
@@ -51,7 +56,7 @@ def find_root(
 
 # %% ../../nbs/core/10_config.ipynb #026c00c1
 def data_root():
-    "Folder for everything that runs write: `$ASTROCLIP_HOME`, else `data/` of the repository, else the user's data folder."
+    "Folder of what runs write: `$ASTROCLIP_HOME`, else `data/` of the repository, else of the user."
     if os.environ.get("ASTROCLIP_HOME"):
         return Path(os.environ["ASTROCLIP_HOME"]).expanduser().resolve()
     root = find_root()
@@ -68,7 +73,7 @@ def data_root():
 
 
 def figures_root():
-    "Folder for figures and tables: beside the data when `$ASTROCLIP_HOME` is set, else `figures/` of the repository."
+    "Folder for figures and tables: `figures/` beside the data (`$ASTROCLIP_HOME`), else of the repository."
     root = find_root()
     if os.environ.get("ASTROCLIP_HOME") or not root:
         return data_root() / "figures"
@@ -76,7 +81,7 @@ def figures_root():
 
 
 def shared_root():
-    "Folder with golden vectors and real galaxies: `$ASTROCLIP_SHARED`, else `shared/` beside the repository, else `None`."
+    "Folder of golden vectors and real galaxies: `$ASTROCLIP_SHARED`, else `../shared`, else `None`."
     if os.environ.get("ASTROCLIP_SHARED"):
         folder = Path(os.environ["ASTROCLIP_SHARED"]).expanduser()
     else:
@@ -91,9 +96,26 @@ def sample_path():
     path = root / "data" / "sample" / "survey.h5" if root else None
     if path is None or not path.is_file():
         raise FileNotFoundError(
-            f"no sample survey at {path}: it is part of the repository; clone it, or run `git checkout data/sample`."
+            f"no sample survey at {path}: it is part of the repository; clone it, "
+            "or run `git checkout data/sample`."
         )
     return path
+
+# %% ../../nbs/core/10_config.ipynb #40659d68
+@contextmanager
+def environment(
+    **values,  # of variables; None: as it is
+):
+    "Environment variables for what is started in the block."
+    old = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: value for name, value in values.items() if value is not None})
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 # %% ../../nbs/core/10_config.ipynb #314c627f
 NOT_PARAMETERS = {"In", "Out"}
@@ -130,14 +152,18 @@ def _coerce(name, hint, value):
 class Params:
     """What every runnable notebook can be told; a notebook adds its own fields by deriving from it.
 
-    survey: `mock` (the simulated survey) or `desi` (the real pairs); profile: `smoke`, `mini`, `standard` or `paper`;
-    seed: every random number of the run follows from it; device: `auto`, `cpu`, `cuda` or `cuda:1`.
+    survey: `mock` (the simulated survey) or `desi` (the real pairs);
+    profile: `smoke`, `mini`, `standard` or `paper`;
+    seed: every random number of the run follows from it;
+    device: `auto`, `cpu`, `cuda` or `cuda:1`;
+    set: settings to change, "align.embed_dim=64 pretrain_image.steps=2000".
     """
 
     survey: str = "mock"
     profile: str = "mini"
     seed: int = 0
     device: str = "auto"
+    set: str = ""
 
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
@@ -148,6 +174,10 @@ class Params:
         if self.profile not in PROFILE_NAMES:
             raise ValueError(
                 f"profile={self.profile!r} is unknown, expected one of {', '.join(PROFILE_NAMES)}."
+            )
+        if "mock_survey" in parse_settings(self.set) and self.survey != "mock":
+            raise ValueError(
+                f"set: mock_survey is the simulated survey; survey={self.survey} has the pairs of its files."
             )
 
     @classmethod
@@ -170,9 +200,77 @@ class Params:
         "All fields as a plain dictionary, as it is written into sidecars."
         return asdict(self)
 
+# %% ../../nbs/core/10_config.ipynb #1b782fe1
+def own_label(
+    folder,  # of a user's galaxies, '' for none
+    label="",  # what the user wants it to be called
+):
+    "The label of a user's figures: the one given, else the folder's name; '' where neither is given."
+    name = label or (Path(folder).expanduser().resolve().name.split(".")[0] if folder else "")
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") or ("mine" if folder else "")
+
+
+def changes_of(
+    params,  # Params, or anything with a profile
+):
+    "The `Change`s of a run's settings, a list."
+    return list_changes(params.profile, getattr(params, "set", ""))
+
+
+def changed_settings(
+    params,  # Params
+):
+    "The changed settings as a phrase for captions, `align.embed_dim = 64 (default 128)`; '' without any."
+    return ", ".join(str(change) for change in changes_of(params))
+
+
+def run_words(
+    params,  # Params
+):
+    "What names a run beside survey and profile: another seed, changed settings; by default an empty list."
+    seed, name = getattr(params, "seed", 0), short_name(changes_of(params))
+    return ([f"seed{seed}"] if seed else []) + ([name] if name else [])
+
+
+def figures_dir(
+    params,  # Params of a page
+):
+    "Where a run's figures go: among the committed ones for the default run, else a folder of its own."
+    own = own_label(getattr(params, "folder", ""), getattr(params, "label", ""))
+    run, words = [params.survey, params.profile], [*run_words(params), *([own] if own else [])]
+    folder = figures_root()
+    if run != ["mock", "mini"] or words:
+        folder = folder / "-".join(run + words)
+    return folder / "released" if getattr(params, "protocol", "") == "released" else folder
+
+
+def executed_dir(
+    params,  # Params
+):
+    "Where the executed notebooks of a run go, with the seconds that they took."
+    return data_root() / params.survey / params.profile / "-".join(["executed", *run_words(params)])
+
+# %% ../../nbs/core/10_config.ipynb #63d2a32c
+def run_record(
+    params,  # Params of a page
+):
+    "All that a run is told, as `settings.json` holds it: parameters, changes, settings of each stage."
+    asked = parse_settings(getattr(params, "set", ""))
+    changes = [dict(vars(change)) for change in changes_of(params)]
+    told = {
+        name: getattr(params, name)
+        for name in ("survey", "profile", "seed", "set", "protocol", "folder")
+        if hasattr(params, name)
+    }
+    used = {stage: settings(params.profile, stage, asked) for stage in PROFILES[params.profile]}
+    return told | dict(changes=changes, settings=used)
+
 # %% ../../nbs/core/10_config.ipynb #6ad7f19e
-def spawn_seed(seed, *words):
-    "A 63-bit seed for the stream named by `words`, e.g. `spawn_seed(0, 'survey', chunk)`; stable over machines and versions."
+def spawn_seed(
+    seed,  # of the run
+    *words,  # the stream's name: `spawn_seed(0, "survey", chunk)`
+):
+    "A 63-bit seed for the stream named by `words`; the same on every machine and version."
     text = "/".join(str(word) for word in (seed, *words))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
