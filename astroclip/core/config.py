@@ -257,11 +257,8 @@ def run_record(
     "All that a run is told, as `settings.json` holds it: parameters, changes, settings of each stage."
     asked = parse_settings(getattr(params, "set", ""))
     changes = [dict(vars(change)) for change in changes_of(params)]
-    told = {
-        name: getattr(params, name)
-        for name in ("survey", "profile", "seed", "set", "protocol", "folder")
-        if hasattr(params, name)
-    }
+    names = ("survey", "profile", "seed", "set", "protocol", "folder", "label", "runs")
+    told = {name: getattr(params, name) for name in names if hasattr(params, name)}
     used = {stage: settings(params.profile, stage, asked) for stage in PROFILES[params.profile]}
     return told | dict(changes=changes, settings=used)
 
