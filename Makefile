@@ -8,7 +8,7 @@ SURVEY ?= mock
 SEED ?= 0
 DEVICE ?= auto
 SET ?=
-RUNS ?= ; align.embed_dim=64
+RUNS ?=
 export SET RUNS  # recipes read them from the environment: their blanks and brackets are nobody's business
 
 VENV := .venv

@@ -141,7 +141,7 @@ def _sidecar(label, params, numbers, caption, inputs, paper):
         caption = f"SIMULATED survey. {caption}".strip()
     changes = changed_settings(params)
     if changes and changes not in caption:
-        caption = f"{caption} With {changes}.".strip()
+        caption = f"{caption} In a run with {changes}.".strip()
     return dict(
         label=label,
         caption=caption,

@@ -295,12 +295,12 @@ def _locate(word):
     if stage not in STAGE_SETTINGS:
         near = _nearest(stage, STAGE_SETTINGS)
         raise ValueError(f"set: {stage} is no stage{near}; there are {', '.join(STAGE_SETTINGS)}.")
-    names = STAGE_SETTINGS[stage]["mini"]
+    if name in OWN_PARAMETERS:
+        raise ValueError(f"set: {stage}.{name} is a notebook's own parameter: {OWN_PARAMETERS[name]}.")
+    names = [name for name in STAGE_SETTINGS[stage]["mini"] if name not in OWN_PARAMETERS]
     if name not in names:
         near = _nearest(name, names)
         raise ValueError(f"set: {name} is no setting of {stage}{near}; it has {', '.join(names)}.")
-    if name in OWN_PARAMETERS:
-        raise ValueError(f"set: {stage}.{name} is a notebook's own parameter: {OWN_PARAMETERS[name]}.")
     return stage, name, text
 
 

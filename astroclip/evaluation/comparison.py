@@ -238,15 +238,15 @@ def comparison_figure(
             ax.errorbar(x, y, xerr=error, fmt="o", ms=3, lw=1, color=f"C{k}", label=label)
     axes[1].axvline(0, color="0.6", lw=0.7)
     axes[0].set(yticks=-np.arange(len(scores)), yticklabels=scores, xlabel="score (95 %)")
-    axes[1].set(xlabel=f"difference from {labels[0]!r} (95 %)")
+    axes[1].set(xlabel="difference from the first (95 %)")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize="small")
     return fig
 
 # %% ../../nbs/evaluation/25_comparison.ipynb #e9d8d691
-CURVES = {  # stage -> file, column, axis
-    "pretrain_spectrum": ("curves.csv", "val_masked", "spectra: masked error, validation"),
+CURVES = {  # stage -> file, column, words
+    "pretrain_spectrum": ("curves.csv", "val_masked", "spectra: masked error (validation)"),
     "pretrain_image": ("curves.csv", "loss", "images: self-distillation loss"),
-    "align": ("astroclip_curves.csv", "val_loss", "alignment: contrastive loss, validation"),
+    "align": ("astroclip_curves.csv", "val_loss", "alignment: loss (validation)"),
 }
 
 
@@ -275,7 +275,10 @@ def curves_figure(
                 continue
             shared = len({*keys}) == 1
             color, name = ("0.5", "shared by all") if shared else (f"C{k}", label)
-            ax.plot(*run_curve(embed, stage), lw=1, color=color, label=name)
-        ax.set(xlabel="step", ylabel=words)
+            points = run_curve(embed, stage)
+            mark = "." if points.shape[1] < 20 else None
+            ax.plot(*points, lw=1, marker=mark, color=color, label=name)
+        ax.set(xlabel="step")
+        ax.set_title(words, fontsize="x-small", loc="left")
         ax.legend(fontsize="x-small")
     return fig
