@@ -1,4 +1,5 @@
 # Two commands: `make reproduce` (the main job) and `make test`. `make help` lists the rest.
+# Every run takes PROFILE=, SURVEY=, SEED=, DEVICE= and SET= (settings to change: SET="align.embed_dim=64 align.shift=2").
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
@@ -6,10 +7,12 @@ PROFILE ?= mini
 SURVEY ?= mock
 SEED ?= 0
 DEVICE ?= auto
+SET ?=
+RUNS ?=
+export SET RUNS  # recipes read them from the environment: their blanks and brackets are nobody's business
 
 VENV := .venv
 BIN := $(VENV)/bin
-OUT := $(or $(ASTROCLIP_HOME),data)/$(SURVEY)/$(PROFILE)/executed
 STAGES := mock_survey pretrain_spectrum train_redshift train_baselines pretrain_image align embed
 PAGES := posterior domain redshift properties morphology retrieval reconstruction embedding_map real_galaxies
 STUDIES := ablations ablation_spectrum ablation_pretraining released_model
@@ -21,33 +24,38 @@ RUN := OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000
 	--stdout-file /dev/stdout
 # Ctrl-C reaches every process of a recipe at once: the recipe itself has the last word.
 RESUMES := trap 'echo "interrupted: what is finished is kept, the same command resumes"' INT;
-PARAMETERS = -f nbs/params/$(PROFILE).yaml -p survey $(SURVEY) -r device $(DEVICE) -p seed $(SEED)
+PARAMETERS = -f nbs/params/$(PROFILE).yaml -p survey $(SURVEY) -r device $(DEVICE) -p seed $(SEED) -r set "$$SET"
 PIPELINE := $(BIN)/python -m astroclip.core.pipeline
-ALL = --survey $(SURVEY) --profile $(PROFILE) --seed $(SEED) --device $(DEVICE)
+ALL = --survey $(SURVEY) --profile $(PROFILE) --seed $(SEED) --device $(DEVICE) --set "$$SET"
+# The folder of executed notebooks: a run with another seed or changed settings has its own. And one notebook by itself.
+ONE = out="$$($(PIPELINE) folder $(ALL))"; mkdir -p "$$out"; echo "== $(1) ($(SURVEY), $(PROFILE)$${SET:+, $$SET}) =="; \
+	$(RESUMES) $(RUN) nbs/$(1).ipynb "$$out/$(1).ipynb" $(PARAMETERS)
+IS_DEFAULT = test "$(SURVEY)-$(PROFILE)-$(SEED)-$$SET" = mock-mini-0-
 
-.PHONY: help reproduce test install bench lab figures studies check prepare readme clean hooks lock $(addprefix stage-,$(STAGES)) $(addprefix figure-,$(PAGES) $(STUDIES) scoreboard)
+.PHONY: help reproduce test install bench lab figures studies compare check prepare readme clean hooks lock $(addprefix stage-,$(STAGES)) $(addprefix figure-,$(PAGES) $(STUDIES) scoreboard)
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
 
-reproduce: install  ## main job: environment, survey, trainings, embeddings, every figure (PROFILE=, SURVEY=)
+reproduce: install  ## main job: environment, survey, trainings, embeddings, every figure (PROFILE=, SURVEY=, SEED=, SET=)
 	@$(PIPELINE) reproduce $(ALL)
-	@test $(SURVEY)-$(PROFILE) != mock-mini || $(BIN)/python -m astroclip.core.readme figures  # the committed list is that of the default run
+	@! $(IS_DEFAULT) || $(BIN)/python -m astroclip.core.readme figures  # the committed list is that of the default run
 
 $(addprefix stage-,$(STAGES)): stage-%: install
-	@mkdir -p $(OUT); echo "== $* ($(SURVEY), $(PROFILE)) =="
-	@$(RESUMES) $(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS) | cat  # a pipe: papermill would truncate a log file
+	@$(call ONE,$*) | cat  # a pipe: papermill would truncate a log file
 
 $(addprefix figure-,$(PAGES) $(STUDIES) scoreboard): figure-%: install  ## figure-redshift, figure-retrieval, ...: one page (makes what it needs)
-	@mkdir -p $(OUT); echo "== $* ($(SURVEY), $(PROFILE)) =="
-	@$(RESUMES) $(RUN) nbs/$*.ipynb $(OUT)/$*.ipynb $(PARAMETERS) | cat
+	@$(call ONE,$*) | cat
 
 figures: install  ## redraw every page from existing artifacts
 	@$(PIPELINE) pages $(ALL)
-	@test $(SURVEY)-$(PROFILE) != mock-mini || $(BIN)/python -m astroclip.core.readme figures  # the committed list is that of the default run
+	@! $(IS_DEFAULT) || $(BIN)/python -m astroclip.core.readme figures  # the committed list is that of the default run
 
 studies: install  ## the long comparisons: supervised networks, fine-tuned towers, ablations, published weights (hours; finished parts are kept)
 	@$(PIPELINE) studies $(ALL)
+
+compare: install  ## runs side by side: scores with paired intervals, curves (RUNS="; align.embed_dim=64; align.shift=0")
+	@$(call ONE,compare) -r runs "$$RUNS" | cat
 
 # What older processors lack is switched off for one run of these tests: an answer that rests on one processor fails here.
 OLDER := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem NUMBA_CPU_NAME=generic
@@ -81,8 +89,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock .ci/ipython_kernel_config.p
 	@touch $@
 
 bench: install  ## speed ratios of the fast paths on this machine, one thread: figures/benchmarks.png and its table
-	@mkdir -p $(OUT); echo "== benchmarks =="
-	@$(RUN) nbs/benchmarks.ipynb $(OUT)/benchmarks.ipynb $(PARAMETERS)
+	@$(call ONE,benchmarks)
 
 lab: install  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs

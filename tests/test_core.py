@@ -10,8 +10,9 @@ import time
 import pytest
 
 from astroclip.core import artifacts
-from astroclip.core.artifacts import create, ensure, resolve, write_atomic
+from astroclip.core.artifacts import create, ensure, resolve
 from astroclip.core.config import Params, data_root, find_root
+from astroclip.core.faults import write_atomic
 from astroclip.core.profiles import PROFILES, STAGE_SETTINGS, settings
 
 

@@ -147,7 +147,7 @@ def test_runnable_notebooks_take_checked_parameters(path):
     classes = [n for n in config.body if isinstance(n, ast.ClassDef)]
     assert len(classes) == 1, "the next cell declares the dataclass"
     fields = {n.target.id for n in classes[0].body if isinstance(n, ast.AnnAssign)}
-    assert names == fields | {"survey", "profile", "seed", "device"}
+    assert names == fields | {"survey", "profile", "seed", "device", "set"}
     for yaml in sorted((ROOT / "nbs" / "params").glob("*.yaml")):
         keys = set(re.findall(r"^(\w+):", yaml.read_text(), re.M))
         assert keys <= names, f"{yaml.name} has keys that {path.name} does not take"

@@ -129,7 +129,8 @@ def test_one_file_is_a_folder(real):
 def test_figures_of_a_folder_have_a_place_of_their_own(tmp_path):
     from types import SimpleNamespace
 
-    from astroclip.core.plots import figures_dir, own_label, save_table
+    from astroclip.core.config import figures_dir, own_label
+    from astroclip.core.plots import save_table
 
     def place(label="", profile="mini", folder=""):
         return figures_dir(SimpleNamespace(survey="mock", profile=profile, label=label, folder=folder)).name

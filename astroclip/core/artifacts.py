@@ -4,25 +4,23 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'KEPT_BY_PAGES', 'SIDECAR', 'CODE', 'PASSED_ON', 'notebook_of', 'reuse_asked', 'Artifact', 'resolve',
-           'write_atomic', 'file_hash', 'library_versions', 'claim', 'create', 'adopt', 'ensure']
+           'claim', 'create', 'adopt', 'ensure']
 
 # %% ../../nbs/core/20_artifacts.ipynb #daa74abd
 import hashlib
 import json
 import os
-import platform
 import shutil
 import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 
-from .config import Params, data_root, find_root
-from .faults import make_folder, writing
-from .profiles import EXPECTED_MINUTES, settings as profile_settings
-from .provenance import code_of, what_changed
+from .config import Params, data_root, environment, find_root
+from .faults import make_folder, write_atomic, writing
+from .profiles import EXPECTED_MINUTES, list_changes, parse_settings
+from .profiles import settings as profile_settings
+from .provenance import code_of, file_hash, library_versions, what_changed
 
 # %% ../../nbs/core/20_artifacts.ipynb #19156cf1
 STAGES = {
@@ -43,7 +41,9 @@ SIDECAR = "artifact.json"
 CODE = ".code.json"  # in an unfinished folder: the code that began it
 
 
-def notebook_of(stage):
+def notebook_of(
+    stage,  # a name of STAGES or KEPT_BY_PAGES
+):
     "Path of the notebook that makes a stage's artifact; None where there is no repository."
     root = find_root()
     path = root / "nbs" / f"{KEPT_BY_PAGES.get(stage, stage)}.ipynb" if root else None
@@ -98,7 +98,7 @@ class Artifact:
 
     @property
     def code(self):
-        "Hashes of the code that makes it today; None where nothing here does (a wheel, pairs that were brought)."
+        "Hashes of the code that makes it today; None where nothing here does (a wheel, real pairs)."
         if self.survey == "desi" and self.stage == "mock_survey":
             return None
         notebook = notebook_of(self.stage)
@@ -144,64 +144,35 @@ def _passed_on(stage, profile, overrides):
     return {name: overrides[name] for name in PASSED_ON if name in overrides and name in own}
 
 
-def resolve(stage, params=None, survey="mock", profile="mini", seed=0, **overrides):
-    "The `Artifact` of a stage for a notebook's parameters (or survey, profile, seed); overrides change its settings."
+def resolve(
+    stage,  # a name of STAGES
+    params=None,  # Params of a notebook; they stand for the next four
+    survey="mock",
+    profile="mini",
+    seed=0,
+    set="",  # settings to change, of this stage and of all that it is made from
+    **overrides,  # settings of this stage by name; None: as it is
+):
+    "The `Artifact` of a stage for a notebook's parameters; it need not be there."
     if stage not in STAGES:
         raise ValueError(f"stage={stage!r} is unknown, expected one of {', '.join(STAGES)}.")
     if params is not None:
-        survey, profile, seed = params.survey, params.profile, params.seed
-    Params(survey=survey, profile=profile, seed=seed)  # raises on unknown names
-    made_with = {name: _passed_on(name, profile, overrides) for name in STAGES[stage]}
+        survey, profile, seed, set = params.survey, params.profile, params.seed, params.set
+    Params(survey=survey, profile=profile, seed=seed, set=set)  # raises on unknown names
+    run = dict(survey=survey, profile=profile, seed=seed)
     inputs = {
-        name: resolve(name, survey=survey, profile=profile, seed=seed, **made_with[name])
-        for name in made_with
+        name: resolve(name, **run, set=set, **_passed_on(name, profile, overrides)) for name in STAGES[stage]
     }
-    return Artifact(stage, survey, profile, seed, profile_settings(profile, stage, **overrides), inputs)
-
-# %% ../../nbs/core/20_artifacts.ipynb #954c3d69
-@contextmanager
-def write_atomic(
-    path,  # final name
-):
-    "Yields a temporary `Path` in the same folder; renamed to `path` when the block ends well, removed when it does not."
-    path = Path(path)
-    make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with writing(path):
-            yield temporary
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def file_hash(path, chunk=1 << 22):
-    "SHA-256 of a file, read in pieces."
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(chunk):
-            digest.update(piece)
-    return digest.hexdigest()
+    values = profile_settings(profile, stage, parse_settings(set), **overrides)
+    return Artifact(stage, **run, settings=values, inputs=inputs)
 
 # %% ../../nbs/core/20_artifacts.ipynb #70453dc4
-def library_versions(names=("astroclip", "torch", "numpy", "h5py", "astropy", "scikit-learn", "bagpipes")):
-    "Versions of the libraries that made a result; an absent one is left out."
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _sweep(folder):
     "Remove what killed runs were writing, once the work is done: files that nobody will rename any more."
-    for file in [
-        f for pattern in (".*.tmp", ".tmp*", "*.partial", "*.chunks") for f in folder.rglob(pattern)
-    ]:
-        if file.is_file():
-            file.unlink()
+    for pattern in (".*.tmp", ".tmp*", "*.partial", "*.chunks"):
+        for file in list(folder.rglob(pattern)):
+            if file.is_file():
+                file.unlink()
 
 
 def _lock(artifact, what):
@@ -219,8 +190,10 @@ def _lock(artifact, what):
 _CLAIMED = {}  # path -> lock that this process holds since `claim`
 
 
-def claim(artifact):
-    "Is there anything to make? Waits for a run that is making it; if so, the lock is ours until `create` ends."
+def claim(
+    artifact,  # Artifact that the notebook is about to make
+):
+    "Is there anything to make? Waits for a run that is making it; if so, it is ours until `create` ends."
     if artifact.ready:
         return False
     lock = _lock(artifact, "make")
@@ -267,7 +240,9 @@ def _put(partial, final):
 
 
 @contextmanager
-def create(artifact):
+def create(
+    artifact,  # Artifact to be made
+):
     "Lock, yield a partial folder (kept when interrupted), write the sidecar, rename it to `artifact.path`."
     final = artifact.path
     partial = final.with_name(f".partial-{final.name}")
@@ -307,8 +282,11 @@ def _write_sidecar(artifact, folder, seconds, code):
         temporary.write_text(json.dumps(record, indent=1) + "\n")
 
 # %% ../../nbs/core/20_artifacts.ipynb #c14c849b
-def adopt(artifact, names=("survey.h5", "spectra.h5")):
-    "Files that a user has put where a stage's artifact lies become that artifact: checked for their schema, then given a sidecar."
+def adopt(
+    artifact,  # Artifact in whose folder a user has put files
+    names=("survey.h5", "spectra.h5"),
+):
+    "Make files that lie there the artifact: their schema is checked, then they get a sidecar."
     import h5py
 
     wanted = f"survey.h5 and spectra.h5 (schema astroclip-survey-1) in {artifact.path}"
@@ -329,42 +307,56 @@ def adopt(artifact, names=("survey.h5", "spectra.h5")):
     return artifact
 
 # %% ../../nbs/core/20_artifacts.ipynb #92b81c5d
-def ensure(stage, params=None, survey="mock", profile="mini", seed=0, device="auto", reuse=None, **overrides):
+def _stages_of(artifact):
+    "The names of a stage and of all that it is made from."
+    return {artifact.stage}.union(*map(_stages_of, artifact.inputs.values()))
+
+
+def _say_changes(artifact, text):
+    "One line in a run with changed settings: which of them reach the artifact, or that none does."
+    changes = list_changes(artifact.profile, text)
+    felt = [change for change in changes if change.stage in _stages_of(artifact)]
+    who = f"{artifact.stage} ({artifact.survey}, {artifact.profile})"
+    if felt:
+        print(f"{who} with {', '.join(map(str, felt))}", flush=True)
+    elif changes:
+        print(f"{who} is the same without {', '.join(map(str, changes))}", flush=True)
+
+
+def ensure(
+    stage,  # a name of STAGES
+    params=None,  # Params of a notebook; they stand for the next five
+    survey="mock",
+    profile="mini",
+    seed=0,
+    device="auto",
+    set="",  # settings to change, of this stage and of all that it is made from
+    reuse=None,  # keep what other code made? None: as ASTROCLIP_REUSE says
+    **overrides,  # settings of this stage by name; None: as it is
+):
     "The ready `Artifact` of a stage; when missing, or made by other code, its notebook is executed first."
-    if params is not None:
-        survey, profile, seed, device = params.survey, params.profile, params.seed, params.device
-    artifact = resolve(stage, survey=survey, profile=profile, seed=seed, **overrides)
+    p = params or Params(survey, profile, seed, device, set)
+    artifact = resolve(stage, p, **overrides)
     reuse = reuse_asked() if reuse is None else reuse
+    _say_changes(artifact, p.set)
     why = artifact.stale if artifact.made else "missing"
     if not why:
         return artifact
     if reuse and artifact.made:
-        print(f"{stage} ({survey}, {profile}) was made {why}: reused all the same.", flush=True)
+        print(f"{stage} ({p.survey}, {p.profile}) was made {why}: reused all the same.", flush=True)
         return artifact
-    if survey == "desi" and stage == "mock_survey":
+    if p.survey == "desi" and stage == "mock_survey":
         return adopt(artifact)
-    given = {name: value for name, value in overrides.items() if value is not None}
-    _execute(artifact, dict(survey=survey, profile=profile, seed=seed, device=device) | given, reuse)
+    given = {name: getattr(p, name) for name in ("survey", "profile", "seed", "device")}
+    given |= dict(set=p.set) if p.set else {}
+    given |= {name: value for name, value in overrides.items() if value is not None}
+    _execute(artifact, given, reuse)
     if not artifact.made or (artifact.stale and not reuse):
         ended = f"did not write {artifact.path}"
         if artifact.made:
             ended = f"what it wrote was made {artifact.stale}: run it again"
         raise RuntimeError(f"nbs/{stage}.ipynb ran, but {ended}.")
     return artifact
-
-
-@contextmanager
-def _environment(**values):
-    "Environment variables for the kernels that are started in the block; None: as it is."
-    old = {name: os.environ.get(name) for name in values}
-    os.environ.update({name: value for name, value in values.items() if value is not None})
-    try:
-        yield
-    finally:
-        for name, value in old.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 # %% ../../nbs/core/20_artifacts.ipynb #5822a838
 def _announce(artifact, notebook):
@@ -382,7 +374,8 @@ def _execute(artifact, parameters, reuse=False):
     if notebook is None:
         raise FileNotFoundError(
             f"{artifact.path} is missing and there is no notebook to make it: work in a clone of the "
-            f"repository (or set ASTROCLIP_ROOT to one), where `papermill nbs/{artifact.stage}.ipynb out.ipynb` makes it."
+            "repository (or set ASTROCLIP_ROOT to one), where "
+            f"`papermill nbs/{artifact.stage}.ipynb out.ipynb` makes it."
         )
     import papermill
 
@@ -395,7 +388,7 @@ def _execute(artifact, parameters, reuse=False):
         told = dict(ASTROCLIP_ROOT=str(find_root()), ASTROCLIP_HOME=home)
         told |= dict(ASTROCLIP_ENSURE=artifact.key, ASTROCLIP_REUSE="1" if reuse else None)
         try:
-            with _environment(**told), writing(artifact.path.parent):
+            with environment(**told), writing(artifact.path.parent):
                 papermill.execute_notebook(
                     str(notebook),
                     str(artifact.path.with_suffix(".ipynb")),

@@ -141,7 +141,9 @@ def report(
     return bool(done) and not failed
 
 # %% ../../nbs/core/45_checks.ipynb #8bd7df84
-def main(argv=None):
+def main(
+    argv=None,  # words; None: those of the command line
+):
     "`python -m astroclip.core.checks [NAME ...]`; exits with 1 when a notebook did not pass."
     about = "Run library notebooks, each in a process of its own."
     parser = argparse.ArgumentParser(prog="python -m astroclip.core.checks", description=about)

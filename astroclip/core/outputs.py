@@ -12,10 +12,12 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from .artifacts import write_atomic
+from .faults import write_atomic
 
 # %% ../../nbs/core/22_outputs.ipynb #a27692e0
-def existing_folder(path: Path) -> Path:
+def existing_folder(
+    path,  # Path of a file that need not be there
+) -> Path:
     "The deepest folder above `path` that exists; `ValueError` if a file stands in the way."
     for above in path.parents:
         if above.is_dir():
@@ -34,7 +36,10 @@ WHY = {
 }
 
 
-def try_to_write(path: Path, option="-o"):
+def try_to_write(
+    path,  # Path of a file to be written
+    option="-o",  # what the user writes before it
+):
     "`OSError` with a sentence if no file can be made where `path` shall be."
     folder = existing_folder(path)
     name = f".{path.name}.{os.getpid()}.tmp" if folder == path.parent else f".{os.getpid()}.tmp"
@@ -48,7 +53,10 @@ def try_to_write(path: Path, option="-o"):
         raise OSError(f"cannot write {path}: {where} {said}; give another place with {option}") from None
 
 # %% ../../nbs/core/22_outputs.ipynb #ae229bf1
-def same_place(a: Path, b: Path) -> bool:
+def same_place(
+    a: Path,
+    b: Path,
+) -> bool:
     "Two names of one file or folder: equal once links are followed, or hard links of each other."
     try:
         return a.samefile(b)
@@ -93,7 +101,11 @@ def check_output(
     return path
 
 
-def check_folder(folder, inputs=(), option="folder") -> Path:
+def check_folder(
+    folder,  # to be written into
+    inputs=(),  # files and folders that are read
+    option="folder",  # what the user calls it
+) -> Path:
     "The same for a folder of results: no file, none of the inputs, and files can be made in it."
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -121,7 +133,9 @@ def is_full(error) -> bool:
 
 
 @contextmanager
-def disk_errors(path):
+def disk_errors(
+    path,  # what is written in the block
+):
     "Inside, a full disk is one `OSError` with one sentence, whatever the library makes of it."
     try:
         yield
@@ -144,7 +158,9 @@ def table_format(path) -> str:
     return TABLES[suffix]
 
 
-def flattened(table):
+def flattened(
+    table,  # astropy Table
+):
     "A table with one plain value a row and column, for CSV."
     from astropy.table import Table
     from astropy.table.serialize import represent_mixins_as_columns
@@ -164,7 +180,10 @@ def flattened(table):
     return out
 
 
-def write_table(table, path) -> Path:
+def write_table(
+    table,  # astropy Table
+    path,  # .csv, .ecsv or .fits
+) -> Path:
     "Write a Table as its suffix says, complete or not at all; an existing file is replaced."
     path, how = Path(path), table_format(path)
     table = flattened(table) if how == "ascii.csv" else table.copy()

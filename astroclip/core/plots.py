@@ -4,18 +4,17 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'TEXT', 'WIDTHS', 'STRIP', 'SPECTRAL_LINES', 'STAMPS', 'SAID', 'LARGEST_PNG', 'set_style', 'figure',
-           'show_image', 'plot_spectrum', 'own_label', 'figures_dir', 'what_is_shown', 'save_figure', 'save_table']
+           'show_image', 'plot_spectrum', 'what_is_shown', 'save_figure', 'save_table']
 
 # %% ../../nbs/core/30_plots.ipynb #0c2964b5
 import csv
 import io
 import json
 import math
-import re
-from pathlib import Path
 
-from .artifacts import library_versions, write_atomic
-from .config import figures_root
+from .config import changed_settings, figures_dir, figures_root, run_record
+from .faults import write_atomic
+from .provenance import library_versions
 
 # %% ../../nbs/core/30_plots.ipynb #53c71b64
 # Colour-blind safe (Wong 2011, the palette of seaborn's "colorblind"), one per kind of input.
@@ -155,21 +154,6 @@ def plot_spectrum(ax, wavelength, flux, redshift=None, lines=SPECTRAL_LINES, smo
     return ax
 
 # %% ../../nbs/core/30_plots.ipynb #c480829d
-def own_label(folder, label=""):
-    "The label of a user's figures: the one given, else the folder's name; '' where neither is given."
-    name = label or (Path(folder).expanduser().resolve().name.split(".")[0] if folder else "")
-    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") or ("mine" if folder else "")
-
-
-def figures_dir(params):
-    "Where a run's figures go: beside the committed ones only in the default run without an own folder."
-    words = [params.survey, params.profile]
-    own = own_label(getattr(params, "folder", ""), getattr(params, "label", ""))
-    if words == ["mock", "mini"] and not own:
-        return figures_root()
-    return figures_root() / "-".join(words + ([own] if own else []))
-
-
 def _plain(value):
     "Numbers as JSON can hold them: numpy becomes Python, floats get 6 significant digits."
     if hasattr(value, "tolist"):
@@ -217,9 +201,11 @@ def _page_and_name(label, notebook=None):
 
 def _sidecar(label, params, numbers, caption, inputs, paper, shows):
     "Provenance of a figure or table: no date, no host, so that the same result is the same file."
-    said = SAID[shows]
+    said, changes = SAID[shows], changed_settings(params)
     if said and said.split(".")[0] not in caption:
         caption = f"{said} {caption}".strip()
+    if changes and changes not in caption:
+        caption = f"{caption} In a run with {changes}.".strip()
     return dict(
         label=label,
         caption=caption,
@@ -238,6 +224,12 @@ def _sidecar(label, params, numbers, caption, inputs, paper, shows):
 def _write_json(path, record):
     with write_atomic(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def _record_run(params):
+    "Say what a run was told, in `settings.json` of its folder; the default run needs no such file."
+    if figures_dir(params) != figures_root():
+        _write_json(figures_dir(params) / "settings.json", _plain(run_record(params)))
 
 # %% ../../nbs/core/30_plots.ipynb #7fceeb36
 LARGEST_PNG = 300_000  # bytes
@@ -284,6 +276,7 @@ def save_figure(
         fig.savefig(temporary, format="pdf", metadata=dates)
     record = _sidecar(f"{page}/{name}", params, numbers or {}, caption, inputs, paper, shows)
     _write_json(folder / f"{name}.json", record)
+    _record_run(params)
     return folder / f"{name}.png"
 
 
@@ -335,4 +328,5 @@ def save_table(
         with write_atomic(path.with_suffix(".md")) as temporary:
             temporary.write_text("\n".join(lines) + "\n")
     _write_json(path.with_suffix(".json"), record)
+    _record_run(params)
     return path

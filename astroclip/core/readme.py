@@ -9,6 +9,8 @@ __all__ = ['INCLUDE', 'RELATIVE_LINK', 'MADE_BY', 'links_from_above', 'notebook_
 # %% ../../nbs/core/40_readme.ipynb #f9d9821c
 import filecmp
 import json
+import os
+import platform
 import posixpath
 import re
 import shutil
@@ -17,9 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .artifacts import write_atomic
-from .config import Params, data_root, find_root
-from .plots import figures_dir
+from .config import Params, executed_dir, figures_dir, find_root
+from .faults import write_atomic
 
 # %% ../../nbs/core/40_readme.ipynb #bb30751e
 INCLUDE = re.compile(r"<!-- include (\S+) -->")
@@ -35,13 +36,19 @@ def _text_output(cell):
     return "".join(parts).strip()
 
 
-def links_from_above(text, folder="nbs"):
+def links_from_above(
+    text,  # Markdown
+    folder="nbs",  # where it lies
+):
     "The text with its relative links as they are seen from the folder above `folder`."
     return RELATIVE_LINK.sub(lambda m: m[1] + posixpath.normpath(posixpath.join(folder, m[2])), text)
 
 
-def notebook_to_markdown(notebook, root):
-    "Markdown of a notebook (nbformat dict); include comments are filled from files below `root`."
+def notebook_to_markdown(
+    notebook,  # as nbformat or json read it
+    root,  # Path of the repository
+):
+    "Markdown of a notebook; include comments are filled from files below `root`."
 
     def include(match):
         path = root / match[1]
@@ -69,8 +76,6 @@ def notebook_to_markdown(notebook, root):
 # %% ../../nbs/core/40_readme.ipynb #f4bd2ea2
 def cpu_name():
     "The processor's name as the system gives it."
-    import platform
-
     try:
         names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
@@ -81,7 +86,7 @@ def cpu_name():
 def _run_times(params):
     "Seconds of each notebook's last run under papermill, from the executed copies."
     times = {}
-    for path in sorted((data_root() / params.survey / params.profile / "executed").glob("*.ipynb")):
+    for path in sorted(executed_dir(params).glob("*.ipynb")):
         duration = json.loads(path.read_text())["metadata"].get("papermill", {}).get("duration")
         if duration:
             times[path.stem] = duration
@@ -89,15 +94,15 @@ def _run_times(params):
 
 
 MADE_BY = (
-    "Made by `make reproduce`; what compares with supervised networks and fine-tuned towers, the ablations and "
-    "the published weights by `make studies`. Do not edit."
+    "Made by `make reproduce`; what compares with supervised networks and fine-tuned towers, the ablations "
+    "and the published weights by `make studies`. Do not edit."
 )
 
 
-def figures_index(params):
+def figures_index(
+    params,  # Params
+):
     "Markdown index of a run's figures and tables, from their sidecars."
-    import os
-
     folder = figures_dir(params)
     times = _run_times(params)
     lines = ["# Figures and tables", "", MADE_BY, ""]
@@ -110,9 +115,9 @@ def figures_index(params):
         words = [f"-p {k} True" for k in ("compare", "finetuned") if asked.get(k)]
         words += ["-p protocol released"] * (asked.get("protocol") == "released")
         command = f"`{' '.join(['papermill', f'nbs/{name}.ipynb', 'out.ipynb', *words])}`"
-        lines.append(
-            f"| [{record['label']}]({target}) | {record['caption']} | [{name}](../nbs/{name}.ipynb) | {command} |"
-        )
+        cells = [f"[{record['label']}]({target})", record["caption"]]
+        cells += [f"[{name}](../nbs/{name}.ipynb)", command]
+        lines.append(f"| {' | '.join(cells)} |")
     if times:
         lines += [
             "",
@@ -126,12 +131,17 @@ def figures_index(params):
     return "\n".join(lines) + "\n"
 
 # %% ../../nbs/core/40_readme.ipynb #1daa3bb0
-def make_readme(root):
+def make_readme(
+    root,  # Path of the repository
+):
     "The text of README.md."
     return notebook_to_markdown(json.loads((root / "nbs" / "index.ipynb").read_text()), root)
 
 
-def write_readme(root):
+def write_readme(
+    root,  # Path of the repository
+):
+    "Write README.md."
     with write_atomic(root / "README.md") as temporary:
         temporary.write_text(make_readme(root))
 
@@ -151,8 +161,10 @@ def _differences(a, b, pattern):
     )
 
 
-def check_repository(root):
-    "Sentences on what is out of step: unclean notebooks, package against notebooks, README against index. Empty when all is well."
+def check_repository(
+    root,  # Path of the repository
+):
+    "Sentences on what is out of step: unclean notebooks, package, README. Empty when all is well."
     problems = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
@@ -178,7 +190,9 @@ def check_repository(root):
     return problems
 
 # %% ../../nbs/core/40_readme.ipynb #dacbd3c6
-def main(argv=None):
+def main(
+    argv=None,  # words; None: those of the command line
+):
     "`python -m astroclip.core.readme write|check|figures`."
     root, command = find_root(), (argv or sys.argv[1:] or ["check"])[0]
     if root is None:

@@ -45,12 +45,11 @@ class _Sender:
 
 
 def _start(parent, lines):
-    "Runs first in a new worker: one thread for every library; output to the parent; and a watch that ends the worker when its parent is gone."
+    "Runs first in a worker: one thread for every library, output to the parent, an end with the parent."
     sys.stdout = _Sender(lines)
     os.environ |= dict(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
-    for name in {"numba", "torch"} & set(
-        sys.modules
-    ):  # what the user's script imports, its workers import first of all
+    # what the user's script imports, its workers import first of all
+    for name in {"numba", "torch"} & set(sys.modules):
         sys.modules[name].set_num_threads(1)
 
     def watch():
@@ -83,8 +82,10 @@ def _pooled(pool, tasks, most):
 
 
 @contextmanager
-def workers(processes):
-    "A function that runs tasks (function, *arguments) and yields their results as they finish: in this process, or in a pool of them."
+def workers(
+    processes,  # 1: all in this process
+):
+    "A function that runs tasks (function, *arguments) and yields their results as they finish."
     if processes == 1:
         yield lambda tasks: (_work(*task) for task in tasks)
         return

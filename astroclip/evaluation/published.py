@@ -12,8 +12,8 @@ import json
 import sys
 from pathlib import Path
 from ..core.artifacts import STAGES, resolve, reuse_asked
-from ..core.config import find_root
-from ..core.plots import figures_dir
+from ..core.config import figures_dir, find_root
+
 from ..surveys.labels import QUESTIONS
 
 # %% ../../nbs/evaluation/50_published.ipynb #d89c0d01
@@ -192,7 +192,7 @@ def page_file(
         raise FileNotFoundError(f"{path} is missing, and there is no {notebook} to make it")
     print(f"{name} is missing or of an earlier run: running nbs/{page}.ipynb (about a minute).")
     sys.stdout.flush()
-    run_page(notebook, {k: params.as_dict()[k] for k in ("survey", "profile", "seed", "device")})
+    run_page(notebook, {k: params.as_dict()[k] for k in ("survey", "profile", "seed", "device", "set")})
     return path
 
 
