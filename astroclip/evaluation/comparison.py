@@ -19,7 +19,9 @@ from ..core.config import Params, spawn_seed
 from ..core.profiles import WORD, parse_settings, settings
 from .embeddings import Embeddings
 from ..metrics.regression import resample
-from ..probes.few_shot import FOUR, PROPERTIES, head_of, property_labels, r2_columns
+from ..probes.few_shot import r2_columns
+from ..probes.heads import head_of
+from ..surveys.labels import FOUR, PROPERTIES, property_labels
 from ..search.ranks import partner_ranks
 from ..surveys.pairs import Survey
 from ..training.loop import read_curves
