@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from astroclip.core.config import shared_root
-from astroclip.data.spectra import WAVELENGTH, read_spectrum
+from astroclip.data.spectra import read_spectrum
+from astroclip.data.spectrum_grid import WAVELENGTH
 from astroclip.mock import galaxy_spectra, population, spectrograph, survey
 from astroclip.mock import validation as comparison
 from astroclip.mock.galaxy_spectra import BANDS, REST, Grids, band_flux, component_spectra, flux_factor, photometry

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astroclip.files.desi_files import coadd_exposures
-from astroclip.data.spectra import WAVELENGTH, NotAnObservedSpectrum, read_spectrum
+from astroclip.data.spectra import read_spectrum
+from astroclip.data.spectrum_grid import NotAnObservedSpectrum, WAVELENGTH
 from astroclip.files.spectrum_columns import unit_of
 
 few = settings(max_examples=25, deadline=None, derandomize=True)

@@ -25,7 +25,7 @@ ZERO, ONE, TINY = (
 
 # %% ../../nbs/data/18_image_kernels.ipynb #db2abf2a
 def compiled(**options):
-    "`njit(**options)` with the machine code kept on the disk, or compiled in every process where no folder can be written."
+    "`njit` with the machine code kept on the disk, or compiled in every process where nothing can be written."
 
     def decorate(function):
         try:
@@ -195,8 +195,22 @@ def one_crop(image, top, left, flip_y, flip_x, swap, blurs, noises, seed, scales
 
 
 @compiled(parallel=True)
-def multicrop_kernel(images, top, left, flip_y, flip_x, swap, blurs, noises, seed, scales, m, q, out):
-    "images (N, 3, H, W) to out (C, N, 3, S, S); top ... swap (N, C), blurs and noises (N, C, 3); channels z, r, g."
+def multicrop_kernel(
+    images,  # (N, 3, H, W) float32 nanomaggies
+    top,  # (N, C) first row of each crop
+    left,  # (N, C) first column
+    flip_y,  # (N, C) bool
+    flip_x,  # (N, C) bool
+    swap,  # (N, C) bool: exchange rows and columns
+    blurs,  # (N, C, 3) Gaussian sigma in pixels
+    noises,  # (N, C, 3) nanomaggies
+    seed,  # uint32
+    scales,  # (3,) float32, of the stretch
+    m,  # float32
+    q,  # float32
+    out,  # (C, N, 3, S, S) float32, filled: channels z, r, g
+):
+    "Every crop of every image, as a plan says."
     crops = top.shape[1]
     for job in prange(images.shape[0] * crops):
         n, c = job // crops, job % crops

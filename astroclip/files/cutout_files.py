@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SURVEYS', 'WORDS', 'BAND', 'WEIGHTS', 'OTHER', 'SKY', 'ZEROPOINTS', 'UNSAID', 'band_of', 'bands_of', 'cube_bands',
-           'Plane', 'role', 'find_planes', 'Geometry', 'geometry', 'flux_factors', 'read_fits', 'read_file']
+           'Plane', 'role', 'find_planes', 'Geometry', 'geometry', 'flux_factors', 'read_fits', 'read_image']
 
 # %% ../../nbs/files/25_cutout_files.ipynb #ecd5f7da
 import re
@@ -415,7 +415,7 @@ def _stamp(raw, scale, stamp, factors, per_pixel):
     return resample_cutout(flux, scale, stamp, per_pixel=per_pixel), missing
 
 
-def read_file(path, size=152, pixel_scale=None, unit=None, zeropoint=None, per_pixel=None):
+def read_image(path, size=152, pixel_scale=None, unit=None, zeropoint=None, per_pixel=None):
     "FITS or a picture, as the first bytes say; see `astroclip.data.images.read_cutout`."
     if not Path(path).exists():
         raise FileNotFoundError(f"no file {path}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .fits_files import UnreadableFile, bare_name, native, open_fits
-from ..data.spectra import WAVELENGTH, Spectrum, join_cameras, resample
+from ..data.spectrum_grid import Spectrum, WAVELENGTH, join_cameras, resample
 from astroclip.files.spectrum_columns import (
     in_our_unit,
     identifier,

@@ -16,7 +16,7 @@ import numpy as np
 
 from .fits_files import FITS_SUFFIXES, bare_name, native
 from ..data.spectrum_units import FLUX_UNIT, air_to_vacuum, flux_factor, parse_unit
-from ..data.spectra import NotAnObservedSpectrum, Spectrum
+from ..data.spectrum_grid import NotAnObservedSpectrum, Spectrum
 
 # %% ../../nbs/files/30_spectrum_columns.ipynb #28230c04
 ARRAYS = "give the arrays themselves: model.embed_spectra(flux, wavelength, ivar)"

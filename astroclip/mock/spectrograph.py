@@ -13,7 +13,7 @@ import numpy as np
 from scipy import fft
 from scipy.special import erf
 
-from ..data.spectra import WAVELENGTH
+from ..data.spectrum_grid import WAVELENGTH
 from .galaxy_spectra import REST, STEP, flux_factor
 from .population import LIGHT_SPEED
 
