@@ -25,7 +25,7 @@ ZERO, ONE, TINY = (
 
 # %% ../../nbs/data/18_image_kernels.ipynb #db2abf2a
 def compiled(**options):
-    "`njit` with the machine code kept on the disk, or compiled in every process where nothing can be written."
+    "`njit` with the machine code kept on the disk, or compiled in every process if nothing can be written."
 
     def decorate(function):
         try:

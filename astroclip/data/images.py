@@ -163,7 +163,7 @@ def read_cutout(
     zeropoint=None,  # AB magnitude of one count, likewise
     per_pixel=None,  # True: flux per pixel of the file; False: per 0.262" pixel; None: as the file says
 ):  # Cutout
-    "A cutout on native pixels. `NotAnImage` for PSFs, tables, missing bands; `UnreadableFile` for damaged files."
+    "A cutout on native pixels. `NotAnImage` for PSFs, tables, missing bands; `UnreadableFile` if damaged."
     from astroclip import read_image  # the lazy table of the package: no import of the layer above
 
     return read_image(path, size, pixel_scale, unit, zeropoint, per_pixel)

@@ -197,7 +197,7 @@ def gate_spectra(
     rows=slice(None),  # which of them
     min_usable=0.25,  # fraction of the grid that must be left after masking
 ):  # flux and weight (n, 7781), s and t (n, 1), n sentences
-    "Rows on the grid: flux = s x flux, ivar = t x weight, with powers of two; empty sentences if all is well."
+    "Rows on the grid: flux = s x flux, ivar = t x weight, powers of two; an empty sentence if all is well."
     raw, w = spectra.flux[rows], spectra.wavelength
     if not len(raw):
         return np.zeros((0, N_PIXELS)), np.zeros((0, N_PIXELS)), np.ones((0, 1)), np.ones((0, 1)), []

@@ -16,17 +16,8 @@ import numpy as np
 
 from .fits_files import UnreadableFile, bare_name, native, open_fits
 from ..data.spectrum_grid import Spectrum, WAVELENGTH, join_cameras, resample
-from astroclip.files.spectrum_columns import (
-    in_our_unit,
-    identifier,
-    number,
-    position,
-    refuse,
-    said,
-    stem,
-    table_of,
-    unit_of,
-)
+from .column_units import in_our_unit, named_unit
+from .spectrum_columns import identifier, number, position, refuse, said, stem, table_of
 
 # %% ../../nbs/files/40_desi_files.ipynb #8743f806
 def arms_of(names):
@@ -174,7 +165,7 @@ def read_desi(hdus, path):
     }
     for arm in arms_of(names):
         try:
-            unit = unit_of(hdus[f"{arm}_FLUX"].header.get("BUNIT"))
+            unit = named_unit(hdus[f"{arm}_FLUX"].header.get("BUNIT"))
         except ValueError as reason:
             refuse(path, str(reason))
         factor = 1 if unit is None else in_our_unit(arrays[f"{arm}_WAVELENGTH"], unit)

@@ -124,7 +124,7 @@ SIZES = re.compile(rb"(Z?NAXIS\d{0,3}|TFIELDS|PCOUNT|GCOUNT) *= *([+-]?\d+)")
 
 
 def check_cards(content):
-    "Raise for sizes that no FITS file has: astropy would walk through 99999999999 axes, or backwards for ever."
+    "Raise for sizes that no FITS file has: astropy would walk through 99999999999 axes, or backwards."
     for card in SIZES.finditer(content):
         name, value = card[1].decode(), int(card[2])
         many = value > 999 and name in ("NAXIS", "ZNAXIS", "TFIELDS")

@@ -15,7 +15,8 @@ from .desi_files import arms_of, read_desi
 from .fits_files import FITS_SUFFIXES, is_readable, native, open_fits, reading, unpack
 from .sdss_files import coadd_hdu, read_manga, read_sdss, read_spplate, read_spspec
 from ..data.spectrum_grid import NotAnObservedSpectrum, Spectrum
-from .spectrum_columns import NAMES, axis_in, find, refuse, spectra_of_columns
+from .column_units import NAMES, axis_in, find
+from .spectrum_columns import refuse, spectra_of_columns
 from astroclip.files.spectrum_tables import (
     from_specutils,
     load_npz,

@@ -17,17 +17,8 @@ import numpy as np
 
 from .desi_files import arms_of, spectra_of_arms
 from .fits_files import UnreadableFile, allowed, native
-from astroclip.files.spectrum_columns import (
-    META,
-    NAMES,
-    axis_in,
-    check_scale,
-    find,
-    refuse,
-    spectra_of_columns,
-    split_name,
-    table_of,
-)
+from .column_units import NAMES, axis_in, find, split_name
+from .spectrum_columns import META, check_flux_scale, refuse, spectra_of_columns, table_of
 
 # %% ../../nbs/files/44_spectrum_tables.ipynb #2e9965ff
 MAX_TEXT = 64 << 20  # bytes; a spectrum of 7781 pixels has about 0.5 MB
@@ -232,7 +223,7 @@ def read_arrays(arrays, path):
     if arms:
         n = max(np.atleast_2d(cameras[f"{a}_FLUX"]).shape[0] for a in arms)
         fibres = {k: v for k, v in arrays.items() if np.shape(v) == (n,) and not re.match(r"[brz]+_", k)}
-        scale = check_scale(cameras[f"{arms[0]}_FLUX"], None, path)
+        scale = check_flux_scale(cameras[f"{arms[0]}_FLUX"], None, path)
         return spectra_of_arms(cameras, fibres, path, "DESI", flags=scale)
     numbers = {k: native(v) for k, v in arrays.items() if v.dtype.kind in "biuf" and v.ndim}
     columns = {split_name(k)[0]: (v, split_name(k)[1]) for k, v in numbers.items()}
