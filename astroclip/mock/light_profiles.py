@@ -28,9 +28,9 @@ MARGIN = (GRID - OVERSAMPLE * SIZE) // 2
 # %% ../../nbs/mock/28_light_profiles.ipynb #0354edb5
 @lru_cache(None)
 def axis(
-    half: int,  # subpixels on each side of the centre
+    half: int,  # subpixels on each side of the center
 ):  # (2 half,) float32 arcsec
-    "Subpixel centres along one axis; the origin lies between the two in the middle."
+    "Subpixel centers along one axis; the origin lies between the two in the middle."
     return ((np.arange(2 * half) - half + 0.5) * SUBPIXEL).astype(np.float32)
 
 
@@ -60,7 +60,7 @@ def along_axes(
 def paste(
     scene,  # (GRID, GRID), changed in place
     patch,  # (2 half, 2 half)
-    row: int = 0,  # offset of the patch's centre from the grid's centre, subpixels
+    row: int = 0,  # offset of the patch's center from the grid's center, subpixels
     column: int = 0,
     factor: float = 1,  # multiplies the patch
 ):
@@ -82,8 +82,14 @@ def sersic_constants(
     return b, 2 * np.pi * n * gamma(2 * n) * b ** (-2 * n)
 
 
-def sersic_value(u, v, r_e, n, axis_ratio):
-    "Surface brightness (total light 1, per square arcsec) at distance `u` along and `v` across the major axis."
+def sersic_value(
+    u,  # arcsec along the major axis
+    v,  # arcsec across it
+    r_e: float,  # half-light radius along the major axis, arcsec
+    n: float,  # Sérsic index
+    axis_ratio: float,
+):  # per square arcsec, of a total light of 1
+    "Surface brightness of a Sérsic profile."
     b, total = sersic_constants(n)
     r2 = (u * u + (v / axis_ratio) ** 2) * np.float32(1 / r_e**2)
     value = np.exp(np.float32(-b) * np.exp(np.float32(0.5 / n) * np.log(r2)))  # r^(1/n) = exp(ln(r^2) / 2n)
@@ -100,7 +106,8 @@ def sersic(
     "A Sérsic profile on a patch."
     if not (r_e > 0 and 0.3 <= n <= 8 and 0 < axis_ratio <= 1):
         raise ValueError(
-            f"a Sérsic profile wants r_e > 0, 0.3 <= n <= 8, 0 < axis_ratio <= 1; got r_e={r_e}, n={n}, axis_ratio={axis_ratio}"
+            "a Sérsic profile wants r_e > 0, 0.3 <= n <= 8, 0 < axis_ratio <= 1; "
+            f"got r_e={r_e}, n={n}, axis_ratio={axis_ratio}"
         )
     n = round(float(n), 2)
     x = axis(half)
@@ -108,9 +115,8 @@ def sersic(
     for h, factor in ((8, 5), (1, 40)) if n > 1.2 else ((8, 3),):
         f = fine_axis(h, factor)
         fine = sersic_value(*along_axes(f[None], f[:, None], position_angle), r_e, n, axis_ratio)
-        patch[half - h : half + h, half - h : half + h] = fine.reshape(2 * h, factor, 2 * h, factor).mean(
-            (1, 3)
-        )
+        mean = fine.reshape(2 * h, factor, 2 * h, factor).mean((1, 3))
+        patch[half - h : half + h, half - h : half + h] = mean
     return patch * np.float32(SUBPIXEL**2)
 
 # %% ../../nbs/mock/28_light_profiles.ipynb #ff191447
@@ -123,8 +129,11 @@ def moffat_radius(fwhm):
 
 
 @lru_cache(None)
-def moffat_table(points: int = 4096, largest: float = 80.0):
-    "Transform of the Moffat profile with r_d = 1 on a uniform grid of k: values, steps, points per unit of k."
+def moffat_table(
+    points: int = 4096,
+    largest: float = 80.0,  # k
+):  # values, steps between them, points per unit of k
+    "Transform of the Moffat profile with r_d = 1 on a uniform grid of k."
     k = np.linspace(0, largest, points)[1:]
     nu = BETA - 1
     table = np.concatenate([[1.0], 2 * (k / 2) ** nu * kv(nu, k) / gamma(nu)]).astype(np.float32)
@@ -169,13 +178,13 @@ FIBRE_HALF = 40  # subpixels: beyond 5 arcsec nothing enters
 
 
 def point_source_fraction() -> float:
-    "Share of a centred star's light that enters the fibre."
+    "Fraction of a centred star's light that enters the fibre."
     return float(1 - (1 + (FIBRE_RADIUS / moffat_radius(FIBRE_SEEING)) ** 2) ** (1 - BETA))
 
 
 @lru_cache(None)
 def fibre_weight(fine: int = 8):
-    "(2 FIBRE_HALF, 2 FIBRE_HALF) float32: share of the light of each subpixel that enters the fibre."
+    "(2 FIBRE_HALF, 2 FIBRE_HALF) float32: fraction of the light of each subpixel that enters the fibre."
     x = fine_axis(FIBRE_HALF, fine).astype(np.float64)
     r2, step, r_d = x[None] ** 2 + x[:, None] ** 2, SUBPIXEL / fine, moffat_radius(FIBRE_SEEING)
     aperture = (r2 <= FIBRE_RADIUS**2) * 1.0
@@ -190,7 +199,7 @@ def fibre_weight(fine: int = 8):
 def fibre_fraction(
     patch,  # (2 half, 2 half) light per subpixel, total light 1
 ) -> float:
-    "Share of a template's light that enters the fibre."
+    "Fraction of a template's light that enters the fibre."
     half = len(patch) // 2
     m = min(half, FIBRE_HALF)
     weight = fibre_weight()[FIBRE_HALF - m : FIBRE_HALF + m, FIBRE_HALF - m : FIBRE_HALF + m]

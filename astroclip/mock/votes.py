@@ -66,7 +66,7 @@ def visible(
     missing = [k for k in NEEDED if k not in g]
     if missing:
         raise ValueError(
-            f"votes need {', '.join(missing)} of population.draw, galaxy_images.structure and render; the dict has {', '.join(sorted(g))}"
+            f"votes need {', '.join(missing)} of population.draw, structure.draw_structure and render; the dict has {', '.join(sorted(g))}"
         )
     r, fwhm, size = np.asarray(g["magnitude"])[:, 1], np.asarray(g["psf_fwhm"])[:, 1], g["r_e_arcsec"]
     v = expit(2 * (np.log(size / (0.5 * fwhm)) - 0.9) + 0.35 * (19.5 - r))
