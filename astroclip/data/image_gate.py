@@ -16,7 +16,7 @@ from .images import PIXEL_SCALE, center_crop, resample_cutout
 # %% ../../nbs/data/16_image_gate.ipynb #ac3b7029
 def image_statistics(
     images,  # (N, 3, H, W) float, finite
-):  # dict of (N, 3) arrays: noise, low, high, p5, p50, p99; shares of pixels: below 0, missing
+):  # dict of (N, 3) arrays: noise, low, high, p5, p50, p99; fractions of pixels: below 0, missing
     "Noise, sky and peak of each band, from the central 256 pixels at most."
     x = center_crop(images, min(256, *images.shape[-2:]))
     x = np.asarray(x, np.float32)

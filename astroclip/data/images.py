@@ -82,7 +82,7 @@ def check_images(
 # %% ../../nbs/data/12_images.ipynb #c01b2637
 def missing_pixels(
     image,  # (3, H, W) nanomaggies
-):  # (3,) share of pixels of each band that were not observed
+):  # (3,) fraction of pixels of each band that were not observed
     "Exact zeros and non-finite pixels: real sky is never exactly zero."
     return ((image == 0) | ~np.isfinite(image)).mean((-2, -1))
 
@@ -90,9 +90,9 @@ def missing_pixels(
 def image_flags(missing, bands=BANDS, tolerance=1e-4):
     "Sentences about the bands of which more than `tolerance` is missing."
     return [
-        f"{b}: no data" if share > 0.999 else f"{b}: {share:.2%} of the pixels unobserved"
-        for b, share in zip(bands, missing)
-        if share > tolerance
+        f"{b}: no data" if fraction > 0.999 else f"{b}: {fraction:.2%} of the pixels unobserved"
+        for b, fraction in zip(bands, missing)
+        if fraction > tolerance
     ]
 
 # %% ../../nbs/data/12_images.ipynb #835fc68d

@@ -16,7 +16,7 @@ from .spectrum_grid import bin_edges
 N_LOG = 4096  # N, pixels
 LOG_EDGES = np.linspace(np.log(3599.6), np.log(9824.4), N_LOG + 1)  # ln(A), borders of the pixels
 LOG_STEP = float(LOG_EDGES[1] - LOG_EDGES[0])  # Delta, one pixel in ln(1 + z)
-LOG_WAVELENGTH = np.exp((LOG_EDGES[1:] + LOG_EDGES[:-1]) / 2)  # (N,) A, centres
+LOG_WAVELENGTH = np.exp((LOG_EDGES[1:] + LOG_EDGES[:-1]) / 2)  # (N,) A, centers
 
 # %% ../../nbs/data/40_log_grid.ipynb #b19d67a8
 def rebin(

@@ -95,7 +95,7 @@ def read_picture(
     if fits < size:
         flags.append(f"covers {fits} of {size} pixels of {PIXEL_SCALE} arcsec")
     need = int(np.ceil(fits * PIXEL_SCALE / scale)) + 2
-    top, left = max(0, (height - need) // 2), max(0, (width - need) // 2)  # both sides: the centre stays
+    top, left = max(0, (height - need) // 2), max(0, (width - need) // 2)  # both sides: the center stays
     colors = colors[top : height - top, left : width - left]
     image = resample_cutout(np.float32(colors[::-1].transpose(2, 0, 1)) / 255, scale, fits)
     if (image.max((1, 2)) == image.min((1, 2))).any():

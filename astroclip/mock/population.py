@@ -43,7 +43,7 @@ def arcsec_per_kpc(z):
 
 # %% ../../nbs/mock/10_population.ipynb #096f03ca
 LOG_M_STAR = 10.82  # see the text
-RED_DISCS = 0.2  # share of the red mass function that still forms stars
+RED_DISCS = 0.2  # fraction of the red mass function that still forms stars
 
 
 def mass_function(log_mstar, z, red=False):
@@ -178,10 +178,10 @@ def formed_mass(
     recent[:, :RECENT] = 10 ** pop["log_sfr"][:, None] * np.diff(AGE_EDGES)[:RECENT]
     recent *= np.minimum(1, 0.8 * total / (recent * living).sum(1))[:, None]
     rest, out = total - (recent * living).sum(1), np.zeros((len(age), 3, len(AGE_CENTERS)))
-    for c, name, share in ((0, "bulge", b_t), (1, "disc", 1 - b_t)):
+    for c, name, part in ((0, "bulge", b_t), (1, "disc", 1 - b_t)):
         shape = delayed_tau(age - pop[f"{name}_onset"], pop[f"{name}_tau"])
         shape[:, :RECENT] = 0
-        out[:, c] = shape * (rest * share / np.maximum((shape * living).sum(1), 1e-30))[:, None]
+        out[:, c] = shape * (rest * part / np.maximum((shape * living).sum(1), 1e-30))[:, None]
     no_disc = (b_t >= 1)[:, None]  # an elliptical keeps its few young stars in the bulge
     out[:, 0] += np.where(no_disc, recent, 0)
     out[:, 2] = np.where(no_disc, 0, recent)

@@ -70,9 +70,9 @@ def observed(
         np.empty((len(pop["z"]), WAVELENGTH.size)),
     )
     for i in range(len(z)):
-        centre = line_wave * (1 + z[i])
-        width = np.hypot(lsf[i], pop["sigma_gas"][i] / LIGHT_SPEED * centre)
-        out[i] = to_pixels(smooth[i], z[i]) + line_pixels(centre, lines[i] * (1 + z[i]), width)
+        center = line_wave * (1 + z[i])
+        width = np.hypot(lsf[i], pop["sigma_gas"][i] / LIGHT_SPEED * center)
+        out[i] = to_pixels(smooth[i], z[i]) + line_pixels(center, lines[i] * (1 + z[i]), width)
     return out * luminosity_to_flux(z)[:, None]
 
 # %% ../../nbs/mock/25_spectrograph.ipynb #747f536b
