@@ -18,7 +18,12 @@ BANDS = ("g", "r", "z")  # order of the input bands everywhere
 SCALES, M, Q = (6.0, 3.4, 2.2), 0.03, 20.0  # stretch of g, r, z; offset; softening
 
 # %% ../../nbs/data/12_images.ipynb #7f7d2815
-def stretch(images, scales=SCALES, m=M, q=Q):
+def stretch(
+    images: torch.Tensor,  # (..., 3, H, W) g, r, z nanomaggies
+    scales: tuple = SCALES,  # factors of g, r, z
+    m: float = M,  # offset
+    q: float = Q,  # softening
+):
     "`to_rgb` written in torch, (..., 3, H, W) to (..., 3, H, W): runs on any device and has a gradient."
     v = images * torch.tensor(scales, dtype=images.dtype, device=images.device)[:, None, None] + m
     i = v.clamp(min=0).mean(-3, keepdim=True)
@@ -87,7 +92,11 @@ def missing_pixels(
     return ((image == 0) | ~np.isfinite(image)).mean((-2, -1))
 
 
-def image_flags(missing, bands=BANDS, tolerance=1e-4):
+def image_flags(
+    missing: np.ndarray,  # (3,) fraction of each band that was not observed
+    bands=BANDS,  # names of the bands
+    tolerance: float = 1e-4,  # fraction that is said nothing about
+):
     "Sentences about the bands of which more than `tolerance` is missing."
     return [
         f"{b}: no data" if fraction > 0.999 else f"{b}: {fraction:.2%} of the pixels unobserved"

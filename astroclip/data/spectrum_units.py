@@ -79,7 +79,10 @@ def flux_factor(
     return np.where(np.abs(factor - 1) < 1e-12, 1.0, factor)
 
 
-def ivar_factor(unit, wavelength):
+def ivar_factor(
+    unit,  # astropy unit or its name
+    wavelength,  # (..., L) vacuum Angstrom
+):
     "The same for an inverse variance whose unit is 1 / flux^2."
     return flux_factor(parse_unit(unit) ** -0.5, wavelength) ** -2
 
@@ -97,7 +100,10 @@ def air_to_vacuum(
     return np.where(air > 2000, vacuum, air)
 
 # %% ../../nbs/data/30_spectrum_units.ipynb #0aef6ca7
-def to_angstrom(values, unit):
+def to_angstrom(
+    values,  # (..., L) numbers
+    unit,  # astropy unit or its name
+):
     "Wavelengths (..., L) in any unit, or log10, ln of one, or frequencies, energies -> Angstrom."
     import astropy.units as u
 
@@ -118,7 +124,10 @@ def to_angstrom(values, unit):
         raise ValueError(f"wavelength unit {name!r} is no length such as 'nm' or 'log10(Angstrom)'") from None
 
 
-def looks_like(w, optical=False):
+def looks_like(
+    w: np.ndarray,  # numbers of an axis
+    optical: bool = False,  # True: neither nanometres nor pixel numbers are believed
+):
     "(word, argument) for numbers that cannot be Angstrom, or None; `optical`: nor nanometres, pixel numbers."
     low, high = float(w.min()), float(w.max())
     if high < 0:

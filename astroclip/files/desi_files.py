@@ -154,7 +154,10 @@ def _fibre(i, row, flux, ivar, path, source, redshifts, flags):
     return Spectrum(name, WAVELENGTH, flux, ivar, ivar <= 0, z, warning, ra, dec, source, spectype, flags)
 
 
-def read_desi(hdus, path):
+def read_desi(
+    hdus,  # open FITS file
+    path,  # for names and messages
+):
     "Spectra of a DESI coadd or `spectra` file, one a row, cameras joined on WAVELENGTH."
     names = [h.name for h in hdus]
     arrays = {

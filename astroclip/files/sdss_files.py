@@ -26,7 +26,10 @@ def coadd_hdu(hdus):
     return next((h for h in found if h.name == "COADD"), found[0] if found else None)
 
 
-def read_sdss(hdus, path):
+def read_sdss(
+    hdus,  # open FITS file
+    path,  # for names and messages
+):
     "The one spectrum of an SDSS, BOSS, eBOSS or SDSS-V `spec` file, full or lite."
     coadd, row = coadd_hdu(hdus), {}
     for hdu in hdus:
@@ -48,7 +51,10 @@ def read_sdss(hdus, path):
     )
 
 # %% ../../nbs/files/42_sdss_files.ipynb #a890ff06
-def read_spspec(hdus, path):
+def read_spspec(
+    hdus,  # open FITS file
+    path,  # for names and messages
+):
     "The one spectrum of an SDSS-I/II `spSpec` image or of a LAMOST one."
     header, rows = hdus[0].header, native(hdus[0].data)
     loglam = header["COEFF0"] + header["COEFF1"] * np.arange(rows.shape[1])
@@ -74,7 +80,10 @@ def read_spspec(hdus, path):
     )
 
 
-def read_spplate(hdus, path):
+def read_spplate(
+    hdus,  # open FITS file
+    path,  # for names and messages
+):
     "All fibres of an SDSS `spPlate` file."
     header, flux = hdus[0].header, native(hdus[0].data)
     images = [h.data for h in hdus[1:4] if getattr(h, "is_image", False) and h.data is not None]
@@ -104,7 +113,10 @@ def read_spplate(hdus, path):
 SPAXEL_SNR, MAX_SPAXELS = 3, 1000
 
 
-def read_manga(hdus, path):
+def read_manga(
+    hdus,  # open FITS file
+    path,  # for names and messages
+):
     "Rows or cubes of MaNGA spaxels: WAVE (L,), FLUX, IVAR, MASK (n, L) or (L, y, x), and Z (n,)."
     names = [h.name for h in hdus]
     arrays = {k: native(hdus[k].data) for k in ("WAVE", "FLUX", "IVAR", "MASK") if k in names}

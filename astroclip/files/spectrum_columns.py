@@ -156,7 +156,10 @@ def table_of(hdu):
     return table
 
 
-def refuse(path, reason):
+def refuse(
+    path,  # of the file
+    reason: str,  # what it is instead
+):
     "The one way to say that a file gives no spectrum: with the call that takes arrays, first in the message."
     error = NotAnObservedSpectrum(path, reason if "embed_spectra" in reason else f"{reason}; {ARRAYS}")
     error.args = (f"{path}: not read, use model.embed_spectra(flux, wavelength, ivar): {reason}",)

@@ -76,14 +76,22 @@ def same_light(
     return patch * np.float32(like.sum() / total) if total > 1e-9 * like.sum() else like
 
 
-def disc_plane(galaxy, half):
+def disc_plane(
+    galaxy: dict,  # scalars of one galaxy
+    half: int,  # half the side of the patch, subpixels
+):
     "Coordinates in the plane of the disc, arcsec: along the major axis, and across it as seen from above."
     x = axis(half)
     X, Y = along_axes(x[None], x[:, None], galaxy["position_angle"])
     return X, Y / np.float32(galaxy["axis_ratio"])
 
 
-def add_bar(disc, X, Y, galaxy):
+def add_bar(
+    disc: np.ndarray,  # light in each subpixel
+    X: np.ndarray,  # coordinates in the plane of the disc, arcsec
+    Y: np.ndarray,
+    galaxy: dict,  # scalars of one galaxy
+):
     "Move `bar_fraction` of a disc's light into a bar of axis ratio 0.3."
     if not galaxy["bar_fraction"] > 0:
         return disc
@@ -94,13 +102,22 @@ def add_bar(disc, X, Y, galaxy):
     return (1 - galaxy["bar_fraction"]) * disc + galaxy["bar_fraction"] * same_light(bar, disc)
 
 
-def smooth_disc(galaxy, half, wider=1.0, n=1):
+def smooth_disc(
+    galaxy: dict,  # scalars of one galaxy
+    half: int,  # half the side of the patch, subpixels
+    wider: float = 1.0,  # factor of the scale length
+    n: float = 1,  # Sérsic index
+):
     "Exponential disc (n = 1) of total light 1."
     r_e = 1.678 * wider * galaxy["disc_scale"]
     return sersic(r_e, n, galaxy["axis_ratio"], galaxy["position_angle"], half)
 
 # %% ../../nbs/mock/32_components.ipynb #8d20be2d
-def spiral_discs(rng, galaxy, half):
+def spiral_discs(
+    rng: np.random.Generator,
+    galaxy: dict,  # scalars of one galaxy
+    half: int,  # half the side of the patch, subpixels
+):
     "Old and young disc of a spiral galaxy, each of total light 1."
     r_d, pitch = galaxy["disc_scale"], galaxy["arm_pitch"]
     X, Y = disc_plane(galaxy, half)
@@ -120,7 +137,11 @@ def spiral_discs(rng, galaxy, half):
     return add_bar(old_arms, X, Y, galaxy), same_light(young_arms, young)
 
 
-def irregular_discs(rng, galaxy, half):
+def irregular_discs(
+    rng: np.random.Generator,
+    galaxy: dict,  # scalars of one galaxy
+    half: int,  # half the side of the patch, subpixels
+):
     "Old and young light of an irregular galaxy, each of total light 1."
     r_d = galaxy["disc_scale"]
     X, Y = disc_plane(galaxy, half)
@@ -132,7 +153,11 @@ def irregular_discs(rng, galaxy, half):
     return add_bar(old_light, X, Y, galaxy), same_light(clumps, young)
 
 
-def lenticular_discs(rng, galaxy, half):
+def lenticular_discs(
+    rng: np.random.Generator,
+    galaxy: dict,  # scalars of one galaxy
+    half: int,  # half the side of the patch, subpixels
+):
     "A smooth disc, perhaps with a bar, for old and young stars alike."
     disc = smooth_disc(galaxy, half)
     return add_bar(disc, *disc_plane(galaxy, half), galaxy), disc
@@ -174,20 +199,31 @@ LANE_DEPTH = np.array([2.45, 2.00, 1.55], np.float32)
 
 
 @lru_cache(None)
-def bessel_profile(points: int = 8192, largest: float = 30.0):
+def bessel_profile(
+    points: int = 8192,  # of the table
+    largest: float = 30.0,  # x at its end
+):
     "x K_1(x) on a uniform grid: points per unit, values."
     x = (np.arange(points) + 0.5) * largest / points
     return np.float32(points / largest), (x * kv(1, x)).astype(np.float32)
 
 
-def side_view(galaxy, half):
+def side_view(
+    galaxy: dict,  # scalars of one galaxy
+    half: int,  # half the side of the patch, subpixels
+):
     "Distances along and above the disc's plane, in scale lengths."
     x = axis(half)
     u, v = along_axes(x[None], x[:, None], galaxy["position_angle"])
     return u / np.float32(galaxy["disc_scale"]), v / np.float32(galaxy["disc_scale"])
 
 
-def side_disc(u, v, height, half):
+def side_disc(
+    u: np.ndarray,  # along the disc, scale lengths
+    v: np.ndarray,  # above it
+    height: float,  # of the disc, scale lengths
+    half: int,  # half the side of the patch, subpixels
+):
     "Exponential disc of scale length 1 seen from the side, scaled to total light 1 on the patch."
     per_unit, table = bessel_profile()
     along = table[np.minimum((np.abs(u) * per_unit).astype(np.int32), len(table) - 1)]
@@ -195,7 +231,10 @@ def side_disc(u, v, height, half):
     return disc / disc.sum()
 
 
-def edge_on_discs(galaxy, half):
+def edge_on_discs(
+    galaxy: dict,  # scalars of one galaxy
+    half: int,  # half the side of the patch, subpixels
+):
     "Old and young disc of an edge-on galaxy, each of total light 1; a bar shows as a box."
     u, v = side_view(galaxy, half)
     h, f = galaxy["disc_height"], np.float32(galaxy["bar_fraction"])
@@ -207,14 +246,20 @@ def edge_on_discs(galaxy, half):
     return old, young
 
 
-def dust_lane(galaxy, half):
+def dust_lane(
+    galaxy: dict,  # scalars of one galaxy
+    half: int,  # half the side of the patch, subpixels
+):
     "Pattern of a dust lane's optical depth, 1 on its ridge."
     u, v = side_view(galaxy, half)
     width = np.float32(0.6 * galaxy["disc_height"])
     return np.exp(-0.5 * ((v - np.float32(0.5 * galaxy["cos_i"])) / width) ** 2 - (u / np.float32(2.2)) ** 4)
 
 # %% ../../nbs/mock/32_components.ipynb #71185828
-def tidal_tail(galaxy, half):
+def tidal_tail(
+    galaxy: dict,  # scalars of one galaxy
+    half: int,  # half the side of the patch, subpixels
+):
     "One curved tail that starts on the companion's side; total light 1."
     x = axis(half)
     r, phi = np.hypot(x[None], x[:, None]) / np.float32(galaxy["r_e_arcsec"]), np.arctan2(x[:, None], x[None])

@@ -35,7 +35,10 @@ def axis(
 
 
 @lru_cache(None)
-def fine_axis(half: int, factor: int):
+def fine_axis(
+    half: int,  # subpixels on each side of the center
+    factor: int,  # parts of a subpixel
+):
     "Axis of the `2 half` subpixels in the middle, each cut into `factor` parts."
     return ((np.arange(2 * half * factor) + 0.5) / factor - half).astype(np.float32) * np.float32(SUBPIXEL)
 

@@ -46,7 +46,11 @@ LOG_M_STAR = 10.82  # see the text
 RED_DISCS = 0.2  # fraction of the red mass function that still forms stars
 
 
-def mass_function(log_mstar, z, red=False):
+def mass_function(
+    log_mstar,  # log10 stellar mass, Msun
+    z,  # redshift
+    red: bool = False,  # True: quiescent galaxies
+):
     "Galaxies per Mpc^3 per dex of stellar mass: blue or red, the red ones fewer in the past."
     x = 10 ** (log_mstar - LOG_M_STAR)
 
@@ -100,12 +104,20 @@ def draw_mass_redshift(
     return drawn_z, drawn_mass, quiescent
 
 # %% ../../nbs/mock/10_population.ipynb #1fbf3886
-def main_sequence(log_mstar, z):
+def main_sequence(
+    log_mstar,  # log10 stellar mass, Msun
+    z,  # redshift
+):
     "log10 SFR (Msun/yr) of star-forming galaxies: Renzini & Peng 2015 at z = 0.05, rising as (1+z)^2.8."
     return 0.76 * log_mstar - 7.64 + 2.8 * np.log10((1 + z) / 1.05)
 
 
-def draw_star_formation(rng, z, log_mstar, quiescent):
+def draw_star_formation(
+    rng: np.random.Generator,
+    z,  # redshift
+    log_mstar,  # log10 stellar mass, Msun
+    quiescent: np.ndarray,  # (n,) bool
+):
     "log10 SFR (Msun/yr), (n,): main sequence, quiescent cloud, and 5 % of all in the green valley."
     n, sequence = len(z), main_sequence(log_mstar, z)
     active = sequence + rng.normal(0, 0.25, n)

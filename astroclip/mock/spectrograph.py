@@ -34,7 +34,10 @@ PIXEL = 0.8  # A
 PIXEL_EDGES = np.append(WAVELENGTH - PIXEL / 2, WAVELENGTH[-1] + PIXEL / 2)
 
 
-def to_pixels(spectrum, z):
+def to_pixels(
+    spectrum: np.ndarray,  # (REST,) per A at rest
+    z: float,  # redshift
+):
     "Mean flux density (7781,) in each pixel of a rest-frame spectrum (REST,) seen at redshift z."
     edges = REST * (1 + z) * np.exp(-STEP / 2)
     total = np.concatenate([[0], np.cumsum(spectrum[:-1] * np.diff(edges))])
@@ -122,7 +125,11 @@ OH_VIBRATION = (
 )  # 1/cm, v = 0 ... 9
 
 
-def oh_level(v, j, ladder):
+def oh_level(
+    v,  # vibration
+    j,  # rotation
+    ladder: int,  # 0 (2Pi 3/2) or 1 (2Pi 1/2)
+):
     "Energy (1/cm) of OH: vibration v, rotation j, ladder 0 (2Pi 3/2) or 1 (2Pi 1/2)."
     b = 18.871 - 0.714 * (v + 0.5)
     y = -139.2 / b
@@ -154,7 +161,10 @@ SKY_WAVE, SKY_RATE = (
 )
 
 
-def sky_lines(shift=0.0, width=0.75):
+def sky_lines(
+    shift: float = 0.0,  # A, of all lines
+    width: float = 0.75,  # A, Gaussian sigma of a line
+):
     "Emission lines of the night sky through one fibre (7781,), 1e-17 erg/s/cm2/A; all moved by `shift` A."
     return line_pixels(SKY_WAVE + shift, SKY_LINE_FLUX * SKY_RATE * FIBRE_AREA, np.full(len(SKY_WAVE), width))
 
