@@ -11,6 +11,8 @@ _PUBLIC = {
     "SpecFormer": "astroclip.models.specformer",
     "RedshiftClassifier": "astroclip.models.redshift",
     "SimilarityIndex": "astroclip.search.similarity",
+    "read_image": "astroclip.files.cutout_files",
+    "read_spectra": "astroclip.files.spectrum_files",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

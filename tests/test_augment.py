@@ -1,15 +1,14 @@
-"""Augmentations: statistics of the original, blur golden, compiled loop against torch, spectra at other redshifts."""
+"""Augmentations: statistics of the original, blur golden, compiled loop against torch."""
 
 import numpy as np
 import pytest
 import torch
 
 from astroclip.data.image_augment import (
-    SEEING, SKY_NOISE, Multicrop, SpectrumAugment, augment_images, augment_spectra, blur_matrices, crops_numba, crops_torch, draw_plan,
-    extra_sigma, lognormal, multicrop, shift_redshift)
+    SEEING, SKY_NOISE, Multicrop, augment_images, blur_matrices, crops_numba, crops_torch, draw_plan,
+    extra_sigma, lognormal, multicrop)
 from astroclip.data.images import to_rgb
 from astroclip.data.image_kernels import blur
-from astroclip.data.spectra import WAVELENGTH
 
 
 @pytest.mark.parametrize("kind, parameters", [("blur", SEEING), ("noise", SKY_NOISE)])
@@ -110,37 +109,6 @@ def test_augment_images_symmetries():
     assert torch.equal(augment_images(x, 5, symmetries=False), x)
     moved = augment_images(x, 3, torch.Generator().manual_seed(0), shift=1, symmetries=False)
     assert len({int(o[0, 0, 0]) for o in moved}) == 9
-
-
-def test_shift_redshift():
-    wave = torch.tensor(WAVELENGTH)
-    line = lambda z: (torch.exp(-0.5 * ((wave - 5008.2 * (1 + z)) / 5) ** 2)).float()
-    z, new = torch.tensor([0.1, 0.3]), torch.tensor([0.4, 0.05])
-    flux, ivar = shift_redshift(torch.stack([line(0.1), line(0.3)]), torch.ones(2, 7781), z, new)
-    for row, value in enumerate((0.4, 0.05)):
-        assert abs(wave[flux[row].argmax()] - 5008.2 * (1 + value)) < 0.81
-    np.testing.assert_allclose(flux.sum(1), [line(0.1).sum(), line(0.3).sum()], rtol=1e-3)      # flux is conserved
-    assert (ivar[0] == 0).sum() > 0 and (ivar[0, :500] == 0).all() and (ivar[1, -500:] == 0).all()
-
-
-def test_shift_keeps_masked_pixels_masked():
-    ivar = torch.ones(1, 7781)
-    ivar[0, 3000:3100] = 0
-    flux = torch.where(ivar > 0, 1.0, 1e9)
-    out, weight = shift_redshift(flux, ivar, torch.tensor([0.2]), torch.tensor([0.21]))
-    assert out.max() < 1.01 and (weight == 0).sum() >= 99
-
-
-def test_augment_spectra():
-    generator = lambda: torch.Generator().manual_seed(3)
-    flux, ivar, z = 1 + 0.1 * torch.randn(64, 7781, generator=generator()), torch.ones(64, 7781), torch.full((64,), 0.2)
-    f, w, new = augment_spectra(flux, ivar, z, generator())
-    assert torch.isfinite(f).all() and torch.isfinite(w).all() and (f[w == 0] == 0).all() and (w > 0).float().mean() > 0.3
-    assert new.min() >= 0 and torch.log1p(new).max() <= 0.53 and len(new.unique()) == 64
-    again = augment_spectra(flux, ivar, z, generator())
-    assert torch.equal(f, again[0]) and torch.equal(new, again[2])
-    same = augment_spectra(flux, ivar, z, generator(), SpectrumAugment(0, 0, 0, 0, 0, 0, 0))
-    assert torch.equal(same[0], flux) and torch.equal(same[2], z)
 
 
 @pytest.mark.cuda

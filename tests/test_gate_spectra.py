@@ -119,7 +119,8 @@ def test_opening_a_list_loads_no_library():
 
 
 from astroclip import AstroCLIP, RedshiftClassifier, SpecFormer, VisionTransformer  # noqa: E402
-from astroclip.data.spectra import N_PIXELS, WAVELENGTH, check_spectra, pixel_bounds, resample, spectrum_flags  # noqa: E402
+from astroclip.data.spectra import check_spectra, spectrum_flags  # noqa: E402
+from astroclip.data.spectrum_grid import N_PIXELS, WAVELENGTH, pixel_bounds, resample  # noqa: E402
 from astroclip.data.spectrum_units import air_to_vacuum, flux_factor  # noqa: E402
 
 LINES = [(3728.5, 1.5), (3934.8, -1.0), (4862.7, 1.0), (5008.2, 2.0), (6564.6, 3.0)]

@@ -35,7 +35,7 @@ def test_a_record_that_nobody_kept_is_made_again(training, tmp_path, sample):
     from astroclip.training.redshift_classifier import Classification, train_classifier
     from astroclip.training.shift_consistency import Placing, learn_place
     from astroclip.training.masked_modelling import SpectrumPretraining, pretrain_spectrum
-    from astroclip.data.spectrum_augment import load_log_spectra
+    from astroclip.surveys.log_spectra import load_log_spectra
     from astroclip.models.redshift import RedshiftClassifier
     from astroclip.models.specformer import SpecFormer
 

@@ -5,20 +5,23 @@ import pytest
 
 from astroclip.mock import galaxy_images as images
 from astroclip.mock import light_profiles as light
+from astroclip.mock import population as kinds
+from astroclip.mock.components import templates
+from astroclip.mock.structure import draw_structure
 
 SPIRAL = dict(
-    morph_type=images.SPIRAL, z=0.05, cos_i=0.8, r_e_arcsec=2.5, disc_scale=1.5, sersic_n=1.0, axis_ratio=0.82, position_angle=40.0, bulge_n=2.0,
+    morph_type=kinds.SPIRAL, z=0.05, cos_i=0.8, r_e_arcsec=2.5, disc_scale=1.5, sersic_n=1.0, axis_ratio=0.82, position_angle=40.0, bulge_n=2.0,
     bulge_r_e=0.6, bulge_axis_ratio=0.9, disc_height=0.2, edge_on=0, arm_count=2, arm_pitch=20.0, arm_amplitude=1.0, arm_phase=0.0, arm_sense=1,
     bar_fraction=0.0, bar_length=1.1, bar_angle=0.6, merger=0, companion_ratio=0.0, companion_distance=2.0, companion_angle=0.9, tail_fraction=0.0,
 )  # fmt: skip
 KINDS = {
-    "elliptical": dict(morph_type=images.ELLIPTICAL, sersic_n=4.0),
-    "lenticular": dict(morph_type=images.S0, bar_fraction=0.3),
+    "elliptical": dict(morph_type=kinds.ELLIPTICAL, sersic_n=4.0),
+    "lenticular": dict(morph_type=kinds.S0, bar_fraction=0.3),
     "spiral": {},
     "barred": dict(bar_fraction=0.3),
     "edge-on": dict(edge_on=1, cos_i=0.05, axis_ratio=0.2),
     "boxy edge-on": dict(edge_on=1, cos_i=0.05, axis_ratio=0.2, bar_fraction=0.3),
-    "irregular": dict(morph_type=images.IRREGULAR),
+    "irregular": dict(morph_type=kinds.IRREGULAR),
 }
 FLUX = np.array([[8.0, 18.0, 32.0], [15.0, 28.0, 46.0], [30.0, 33.0, 35.0]])
 
@@ -60,7 +63,7 @@ def test_light_in_is_light_out(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_templates_hold_unit_light_and_are_not_negative(kind):
-    for part in images.templates(np.random.default_rng(0), SPIRAL | KINDS[kind]):
+    for part in templates(np.random.default_rng(0), SPIRAL | KINDS[kind]):
         assert part.min() >= 0 and 0.95 < part.sum() < 1.005
 
 
@@ -105,7 +108,7 @@ def test_noise_is_white():
 
 @pytest.mark.parametrize("angle", [0.0, 25.0, 90.0, 140.0])
 def test_position_angle_runs_from_north_through_east(angle):
-    image, _ = render(SPIRAL | dict(morph_type=images.ELLIPTICAL, sersic_n=1.5, axis_ratio=0.5, position_angle=angle), noise=False, neighbours=False)
+    image, _ = render(SPIRAL | dict(morph_type=kinds.ELLIPTICAL, sersic_n=1.5, axis_ratio=0.5, position_angle=angle), noise=False, neighbours=False)
     y, x = np.mgrid[:152, :152] - 75.5
     weight = image[1] * np.exp(-(x**2 + y**2) / (2 * 12**2))
     xx, yy, xy = (weight * x * x).sum(), (weight * y * y).sum(), (weight * x * y).sum()
@@ -158,11 +161,11 @@ def test_fibre_catches_the_middle():
 
 def test_structure_has_one_value_per_galaxy_and_physical_ranges():
     pop = population(500)
-    drawn = images.structure(np.random.default_rng(1), pop, np.zeros((500, 3)))
+    drawn = draw_structure(np.random.default_rng(1), pop, np.zeros((500, 3)))
     assert all(v.shape == (500,) and np.isfinite(v).all() for v in drawn.values())
     assert (drawn["axis_ratio"] > 0.15).all() and (drawn["axis_ratio"] <= 1).all()
-    assert (drawn["arm_amplitude"][pop["morph_type"] != images.SPIRAL] == 0).all()
-    again = images.structure(np.random.default_rng(1), pop, np.zeros((500, 3)))
+    assert (drawn["arm_amplitude"][pop["morph_type"] != kinds.SPIRAL] == 0).all()
+    again = draw_structure(np.random.default_rng(1), pop, np.zeros((500, 3)))
     assert all(np.array_equal(drawn[k], again[k]) for k in drawn)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from astroclip.core.config import sample_path, shared_root
 from astroclip.surveys.pairs import Survey
-from astroclip.mock import survey
+from astroclip.mock import chunks, survey
 from astroclip.mock import validation as comparison
 
 pytestmark = [
@@ -168,7 +168,7 @@ def test_values_are_finite_and_sane(made):
         assert np.isfinite(pixels).all()
     assert (s.ivar() > 0).all() and s.truth("clipped").sum() == 0
     assert 2 < np.median(s.truth("snr")) < 8
-    assert (s.truth("magnitude")[:, 1] < survey.FAINT).all() and (abs(s.dec) <= 5).all()
+    assert (s.truth("magnitude")[:, 1] < chunks.FAINT).all() and (abs(s.dec) <= 5).all()
     aperture = s.images()[:, 1, 56:96, 56:96].sum((1, 2))
     assert abs(np.median(22.5 - 2.5 * np.log10(aperture) - s.truth("magnitude")[:, 1])) < 0.25
     assert np.allclose(s.label("log_ssfr"), s.label("log_sfr") - s.label("log_mstar"), atol=1e-4)
@@ -177,7 +177,7 @@ def test_values_are_finite_and_sane(made):
 def test_labels_have_a_catalogues_errors():
     n = 20000
     pop = dict(log_mstar=np.full(n, 10.0), log_sfr_1gyr=np.zeros(n), log_z_mw=np.full(n, -1.7), t_age_mw=np.full(n, 5.0))
-    label, magnitude = survey.catalogue(np.random.default_rng(0), pop, np.full((n, 3), 18.0))
+    label, magnitude = chunks.catalogue(np.random.default_rng(0), pop, np.full((n, 3), 18.0))
     assert np.std(label["log_mstar"]) == pytest.approx(0.25, rel=0.03)
     assert np.std(np.log10(label["t_age_mw"])) == pytest.approx(0.2, rel=0.03)
     assert np.std(label["log_ssfr"]) == pytest.approx(0.7, rel=0.03)
@@ -185,7 +185,7 @@ def test_labels_have_a_catalogues_errors():
 
 
 def test_values_beyond_float16_are_held_and_flagged():
-    half, flag = survey._half(np.array([[1.0, 2.0], [1e6, 0.0]]))
+    half, flag = chunks._half(np.array([[1.0, 2.0], [1e6, 0.0]]))
     assert np.isfinite(half).all() and list(flag) == [False, True]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from astroclip.data.spectra import N_PIXELS, WAVELENGTH, Spectrum
+from astroclip.data.spectrum_grid import N_PIXELS, Spectrum, WAVELENGTH
 from astroclip.evaluation.real_data import (
     SUFFIXES,
     COLUMNS, ask_images, ask_spectra, choose, find_folder, group_of, images_for_network, list_all, markers_of, nearest_redshift,

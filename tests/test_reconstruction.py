@@ -6,7 +6,7 @@ import torch
 
 from astroclip.core.config import sample_path
 from astroclip.surveys.pairs import Survey
-from astroclip.data.spectra import WAVELENGTH
+from astroclip.data.spectrum_grid import WAVELENGTH
 from astroclip.evaluation.inpainting import (
     LINES,
     Components,

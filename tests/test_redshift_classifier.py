@@ -8,7 +8,7 @@ from astroclip.models.redshift import RIGHT, RedshiftClassifier, correlate, esti
 from astroclip.training.redshift_classifier import (
     Classification, calibrate, classification_loss, fit_calibration, hard_copies, reliability, soft_target, train_classifier)
 from astroclip.training.loop import NonFiniteLoss
-from astroclip.data.spectrum_augment import LogSpectra
+from astroclip.surveys.log_spectra import LogSpectra
 
 LINES = [(3728.5, 1.5), (3934.8, -1.0), (3969.6, -1.0), (4862.7, 1.0), (5008.2, 2.0), (6564.6, 3.0)]
 

@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from astroclip.data.spectra import (
-    N_PIXELS, WAVELENGTH, NotAnObservedSpectrum, check_spectra, fill_missing, join_cameras, read_spectrum, resample)
+from astroclip.data.spectra import check_spectra, read_spectrum
+from astroclip.data.spectrum_grid import (
+    N_PIXELS,
+    NotAnObservedSpectrum,
+    WAVELENGTH,
+    fill_missing,
+    join_cameras,
+    resample,
+)
 
 LOG_GRID = 10 ** np.arange(3.55, 4.0, 1e-4)
 WAVES = 2 + np.sin(WAVELENGTH / 100)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astroclip.files.desi_files import coadd_exposures
-from astroclip.data.spectra import WAVELENGTH, NotAnObservedSpectrum, read_spectrum
-from astroclip.files.spectrum_columns import unit_of
+from astroclip.data.spectra import read_spectrum
+from astroclip.data.spectrum_grid import NotAnObservedSpectrum, WAVELENGTH
+from astroclip.files.column_units import named_unit
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 W = np.linspace(3700, 9700, 400)
@@ -51,7 +52,7 @@ def test_text_in_any_words(folder, name, flux, error, separator, unit, down):
 def test_units_come_back(folder, unit, scale, kind):
     import astropy.units as u
 
-    plain = unit_of("3631e-9 Jy" if unit == "nanomaggies" else unit)
+    plain = named_unit("3631e-9 Jy" if unit == "nanomaggies" else unit)
     ours = u.Unit("1e-17 erg / (s cm2 Angstrom)")
     back = (scale * F * ours).to_value(plain, u.spectral_density(W * u.AA))
     error = 0.1 * np.abs(back)

@@ -14,7 +14,8 @@ from astroclip.models.redshift import RedshiftNetwork
 from astroclip.models.specformer import SpecFormer, unfilled
 from astroclip.training.shift_consistency import Placing, consistency_loss, learn_place, two_views
 from astroclip.training.masked_modelling import SpectrumPretraining, fill_in, hidden_tokens, load_flux, pretrain_spectrum
-from astroclip.data.spectrum_augment import LogSpectra, degrade, move, move_to_redshift
+from astroclip.data.spectrum_augment import degrade, move, move_to_redshift
+from astroclip.surveys.log_spectra import LogSpectra
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from astroclip.mock import galaxy_images, votes
+from astroclip.mock import votes
+from astroclip.mock.structure import draw_structure
 from astroclip.surveys.labels import ASKED_OF, QUESTIONS
 
 
@@ -12,7 +13,7 @@ def galaxies(n, seed=0, **changes):
     kind = rng.choice(4, n, p=[0.22, 0.23, 0.5, 0.05]).astype(np.int8)
     b_t = np.select([kind == 0, kind == 1, kind == 2], [1.0, rng.uniform(0.3, 0.7, n), rng.uniform(0, 0.4, n)], 0.0)
     pop = dict(z=rng.uniform(0.03, 0.3, n), log_mstar=rng.uniform(9, 11.3, n), morph_type=kind, bulge_to_total=b_t, cos_i=rng.random(n))
-    g = pop | galaxy_images.structure(rng, pop) | dict(magnitude=rng.uniform(16, 19.5, (n, 3)), psf_fwhm=rng.uniform(1.1, 1.6, (n, 3)))
+    g = pop | draw_structure(rng, pop) | dict(magnitude=rng.uniform(16, 19.5, (n, 3)), psf_fwhm=rng.uniform(1.1, 1.6, (n, 3)))
     return g | {k: np.full(n, v) for k, v in changes.items()}
 
 

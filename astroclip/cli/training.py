@@ -79,7 +79,7 @@ def train_spectrum(args):
     from astroclip.training.shift_consistency import Placing, learn_place
     from astroclip.training.records import divide, follow
     from astroclip.training.masked_modelling import SpectrumPretraining, load_flux, pretrain_spectrum
-    from astroclip.data.spectrum_augment import load_log_spectra
+    from astroclip.surveys.log_spectra import load_log_spectra
 
     device, asked = resolve_device(args.device), settings(args.profile, "pretrain_spectrum", steps=args.steps)
     network, config = divide(asked, SpectrumPretraining, seed=args.seed)

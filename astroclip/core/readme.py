@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .config import Params, executed_dir, figures_dir, find_root
+from .config import VARIANTS, Params, executed_dir, figures_dir, find_root
 from .faults import write_atomic
 
 # %% ../../nbs/core/40_readme.ipynb #bb30751e
@@ -99,33 +99,32 @@ MADE_BY = (
 )
 
 
+def _command(record):
+    "The command that makes a figure or table, from its sidecar."
+    asked = record["parameters"]
+    words = [f"-p {name} True" for name in VARIANTS if asked.get(name)]
+    words += ["-p protocol released"] * (asked.get("protocol") == "released")
+    return " ".join(["papermill", record["notebook"], "out.ipynb", *words])
+
+
 def figures_index(
-    params,  # Params
+    params,  # Params of the run
 ):
     "Markdown index of a run's figures and tables, from their sidecars."
     folder = figures_dir(params)
-    times = _run_times(params)
-    lines = ["# Figures and tables", "", MADE_BY, ""]
-    lines += ["| | caption | notebook | command |", "| --- | --- | --- | --- |"]
-    for path in sorted(folder.glob("*.json")) + sorted((folder / "tables").glob("*.json")):
+    lines = ["# Figures and tables", "", MADE_BY, "", "| | caption | made by |", "| --- | --- | --- |"]
+    for path in sorted(folder.rglob("*.json")):
+        drawn = [path.with_suffix(suffix) for suffix in (".png", ".csv") if path.with_suffix(suffix).is_file()]
+        own_run = "-" in path.relative_to(folder).parts[0]  # another run's folder, inside that of the default run
+        if own_run or not drawn:
+            continue
         record = json.loads(path.read_text())
-        target = path.with_suffix(".png" if path.parent == folder else ".md").relative_to(folder)
-        name = Path(record["notebook"]).stem
-        asked = record["parameters"]
-        words = [f"-p {k} True" for k in ("compare", "finetuned") if asked.get(k)]
-        words += ["-p protocol released"] * (asked.get("protocol") == "released")
-        command = f"`{' '.join(['papermill', f'nbs/{name}.ipynb', 'out.ipynb', *words])}`"
-        cells = [f"[{record['label']}]({target})", record["caption"]]
-        cells += [f"[{name}](../nbs/{name}.ipynb)", command]
-        lines.append(f"| {' | '.join(cells)} |")
+        name = f"[{record['label']}]({drawn[0].relative_to(folder)})"
+        lines.append(f"| {name} | {record['caption']} | `{_command(record)}` |")
+    times = _run_times(params)
     if times:
-        lines += [
-            "",
-            f"Run times of the last run ({os.cpu_count()} cores, {cpu_name()}):",
-            "",
-            "| notebook | seconds |",
-            "| --- | --- |",
-        ]
+        lines += ["", f"Run times of the last run ({os.cpu_count()} cores, {cpu_name()}):", ""]
+        lines += ["| notebook | seconds |", "| --- | --- |"]
         lines += [f"| {name} | {seconds:.0f} |" for name, seconds in times.items()]
         lines += [f"| all | {sum(times.values()):.0f} |"]
     return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ from .images import PIXEL_SCALE, center_crop, resample_cutout
 # %% ../../nbs/data/16_image_gate.ipynb #ac3b7029
 def image_statistics(
     images,  # (N, 3, H, W) float, finite
-):  # dict of (N, 3) arrays: noise, low, high, p5, p50, p99; shares of pixels: below 0, missing
+):  # dict of (N, 3) arrays: noise, low, high, p5, p50, p99; fractions of pixels: below 0, missing
     "Noise, sky and peak of each band, from the central 256 pixels at most."
     x = center_crop(images, min(256, *images.shape[-2:]))
     x = np.asarray(x, np.float32)
@@ -182,7 +182,16 @@ def _refuse(faults, first=0):
         raise ValueError("; ".join(said))
 
 # %% ../../nbs/data/16_image_gate.ipynb #6acae7a0
-def flux_images(images, size, unit=None, zeropoint=None, pixel_scale=None, mask=None, judge=True, first=0):
+def flux_images(
+    images,  # (N, 3, H, W) or (3, H, W), any container
+    size: int,  # pixels that the encoder needs
+    unit=None,  # of the numbers, where they do not say it
+    zeropoint=None,  # AB magnitude of one count, or three
+    pixel_scale: float | None = None,  # arcsec, where it is not 0.262
+    mask=None,  # True where a pixel was not observed
+    judge: bool = True,  # False: shapes and units only, no look at the pixels
+    first: int = 0,  # number of the first row in the user's array
+):
     "Flux of any unit and container -> (N, 3, H, W) float32 nanomaggies; see `check_images`."
     unit = _said_unit(images, unit)
     said = unit is not None or zeropoint is not None
@@ -207,7 +216,13 @@ def flux_images(images, size, unit=None, zeropoint=None, pixel_scale=None, mask=
     return x
 
 
-def picture_images(images, size, pixel_scale=None, judge=True, first=0):
+def picture_images(
+    images,  # (N, 3, H, W) or (3, H, W), any container
+    size: int,  # pixels that the encoder needs
+    pixel_scale: float | None = None,  # arcsec, where it is not 0.262
+    judge: bool = True,  # False: shapes and units only, no look at the pixels
+    first: int = 0,  # number of the first row in the user's array
+):
     "Pictures, uint8 or float in [0, 1], red, green, blue = z, r, g -> (N, 3, H, W) float32 in [0, 1]."
     dtype = str(getattr(_first(images), "dtype", "")).replace("torch.", "")
     if dtype == "bool":

@@ -25,7 +25,7 @@ ZERO, ONE, TINY = (
 
 # %% ../../nbs/data/18_image_kernels.ipynb #db2abf2a
 def compiled(**options):
-    "`njit(**options)` with the machine code kept on the disk, or compiled in every process where no folder can be written."
+    "`njit` with the machine code kept on the disk, or compiled in every process if nothing can be written."
 
     def decorate(function):
         try:
@@ -71,7 +71,14 @@ def fast_log(x):
 
 # %% ../../nbs/data/18_image_kernels.ipynb #8fa3250f
 @njit(fastmath=True, inline="always")
-def display(g, r, z, m, q, root):
+def display(
+    g,  # scaled flux in g
+    r,  # in r
+    z,  # in z
+    m,  # offset of the stretch
+    q,  # softening
+    root,  # sqrt(q)
+):
     "One pixel: scaled fluxes s_b f_b to (z, r, g) display values; root = sqrt(q)."
     g, r, z = g + m, r + m, z + m
     i = (max(g, ZERO) + max(r, ZERO) + max(z, ZERO)) * C3
@@ -81,7 +88,13 @@ def display(g, r, z, m, q, root):
 
 # %% ../../nbs/data/18_image_kernels.ipynb #3cf609b4
 @compiled(parallel=True, fastmath=True)
-def stretch_kernel(images, scales, m, q, out):
+def stretch_kernel(
+    images,  # (N, 3, P) float32 nanomaggies, g r z
+    scales,  # (3,) float32
+    m,  # offset of the stretch
+    q,  # softening
+    out,  # filled
+):
     "Display-scale `images` (N, 3, P) g, r, z nanomaggies into `out` (N, 3, P) z, r, g."
     s0, s1, s2, root = scales[0], scales[1], scales[2], np.sqrt(q)
     for n in prange(images.shape[0]):
@@ -99,7 +112,11 @@ def mix(x):
 
 
 @njit(fastmath=True, inline="always")
-def two_normals(i, key1, key2):
+def two_normals(
+    i,  # number of the pair
+    key1,  # uint32
+    key2,  # uint32
+):
     "Numbers 2i and 2i + 1 of the standard normal stream (key1, key2)."
     h1 = mix(np.uint32(mix(np.uint32(i + key1)) ^ key2))
     h2 = mix(np.uint32(h1 + key2))
@@ -120,7 +137,12 @@ def two_normals(i, key1, key2):
 
 
 @njit(fastmath=True)
-def add_noise(x, sigma, key1, key2):
+def add_noise(
+    x,  # (n,) float32, changed in place
+    sigma,  # standard deviation
+    key1,  # uint32
+    key2,  # uint32
+):
     "Add normal noise of standard deviation `sigma` to the flat float32 array `x`, in place."
     half = (len(x) + 1) // 2
     for i in range(half - (len(x) % 2)):
@@ -132,14 +154,21 @@ def add_noise(x, sigma, key1, key2):
 
 # %% ../../nbs/data/18_image_kernels.ipynb #0e372ed4
 @njit(inline="always")
-def mirrored(i, n):
+def mirrored(
+    i,  # index, from -n to 2 n - 1
+    n,  # pixels of the line
+):
     "Index i of a line of n pixels continued by its mirror image: -1 is 0, n is n - 1."
     i = -1 - i if i < 0 else i
     return 2 * n - 1 - i if i >= n else i
 
 
 @njit(fastmath=True)
-def blur(image, sigma, work):
+def blur(
+    image,  # (S, S) float32, changed in place
+    sigma,  # pixels
+    work,  # scratch, three times as wide as the image
+):
     "Gaussian blur of `image` (S, S) in place; `work` (S, 3 S) is scratch. The radius is cut at S."
     size = image.shape[0]
     radius = min(int(4 * sigma + 0.5), size)
@@ -171,7 +200,21 @@ def blur(image, sigma, work):
 
 # %% ../../nbs/data/18_image_kernels.ipynb #8e969f6c
 @njit(fastmath=True)
-def one_crop(image, top, left, flip_y, flip_x, swap, blurs, noises, seed, scales, m, q, out):
+def one_crop(
+    image,  # (3, H, W) float32 nanomaggies
+    top,  # first row of the crop
+    left,  # first column
+    flip_y,  # bool
+    flip_x,  # bool
+    swap,  # bool: exchange rows and columns
+    blurs,  # (3,) Gaussian sigma in pixels
+    noises,  # (3,) nanomaggies
+    seed,  # uint32
+    scales,  # (3,) float32
+    m,  # offset of the stretch
+    q,  # softening
+    out,  # (3, S, S) float32, filled
+):
     "image (3, H, W) to out (3, S, S): cut, flip, exchange rows and columns, blur, add noise, stretch."
     size, root = out.shape[1], np.sqrt(q)
     flux, work = np.empty((3, size, size), np.float32), np.empty((size, 3 * size), np.float32)
@@ -195,8 +238,22 @@ def one_crop(image, top, left, flip_y, flip_x, swap, blurs, noises, seed, scales
 
 
 @compiled(parallel=True)
-def multicrop_kernel(images, top, left, flip_y, flip_x, swap, blurs, noises, seed, scales, m, q, out):
-    "images (N, 3, H, W) to out (C, N, 3, S, S); top ... swap (N, C), blurs and noises (N, C, 3); channels z, r, g."
+def multicrop_kernel(
+    images,  # (N, 3, H, W) float32 nanomaggies
+    top,  # (N, C) first row of each crop
+    left,  # (N, C) first column
+    flip_y,  # (N, C) bool
+    flip_x,  # (N, C) bool
+    swap,  # (N, C) bool: exchange rows and columns
+    blurs,  # (N, C, 3) Gaussian sigma in pixels
+    noises,  # (N, C, 3) nanomaggies
+    seed,  # uint32
+    scales,  # (3,) float32, of the stretch
+    m,  # float32
+    q,  # float32
+    out,  # (C, N, 3, S, S) float32, filled: channels z, r, g
+):
+    "Every crop of every image, as a plan says."
     crops = top.shape[1]
     for job in prange(images.shape[0] * crops):
         n, c = job // crops, job % crops

@@ -18,7 +18,12 @@ BANDS = ("g", "r", "z")  # order of the input bands everywhere
 SCALES, M, Q = (6.0, 3.4, 2.2), 0.03, 20.0  # stretch of g, r, z; offset; softening
 
 # %% ../../nbs/data/12_images.ipynb #7f7d2815
-def stretch(images, scales=SCALES, m=M, q=Q):
+def stretch(
+    images: torch.Tensor,  # (..., 3, H, W) g, r, z nanomaggies
+    scales: tuple = SCALES,  # factors of g, r, z
+    m: float = M,  # offset
+    q: float = Q,  # softening
+):
     "`to_rgb` written in torch, (..., 3, H, W) to (..., 3, H, W): runs on any device and has a gradient."
     v = images * torch.tensor(scales, dtype=images.dtype, device=images.device)[:, None, None] + m
     i = v.clamp(min=0).mean(-3, keepdim=True)
@@ -70,7 +75,7 @@ def check_images(
     size,  # pixels the encoder needs in both directions
     unit=None,  # what the numbers are: "Jy", "maggy", "erg/s/cm2/Hz", "adu", ...; a Quantity says it itself
     zeropoint=None,  # AB magnitude of one count, or three for g, r, z
-    pixel_scale=None,  # arcsec per pixel where it is not 0.262: resampled about the centre to `size`, flux conserved
+    pixel_scale=None,  # arcsec per pixel where it is not 0.262: resampled about the center to `size`
     kind="flux",  # "rgb": pictures, channels red, green, blue = z, r, g of the viewer's stretch
     mask=None,  # like images, or without the axis of bands: True where a pixel was not observed
 ):  # (N, 3, H, W) float32; nanomaggies, or display values in [0, 1] for pictures
@@ -82,22 +87,32 @@ def check_images(
 # %% ../../nbs/data/12_images.ipynb #c01b2637
 def missing_pixels(
     image,  # (3, H, W) nanomaggies
-):  # (3,) share of pixels of each band that were not observed
+):  # (3,) fraction of pixels of each band that were not observed
     "Exact zeros and non-finite pixels: real sky is never exactly zero."
     return ((image == 0) | ~np.isfinite(image)).mean((-2, -1))
 
 
-def image_flags(missing, bands=BANDS, tolerance=1e-4):
+def image_flags(
+    missing: np.ndarray,  # (3,) fraction of each band that was not observed
+    bands=BANDS,  # names of the bands
+    tolerance: float = 1e-4,  # fraction that is said nothing about
+):
     "Sentences about the bands of which more than `tolerance` is missing."
     return [
-        f"{b}: no data" if share > 0.999 else f"{b}: {share:.2%} of the pixels unobserved"
-        for b, share in zip(bands, missing)
-        if share > tolerance
+        f"{b}: no data" if fraction > 0.999 else f"{b}: {fraction:.2%} of the pixels unobserved"
+        for b, fraction in zip(bands, missing)
+        if fraction > tolerance
     ]
 
 # %% ../../nbs/data/12_images.ipynb #835fc68d
-def area_weights(n, scale, size, center, pixel=PIXEL_SCALE):
-    "W (size, n): share of each of `size` native pixels around `center` (pixels from the edge) that a pixel covers."
+def area_weights(
+    n: int,  # pixels of the old axis
+    scale: float,  # arcsec per old pixel
+    size: int,  # native pixels of the new axis
+    center: float,  # of the new axis, in old pixels from the edge
+    pixel: float = PIXEL_SCALE,  # arcsec per native pixel
+) -> np.ndarray:  # W (size, n)
+    "Fraction of each native pixel that each old pixel covers."
     if abs(scale / pixel - 1) < 1e-3:  # native: shift by whole pixels only
         scale, center = pixel, round(center - size / 2) + size / 2
     old = (np.arange(n + 1) - center) * scale / pixel
@@ -114,7 +129,7 @@ def resample_cutout(
     image,  # (..., H, W) flux per native 0.262" pixel (as the cutout service gives it at any scale)
     scale,  # arcsec per pixel of `image`, or (x, y) where pixels are not square
     size=152,  # pixels of the result
-    center=None,  # (x, y) of the new centre in pixels from the lower left edge; None: the middle
+    center=None,  # (x, y) of the new center in pixels from the lower left edge; None: the middle
     per_pixel=False,  # True: values are flux per pixel of this image, not per native pixel
 ):  # (..., size, size) float32, nanomaggies per native pixel
     "Area-average a cutout onto native pixels; flux is conserved."
@@ -137,15 +152,14 @@ class NotAnImage(ValueError):
 class Cutout:
     "A galaxy image on native pixels, and what is wrong with it."
 
-    image: (
-        np.ndarray
-    )  # (3, size, size) float32, rows = y up: g, r, z nanomaggies; z, r, g in [0, 1] if kind is "rgb"
-    ra: float  # degrees, centre of the image; NaN where the file does not say
+    # (3, size, size) float32, rows = y up: g, r, z nanomaggies; z, r, g in [0, 1] if kind is "rgb"
+    image: np.ndarray
+    ra: float  # degrees, center of the image; NaN where the file does not say
     dec: float
     flags: list = field(default_factory=list)
     source: str = ""  # survey, release and file
     pixel_scale: float = PIXEL_SCALE  # arcsec, of the file
-    missing: np.ndarray = None  # (3,) share of unobserved pixels within the stamp
+    missing: np.ndarray = None  # (3,) fraction of unobserved pixels within the stamp
     kind: str = "flux"  # or "rgb": a picture, embedded with `embed_images(..., kind=cutout.kind)`
     unit: str | None = None  # "nanomaggy" where the file said its unit, None where nobody did
 
@@ -156,9 +170,9 @@ def read_cutout(
     pixel_scale=None,  # arcsec per pixel, where the file does not say or says it wrongly
     unit=None,  # of a FITS image, where its header does not say (BUNIT)
     zeropoint=None,  # AB magnitude of one count, likewise
-    per_pixel=None,  # True: flux per pixel of the file; False: per 0.262" pixel; None: see `files.cutout_files`
+    per_pixel=None,  # True: flux per pixel of the file; False: per 0.262" pixel; None: as the file says
 ):  # Cutout
-    "Read a cutout onto native pixels. `NotAnImage` for PSFs, tables, missing bands; `UnreadableFile` for damaged files."
-    from astroclip.files.cutout_files import read_file
+    "A cutout on native pixels. `NotAnImage` for PSFs, tables, missing bands; `UnreadableFile` if damaged."
+    from astroclip import read_image  # the lazy table of the package: no import of the layer above
 
-    return read_file(path, size, pixel_scale, unit, zeropoint, per_pixel)
+    return read_image(path, size, pixel_scale, unit, zeropoint, per_pixel)

@@ -79,22 +79,31 @@ def flux_factor(
     return np.where(np.abs(factor - 1) < 1e-12, 1.0, factor)
 
 
-def ivar_factor(unit, wavelength):
+def ivar_factor(
+    unit,  # astropy unit or its name
+    wavelength,  # (..., L) vacuum Angstrom
+):
     "The same for an inverse variance whose unit is 1 / flux^2."
     return flux_factor(parse_unit(unit) ** -0.5, wavelength) ** -2
 
 # %% ../../nbs/data/30_spectrum_units.ipynb #a071126e
-def air_to_vacuum(wavelength):
-    "Wavelengths in air (Angstrom) -> vacuum, float64, after Ciddor (1996); below 2000 A they stay."
+def air_to_vacuum(
+    wavelength,  # (...) A in air; up to 2000 A they are in vacuum already
+    rounds: int = 3,  # of the iteration; after one it is 1e-5 A off
+) -> np.ndarray:  # (...) float64, A in vacuum
+    "Wavelengths in vacuum of wavelengths in standard air, after Ciddor (1996)."
     air = np.asarray(wavelength, np.float64)
     vacuum = air
-    for _ in range(3):
+    for _ in range(rounds):
         s2 = (1e4 / np.maximum(vacuum, 2000)) ** 2
         vacuum = air * (1 + 0.05792105 / (238.0185 - s2) + 0.00167917 / (57.362 - s2))
-    return np.where(air >= 2000, vacuum, air)
+    return np.where(air > 2000, vacuum, air)
 
 # %% ../../nbs/data/30_spectrum_units.ipynb #0aef6ca7
-def to_angstrom(values, unit):
+def to_angstrom(
+    values,  # (..., L) numbers
+    unit,  # astropy unit or its name
+):
     "Wavelengths (..., L) in any unit, or log10, ln of one, or frequencies, energies -> Angstrom."
     import astropy.units as u
 
@@ -115,7 +124,10 @@ def to_angstrom(values, unit):
         raise ValueError(f"wavelength unit {name!r} is no length such as 'nm' or 'log10(Angstrom)'") from None
 
 
-def looks_like(w, optical=False):
+def looks_like(
+    w: np.ndarray,  # numbers of an axis
+    optical: bool = False,  # True: neither nanometres nor pixel numbers are believed
+):
     "(word, argument) for numbers that cannot be Angstrom, or None; `optical`: nor nanometres, pixel numbers."
     low, high = float(w.min()), float(w.max())
     if high < 0:

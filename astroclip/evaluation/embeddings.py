@@ -18,7 +18,7 @@ import torch
 from ..core.artifacts import write_atomic
 from ..data.images import center_crop, to_rgb
 from ..surveys.pairs import Survey, batches
-from ..data.spectra import fill_missing
+from ..data.spectrum_grid import fill_missing
 
 # %% ../../nbs/evaluation/10_embeddings.ipynb #8ab15b1e
 def summarise_image(tokens) -> np.ndarray:  # (B, 1 + P, E) class token first -> (B, 2 E) float32

@@ -11,7 +11,7 @@ __all__ = ['LINES', 'windows_of', 'hidden_pixels', 'blind', 'reconstruct', 'toke
 import numpy as np
 import torch
 from ..core.plots import COLORS, plot_spectrum
-from ..data.spectra import WAVELENGTH
+from ..data.spectrum_grid import WAVELENGTH
 from ..metrics.regression import resample
 from ..training.masked_modelling import fill_in
 

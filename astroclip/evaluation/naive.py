@@ -19,7 +19,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 from ..data.images import M, Q, SCALES, center_crop
-from ..data.spectra import bin_edges
+from ..data.spectrum_grid import bin_edges
 
 # %% ../../nbs/evaluation/70_naive.ipynb #99f60611
 def stretch_loop(images, size):  # (N, 3, H, W) nanomaggies -> (N, 3, size, size)

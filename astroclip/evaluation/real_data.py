@@ -19,8 +19,9 @@ from ..core.config import data_root, shared_root
 from ..core.plots import COLORS, plot_spectrum, show_image
 from ..files.fits_files import IMAGE_SUFFIXES, PICTURE_SUFFIXES
 from ..data.images import NotAnImage, center_crop, check_images, read_cutout, to_rgb
-from ..data.spectra import N_PIXELS, WAVELENGTH, NotAnObservedSpectrum
-from ..data.spectra import check_spectra, fill_missing, read_spectrum
+from ..data.spectrum_grid import N_PIXELS, NotAnObservedSpectrum, WAVELENGTH
+from ..data.spectra import check_spectra, read_spectrum
+from ..data.spectrum_grid import fill_missing
 from ..files.spectrum_columns import SPECTRUM_SUFFIXES
 from ..data.spectrum_units import FLUX_UNIT
 from ..metrics.regression import bias, bootstrap, dz, outlier_fraction, sigma_nmad

@@ -15,18 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from .fits_files import UnreadableFile, bare_name, native, open_fits
-from ..data.spectra import WAVELENGTH, Spectrum, join_cameras, resample
-from astroclip.files.spectrum_columns import (
-    in_our_unit,
-    identifier,
-    number,
-    position,
-    refuse,
-    said,
-    stem,
-    table_of,
-    unit_of,
-)
+from ..data.spectrum_grid import Spectrum, WAVELENGTH, join_cameras, resample
+from .column_units import in_our_unit, named_unit
+from .spectrum_columns import identifier, number, position, refuse, said, stem, table_of
 
 # %% ../../nbs/files/40_desi_files.ipynb #8743f806
 def arms_of(names):
@@ -163,7 +154,10 @@ def _fibre(i, row, flux, ivar, path, source, redshifts, flags):
     return Spectrum(name, WAVELENGTH, flux, ivar, ivar <= 0, z, warning, ra, dec, source, spectype, flags)
 
 
-def read_desi(hdus, path):
+def read_desi(
+    hdus,  # open FITS file
+    path,  # for names and messages
+):
     "Spectra of a DESI coadd or `spectra` file, one a row, cameras joined on WAVELENGTH."
     names = [h.name for h in hdus]
     arrays = {
@@ -174,7 +168,7 @@ def read_desi(hdus, path):
     }
     for arm in arms_of(names):
         try:
-            unit = unit_of(hdus[f"{arm}_FLUX"].header.get("BUNIT"))
+            unit = named_unit(hdus[f"{arm}_FLUX"].header.get("BUNIT"))
         except ValueError as reason:
             refuse(path, str(reason))
         factor = 1 if unit is None else in_our_unit(arrays[f"{arm}_WAVELENGTH"], unit)

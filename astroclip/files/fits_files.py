@@ -29,7 +29,10 @@ def is_readable(
     return Path(path).name.lower().endswith(tuple(suffixes))
 
 
-def bare_name(path, suffixes=IMAGE_SUFFIXES):
+def bare_name(
+    path,  # of the file
+    suffixes: tuple = IMAGE_SUFFIXES,  # endings that may be taken off
+):
     "The name of a file without folder and without the longest of `suffixes` that fits: `d.fit.gz` is `d`."
     name = Path(path).name
     found = max((s for s in suffixes if name.lower().endswith(s)), key=len, default="")
@@ -50,7 +53,10 @@ def _passes(error):
 
 
 @contextmanager
-def reading(path, kind="a FITS file"):
+def reading(
+    path,  # of the file
+    kind: str = "a FITS file",  # what it should be, for the message
+):
     "Whatever goes wrong inside while `path` is opened, parsed or lazily read becomes an `UnreadableFile`."
     try:
         yield
@@ -124,7 +130,7 @@ SIZES = re.compile(rb"(Z?NAXIS\d{0,3}|TFIELDS|PCOUNT|GCOUNT) *= *([+-]?\d+)")
 
 
 def check_cards(content):
-    "Raise for sizes that no FITS file has: astropy would walk through 99999999999 axes, or backwards for ever."
+    "Raise for sizes that no FITS file has: astropy would walk through 99999999999 axes, or backwards."
     for card in SIZES.finditer(content):
         name, value = card[1].decode(), int(card[2])
         many = value > 999 and name in ("NAXIS", "ZNAXIS", "TFIELDS")
@@ -188,7 +194,10 @@ def open_fits(path):
             hdus.close()
 
 # %% ../../nbs/files/10_fits_files.ipynb #ff2a6310
-def native(x, dtype=None):
+def native(
+    x: np.ndarray,  # any byte order
+    dtype=None,  # None: as it is
+):
     "A copy of `x` in the machine's byte order, contiguous, as `dtype` if given."
     x = np.asarray(x)
     return np.ascontiguousarray(x, dtype or x.dtype.newbyteorder("="))

@@ -67,14 +67,20 @@ def is_gap(x):
 EXACT = {2: 2**11, 4: 2**24}  # bytes of a float -> first integer whose neighbour is lost; for others 2**53
 
 
-def rows_of(bad, n=5):
+def rows_of(
+    bad: np.ndarray,  # (N,) bool
+    n: int = 5,  # rows to name
+):
     "'row 3', 'rows 3, 7', 'rows 3, 7, 9, 11, 12, ... (40 in all)' of a bool mask."
     rows = np.flatnonzero(bad)
     text = ", ".join(map(str, rows[:n])) + (f", ... ({len(rows)} in all)" if len(rows) > n else "")
     return f"row{'s' if len(rows) > 1 else ''} {text}"
 
 
-def whole_numbers(x, name):
+def whole_numbers(
+    x,  # (N,) in any container
+    name: str,  # for the message
+):
     "(N,) floats that are exact integers -> int64; anything else is refused."
     limit = EXACT.get(x.dtype.itemsize, 2**53)
     with np.errstate(invalid="ignore"):
@@ -87,7 +93,10 @@ def whole_numbers(x, name):
     return x.astype(np.int64)
 
 
-def integers(values, name):
+def integers(
+    values,  # (N,) as given
+    name: str,  # for the message
+):
     "Python integers -> int64, or uint64 where one is beyond it."
     low, high = min(values), max(values)
     if low < -(2**63) or high >= 2**64 or (low < 0 and high >= 2**63):
@@ -98,7 +107,10 @@ def integers(values, name):
     return np.array(values, np.uint64 if high >= 2**63 else np.int64)
 
 
-def text_of(values, name):
+def text_of(
+    values,  # (N,) as given
+    name: str,  # for the message
+):
     "str or bytes -> text (N,), nothing lost on the way."
     try:
         values = [v.decode() if isinstance(v, bytes) else str(v) for v in values]
@@ -110,7 +122,10 @@ def text_of(values, name):
     return np.array(values, str), empty
 
 
-def from_objects(x, name):
+def from_objects(
+    x,  # (N,) in any container
+    name: str,  # for the message
+):
     "An object array without gaps -> int64, uint64 or text."
     kinds = {type(v) for v in x}
 
@@ -165,7 +180,11 @@ def as_identifiers(
     return x
 
 # %% ../../nbs/files/15_identifiers.ipynb #49cb904d
-def same_type(wanted, like, name="ids") -> np.ndarray:
+def same_type(
+    wanted,  # one identifier or many
+    like: np.ndarray,  # (N,) from `as_identifiers`
+    name: str = "ids",  # for the message
+) -> np.ndarray:
     "The wanted identifiers (one or many) in the type of `like`, without those that it cannot hold."
     if isinstance(wanted, (str, bytes, numbers.Number)) or hasattr(wanted, "item") and np.ndim(wanted) == 0:
         wanted = [wanted.item() if hasattr(wanted, "item") else wanted]
@@ -185,6 +204,10 @@ def same_type(wanted, like, name="ids") -> np.ndarray:
     return wanted.astype(like.dtype)
 
 
-def is_among(ids, wanted, name="ids") -> np.ndarray:  # (N,) bool
+def is_among(
+    ids: np.ndarray,  # (N,) from `as_identifiers`
+    wanted,  # one identifier or many
+    name: str = "ids",  # for the message
+) -> np.ndarray:  # (N,) bool
     "Which of ids (N,), from `as_identifiers`, are wanted: exact for all 64 bits."
     return np.isin(ids, same_type(wanted, ids, name), kind=None if ids.dtype.kind == "U" else "sort")

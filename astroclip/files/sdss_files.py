@@ -9,7 +9,8 @@ __all__ = ['SIGNS', 'SPAXEL_SNR', 'MAX_SPAXELS', 'coadd_hdu', 'read_sdss', 'read
 import numpy as np
 
 from .fits_files import native
-from .spectrum_columns import UNIT, refuse, spectra_of_columns, stem, table_of
+from ..data.spectrum_units import FLUX_UNIT
+from .spectrum_columns import refuse, spectra_of_columns, stem, table_of
 
 # %% ../../nbs/files/42_sdss_files.ipynb #56f40b07
 SIGNS = {"and_mask", "andmask", "or_mask", "ormask", "wdisp", "wresl"}  # columns of SDSS and its heirs alone
@@ -25,7 +26,10 @@ def coadd_hdu(hdus):
     return next((h for h in found if h.name == "COADD"), found[0] if found else None)
 
 
-def read_sdss(hdus, path):
+def read_sdss(
+    hdus,  # open FITS file
+    path,  # for names and messages
+):
     "The one spectrum of an SDSS, BOSS, eBOSS or SDSS-V `spec` file, full or lite."
     coadd, row = coadd_hdu(hdus), {}
     for hdu in hdus:
@@ -42,10 +46,15 @@ def read_sdss(hdus, path):
     columns = table_of(coadd)
     unmasked = not {"and_mask", "andmask"} & set(columns)
     flags = ["no and_mask: pixels are judged by their errors alone"] if unmasked else []
-    return spectra_of_columns(columns, path, row, "SDSS", UNIT, flags, id=stem(path).removeprefix("spec-"))
+    return spectra_of_columns(
+        columns, path, row, "SDSS", FLUX_UNIT, flags, id=stem(path).removeprefix("spec-")
+    )
 
 # %% ../../nbs/files/42_sdss_files.ipynb #a890ff06
-def read_spspec(hdus, path):
+def read_spspec(
+    hdus,  # open FITS file
+    path,  # for names and messages
+):
     "The one spectrum of an SDSS-I/II `spSpec` image or of a LAMOST one."
     header, rows = hdus[0].header, native(hdus[0].data)
     loglam = header["COEFF0"] + header["COEFF1"] * np.arange(rows.shape[1])
@@ -65,13 +74,16 @@ def read_spspec(hdus, path):
         path,
         meta,
         "SDSS",
-        UNIT,
+        FLUX_UNIT,
         id=stem(path).removeprefix("spSpec-"),
         spectype=kinds.get(header.get("SPEC_CLN"), ""),
     )
 
 
-def read_spplate(hdus, path):
+def read_spplate(
+    hdus,  # open FITS file
+    path,  # for names and messages
+):
     "All fibres of an SDSS `spPlate` file."
     header, flux = hdus[0].header, native(hdus[0].data)
     images = [h.data for h in hdus[1:4] if getattr(h, "is_image", False) and h.data is not None]
@@ -89,7 +101,7 @@ def read_spplate(hdus, path):
     meta = {k: fibres[k][0] for k in ("ra", "dec") if k in fibres}
     plate, mjd = (header.get(k, 0) for k in ("PLATEID", "MJD"))
     number = fibres["fiberid"][0] if "fiberid" in fibres else 1 + np.arange(len(flux))
-    spectra = spectra_of_columns(columns, path, meta, "SDSS", UNIT)
+    spectra = spectra_of_columns(columns, path, meta, "SDSS", FLUX_UNIT)
     for i, s in enumerate(spectra):
         s.id = f"{int(plate):04d}-{int(mjd):05d}-{int(number[i]):04d}"
         kind = str(fibres["objtype"][0][i]).strip().upper() if "objtype" in fibres else ""
@@ -101,7 +113,10 @@ def read_spplate(hdus, path):
 SPAXEL_SNR, MAX_SPAXELS = 3, 1000
 
 
-def read_manga(hdus, path):
+def read_manga(
+    hdus,  # open FITS file
+    path,  # for names and messages
+):
     "Rows or cubes of MaNGA spaxels: WAVE (L,), FLUX, IVAR, MASK (n, L) or (L, y, x), and Z (n,)."
     names = [h.name for h in hdus]
     arrays = {k: native(hdus[k].data) for k in ("WAVE", "FLUX", "IVAR", "MASK") if k in names}
@@ -114,7 +129,7 @@ def read_manga(hdus, path):
     z = np.atleast_1d(native(hdus["Z"].data, np.float64)) if "Z" in names else None
     columns = {k.lower(): (v if k == "WAVE" else np.atleast_2d(v), None) for k, v in arrays.items()}
     meta = {} if z is None else {"z": z}
-    spectra = spectra_of_columns(columns, path, meta, "MaNGA", UNIT, spectype="GALAXY")
+    spectra = spectra_of_columns(columns, path, meta, "MaNGA", FLUX_UNIT, spectype="GALAXY")
     for i, s in enumerate(spectra):
         s.id = f"{stem(path)}[{i}]"
         if not s.usable:
@@ -142,7 +157,7 @@ def _spaxels(arrays, hdus, path):
         columns["mask"] = mask[:, y, x].T
     columns = {k: (v, None) for k, v in columns.items()}
     ra, dec = (hdus[0].header.get(k) for k in ("OBJRA", "OBJDEC"))
-    spectra = spectra_of_columns(columns, path, {}, "MaNGA", UNIT, spectype="GALAXY", ra=ra, dec=dec)
+    spectra = spectra_of_columns(columns, path, {}, "MaNGA", FLUX_UNIT, spectype="GALAXY", ra=ra, dec=dec)
     note = f"spaxel of a cube: {len(order)} of {snr.size} are read, of signal-to-noise {SPAXEL_SNR} and more"
     for s, j, i in zip(spectra, y, x):
         s.id, s.flags = f"{stem(path)}[{j},{i}]", [note, *s.flags]

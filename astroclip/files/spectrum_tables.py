@@ -17,17 +17,8 @@ import numpy as np
 
 from .desi_files import arms_of, spectra_of_arms
 from .fits_files import UnreadableFile, allowed, native
-from astroclip.files.spectrum_columns import (
-    META,
-    NAMES,
-    axis_in,
-    check_scale,
-    find,
-    refuse,
-    spectra_of_columns,
-    split_name,
-    table_of,
-)
+from .column_units import NAMES, axis_in, find, split_name
+from .spectrum_columns import META, check_flux_scale, refuse, spectra_of_columns, table_of
 
 # %% ../../nbs/files/44_spectrum_tables.ipynb #2e9965ff
 MAX_TEXT = 64 << 20  # bytes; a spectrum of 7781 pixels has about 0.5 MB
@@ -35,7 +26,10 @@ MISSING = {"", "nan", "null", "none", "na", "n/a", "--", "-", "masked", "."}
 KEY = re.compile(r"[#%!;\s]*([A-Za-z_][\w ]{0,30}?)\s*[:=]\s*(\S.{0,200})")
 
 
-def as_number(text, decimal="."):
+def as_number(
+    text: str,  # one field
+    decimal: str = ".",  # "." or ","
+):
     "A float from one field, NaN where it says that there is none; `ValueError` for words."
     text = text.strip().strip("\"'").strip()
     if text.lower() in MISSING:
@@ -48,7 +42,10 @@ def as_number(text, decimal="."):
         return float(re.sub(r"(?<=\d)[dD](?=[-+]?\d)", "e", text))  # Fortran's 1.0D-17
 
 
-def is_number(text, decimal="."):
+def is_number(
+    text: str,  # one field
+    decimal: str = ".",  # "." or ","
+):
     "Does a field hold a number, or say that it is missing?"
     try:
         as_number(text, decimal)
@@ -57,14 +54,20 @@ def is_number(text, decimal="."):
     return True
 
 
-def cut(line, separator):
+def cut(
+    line: str,  # of the file
+    separator,  # text or None: blanks
+):
     "The fields of a line."
     if separator is None:
         return line.split()
     return next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
 
 
-def decoded(content, path):
+def decoded(
+    content: bytes,  # of the file, unpacked
+    path,  # for names and messages
+):
     "Text of a file's bytes, or a refusal."
     if len(content) > MAX_TEXT:
         refuse(path, f"a text of {len(content):,d} bytes, more than {MAX_TEXT:,d}")
@@ -91,7 +94,10 @@ def _header(rows, comments, separator, decimal):
     return None, None, 0
 
 
-def read_text(content, path):
+def read_text(
+    content: bytes,  # of the file, unpacked
+    path,  # for names and messages
+):
     "The one spectrum of a table in plain text."
     lines = [line.strip() for line in decoded(content, path).splitlines()]
     comments = [line for line in lines if line.startswith(("#", "%", "!", ";"))]
@@ -161,7 +167,10 @@ def columns_of_table(table):
     return columns
 
 
-def read_ecsv(content, path):
+def read_ecsv(
+    content: bytes,  # of the file, unpacked
+    path,  # for names and messages
+):
     "The spectra of an ECSV table."
     from astropy.table import Table
 
@@ -171,7 +180,10 @@ def read_ecsv(content, path):
     return spectra_of_columns(columns_of_table(table), path, without_ids(table.meta))
 
 
-def read_votable(content, path):
+def read_votable(
+    content: bytes,  # of the file, unpacked
+    path,  # for names and messages
+):
     "The spectra of the first table of a VOTable."
     from astropy.io.votable import parse_single_table
 
@@ -188,7 +200,10 @@ def without_ids(meta):
     return {k: v for k, v in lower.items() if k not in META["id"] and isinstance(v, plain)}
 
 
-def read_fits_tables(hdus, path):
+def read_fits_tables(
+    hdus,  # open FITS file
+    path,  # for names and messages
+):
     "The spectra of every FITS table that has columns for wavelength and flux; None if there is none."
     found = []
     for hdu in hdus:
@@ -211,7 +226,10 @@ def read_fits_tables(hdus, path):
     return [s for rows in found for s in rows] or None
 
 # %% ../../nbs/files/44_spectrum_tables.ipynb #60ad3930
-def load_npz(content, path):
+def load_npz(
+    content: bytes,  # of the file, unpacked
+    path,  # for names and messages
+):
     "{lower-case name: array} of an npz file."
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -225,14 +243,17 @@ def load_npz(content, path):
         raise UnreadableFile(f"{path} cannot be read: truncated or not an npz file ({said})") from None
 
 
-def read_arrays(arrays, path):
+def read_arrays(
+    arrays: dict,  # {lower-case name: array}
+    path,  # for names and messages
+):
     "The spectra of a dictionary of arrays: one axis and (L,) or (N, L) fluxes, or DESI's cameras."
     cameras = {k.upper(): v for k, v in arrays.items()}
     arms = arms_of(list(cameras))
     if arms:
         n = max(np.atleast_2d(cameras[f"{a}_FLUX"]).shape[0] for a in arms)
         fibres = {k: v for k, v in arrays.items() if np.shape(v) == (n,) and not re.match(r"[brz]+_", k)}
-        scale = check_scale(cameras[f"{arms[0]}_FLUX"], None, path)
+        scale = check_flux_scale(cameras[f"{arms[0]}_FLUX"], None, path)
         return spectra_of_arms(cameras, fibres, path, "DESI", flags=scale)
     numbers = {k: native(v) for k, v in arrays.items() if v.dtype.kind in "biuf" and v.ndim}
     columns = {split_name(k)[0]: (v, split_name(k)[1]) for k, v in numbers.items()}

@@ -58,7 +58,10 @@ def in_folder(path: Path) -> Path:
     raise FileNotFoundError(f"{path}: expected model.safetensors or one .ckpt, found {names}")
 
 
-def locate(source, revision=None) -> Path:
+def locate(
+    source,  # path, or owner/name of the hub
+    revision: str | None = None,  # of the repository
+) -> Path:
     "A source -> the path of a model on this disk (downloaded if it is a hub repository)."
     path = Path(source)
     if path.is_file():
@@ -110,7 +113,10 @@ def only_the_cache(alone):
         constants.HF_HUB_OFFLINE = before
 
 
-def download(name, revision):
+def download(
+    name: str,  # owner/name or owner/name/file
+    revision: str | None,  # of the repository
+):
     "owner/name or owner/name/file -> where it lies in the cache; `FileNotFoundError` with the reason."
     alone = not hub_answers()
     from huggingface_hub import hf_hub_download, snapshot_download
@@ -139,7 +145,10 @@ def acting(config):
     return {k: v for k, v in config.items() if k in ACTING} | {k: v for k, v in deeper.items() if v}
 
 
-def weights_hash(tensors, config) -> str:
+def weights_hash(
+    tensors,  # (name, type, shape, bytes) of each
+    config: dict,  # of the model
+) -> str:
     "SHA-256 of (name, type, shape, bytes) of all tensors by name, and of the acting settings."
     digest = hashlib.sha256()
     for name, kind, shape, data in sorted(tensors, key=lambda t: t[0]):
@@ -168,7 +177,12 @@ def read_header(file):
     return header.get("__metadata__", {}), tensors, 8 + length
 
 
-def hash_of_file(file, tensors, start, config):
+def hash_of_file(
+    file,  # open .safetensors
+    tensors,  # (name, type, shape, bytes) of each
+    start: int,  # where the numbers begin
+    config: dict,  # of the model
+):
     "`weights_hash` of a .safetensors, one tensor at a time."
     with open(file, "rb") as f:
 

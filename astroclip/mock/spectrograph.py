@@ -13,8 +13,8 @@ import numpy as np
 from scipy import fft
 from scipy.special import erf
 
-from ..data.spectra import WAVELENGTH
-from .galaxy_spectra import REST, STEP, flux_factor
+from ..data.spectrum_grid import WAVELENGTH
+from .galaxy_spectra import REST, STEP, luminosity_to_flux
 from .population import LIGHT_SPEED
 
 # %% ../../nbs/mock/25_spectrograph.ipynb #c31ecfa1
@@ -34,7 +34,10 @@ PIXEL = 0.8  # A
 PIXEL_EDGES = np.append(WAVELENGTH - PIXEL / 2, WAVELENGTH[-1] + PIXEL / 2)
 
 
-def to_pixels(spectrum, z):
+def to_pixels(
+    spectrum: np.ndarray,  # (REST,) per A at rest
+    z: float,  # redshift
+):
     "Mean flux density (7781,) in each pixel of a rest-frame spectrum (REST,) seen at redshift z."
     edges = REST * (1 + z) * np.exp(-STEP / 2)
     total = np.concatenate([[0], np.cumsum(spectrum[:-1] * np.diff(edges))])
@@ -70,10 +73,10 @@ def observed(
         np.empty((len(pop["z"]), WAVELENGTH.size)),
     )
     for i in range(len(z)):
-        centre = line_wave * (1 + z[i])
-        width = np.hypot(lsf[i], pop["sigma_gas"][i] / LIGHT_SPEED * centre)
-        out[i] = to_pixels(smooth[i], z[i]) + line_pixels(centre, lines[i] * (1 + z[i]), width)
-    return out * flux_factor(z)[:, None]
+        center = line_wave * (1 + z[i])
+        width = np.hypot(lsf[i], pop["sigma_gas"][i] / LIGHT_SPEED * center)
+        out[i] = to_pixels(smooth[i], z[i]) + line_pixels(center, lines[i] * (1 + z[i]), width)
+    return out * luminosity_to_flux(z)[:, None]
 
 # %% ../../nbs/mock/25_spectrograph.ipynb #747f536b
 OH_BANDS = {  # upper and lower vibrational level: relative photon rate
@@ -122,7 +125,11 @@ OH_VIBRATION = (
 )  # 1/cm, v = 0 ... 9
 
 
-def oh_level(v, j, ladder):
+def oh_level(
+    v,  # vibration
+    j,  # rotation
+    ladder: int,  # 0 (2Pi 3/2) or 1 (2Pi 1/2)
+):
     "Energy (1/cm) of OH: vibration v, rotation j, ladder 0 (2Pi 3/2) or 1 (2Pi 1/2)."
     b = 18.871 - 0.714 * (v + 0.5)
     y = -139.2 / b
@@ -154,7 +161,10 @@ SKY_WAVE, SKY_RATE = (
 )
 
 
-def sky_lines(shift=0.0, width=0.75):
+def sky_lines(
+    shift: float = 0.0,  # A, of all lines
+    width: float = 0.75,  # A, Gaussian sigma of a line
+):
     "Emission lines of the night sky through one fibre (7781,), 1e-17 erg/s/cm2/A; all moved by `shift` A."
     return line_pixels(SKY_WAVE + shift, SKY_LINE_FLUX * SKY_RATE * FIBRE_AREA, np.full(len(SKY_WAVE), width))
 
@@ -162,44 +172,28 @@ def sky_lines(shift=0.0, width=0.75):
 SKY_LINES, SKY_SLOPE = sky_lines(), (sky_lines(0.01) - sky_lines(-0.01)) / 0.02
 
 # %% ../../nbs/mock/25_spectrograph.ipynb #15359ee1
-_knots = np.array(
-    [
-        [3600, 0.025],
-        [4000, 0.085],
-        [4400, 0.14],
-        [5300, 0.20],
-        [5790, 0.11],
-        [6200, 0.26],
-        [6800, 0.31],
-        [7400, 0.30],
-        [7560, 0.21],
-        [8000, 0.34],
-        [8600, 0.38],
-        [9400, 0.31],
-        [9824, 0.23],
-    ]
+_knots = (  # A, throughput
+    [3600, 4000, 4400, 5300, 5790, 6200, 6800, 7400, 7560, 8000, 8600, 9400, 9824],
+    [0.025, 0.085, 0.14, 0.20, 0.11, 0.26, 0.31, 0.30, 0.21, 0.34, 0.38, 0.31, 0.23],
 )
-TELLURIC = (
-    (6873, 12, 0.25),
-    (7190, 45, 0.12),
-    (7605, 22, 0.6),
-    (8230, 60, 0.10),
-    (9380, 90, 0.35),
-)  # centre, width (A), depth
-THROUGHPUT = np.interp(WAVELENGTH, *_knots.T) * np.prod(
-    [1 - depth * np.exp(-0.5 * ((WAVELENGTH - centre) / width) ** 2) for centre, width, depth in TELLURIC],
-    axis=0,
-)
+# center, width (A), depth
+TELLURIC = ((6873, 12, 0.25), (7190, 45, 0.12), (7605, 22, 0.6), (8230, 60, 0.10), (9380, 90, 0.35))
+_air = [1 - depth * np.exp(-0.5 * ((WAVELENGTH - center) / width) ** 2) for center, width, depth in TELLURIC]
+THROUGHPUT = np.interp(WAVELENGTH, *_knots) * np.prod(_air, axis=0)
 MIRROR, PLANCK_C = 8.66e4, 1.98645e-16  # cm^2; h c in erg cm
-ELECTRONS = (
-    1e-17 * MIRROR * (WAVELENGTH * 1e-8 / PLANCK_C) * THROUGHPUT * PIXEL
-)  # per second, for a flux density of 1
+# per second, for a flux density of 1
+ELECTRONS = 1e-17 * MIRROR * (WAVELENGTH * 1e-8 / PLANCK_C) * THROUGHPUT * PIXEL
 READ_VARIANCE = 4 * np.where(WAVELENGTH < 5780, 3.2, 2.7) ** 2  # a spectrum is 4 pixels wide
-EXPOSURE = 450.0  # s, median: the early data release, which the paper uses, is deeper than the main survey's 180 effective seconds
+# s, median: the early data release, which the paper uses, is deeper than the main survey with its 180 s
+EXPOSURE = 450.0
 
 
-def noise_variance(flux, sky, exposure):
-    "Variance of the flux density (..., 7781): photons of object, sky continuum and sky lines, and reading the pixels."
+def noise_variance(
+    flux,  # (..., 7781) 1e-17 erg/s/cm2/A
+    sky,  # of the continuum of the sky, like flux
+    exposure,  # s
+):  # (..., 7781)
+    "Variance of the flux: photons of object, sky continuum and sky lines, and reading the pixels."
     gain = ELECTRONS * exposure
     return (np.clip(flux, 0, None) + sky + SKY_LINES) / gain + READ_VARIANCE / gain**2
 

@@ -10,42 +10,52 @@ __all__ = ['TEMPLATE_STEP', 'TEMPLATE_GRID', 'K_COMPLETE', 'luminosity_function'
 # %% ../../nbs/mock/60_validation.ipynb #6b3d431a
 import numpy as np
 
-from .galaxy_spectra import REST, component_spectra, photometry
-from .population import RED_DISCS, draw, fill_in, luminosity_distance, mass_function
+from .galaxy_spectra import REST, band_magnitudes, component_spectra
+from astroclip.mock.population import (
+    RED_DISCS,
+    complete_galaxies,
+    draw,
+    luminosity_distance,
+    mass_function,
+)
 from .spectrograph import broaden
 
 # %% ../../nbs/mock/60_validation.ipynb #fb38f788
 def luminosity_function(
-    rng,
+    rng: np.random.Generator,
     grids,
-    edges,  # magnitudes, ascending
-    n=2500,  # galaxies drawn
-):  # (len(edges) - 1,) per Mpc^3 and magnitude
+    edges: np.ndarray,  # magnitudes, ascending
+    n: int = 2500,  # galaxies drawn
+) -> np.ndarray:  # (len(edges) - 1,) per Mpc^3 and magnitude
     "Luminosity function of the simulated population in the SDSS r filter shifted to z = 0.1."
     total, z = np.zeros(len(edges) - 1), 0.1
     for first in range(0, n, 128):
         m = min(128, n - first)
         log_mstar, red = rng.uniform(8.3, 12, m), rng.random(m) < 0.5
         weight = np.where(red, mass_function(log_mstar, z, True), mass_function(log_mstar, z)) * 3.7 * 2 / n
-        pop = fill_in(rng, np.full(m, z), log_mstar, red & (rng.random(m) >= RED_DISCS))
-        r = photometry(pop, grids, bands="sdss")[1][:, 1]
+        pop = complete_galaxies(rng, np.full(m, z), log_mstar, red & (rng.random(m) >= RED_DISCS))
+        r = band_magnitudes(pop, grids, bands="sdss")[1][:, 1]
         absolute = r - 5 * np.log10(luminosity_distance(z) * 1e5) + 2.5 * np.log10(1 + z)
         total += np.histogram(absolute, edges, weights=weight)[0]
     return total / np.diff(edges)
 
 
-def blanton_2003(magnitude, h=0.6774):
-    "Schechter fit of Blanton et al. (2003) in the same filter: phi* 0.0149 h^3, M* - 5 log h = -20.44, alpha = -1.05."
+def blanton_2003(
+    magnitude,  # absolute, in the same filter
+    h: float = 0.6774,  # H0 / 100
+):  # per Mpc^3 and magnitude
+    "Schechter fit of Blanton et al. (2003): phi* 0.0149 h^3, M* - 5 log h = -20.44, alpha = -1.05."
     x = 10 ** (-0.4 * (magnitude + 20.44 - 5 * np.log10(h)))
     return 0.4 * np.log(10) * 0.0149 * h**3 * x ** (1 - 1.05) * np.exp(-x)
 
 # %% ../../nbs/mock/60_validation.ipynb #ed40bb46
-def line_ratios(lines, grids):
-    "log [N II]/H-alpha and log [O III]/H-beta of line luminosities (n, L): (2, n)."
-    strength = {
-        name: lines[:, grids.line(wave)]
-        for name, wave in dict(ha=6564.6, hb=4862.7, n2=6585.3, o3=5008.2).items()
-    }
+def line_ratios(
+    lines: np.ndarray,  # (n, L) luminosities
+    grids,
+) -> np.ndarray:  # (2, n)
+    "log [N II]/H-alpha and log [O III]/H-beta."
+    waves = dict(ha=6564.6, hb=4862.7, n2=6585.3, o3=5008.2)
+    strength = {name: lines[:, grids.line(wave)] for name, wave in waves.items()}
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.log10([strength["n2"] / strength["ha"], strength["o3"] / strength["hb"]])
 
@@ -64,8 +74,13 @@ TEMPLATE_STEP = 2e-4  # of ln(wavelength): 60 km/s
 TEMPLATE_GRID = np.exp(np.arange(np.log(1950.0), np.log(11000.0), TEMPLATE_STEP))
 
 
-def redshift_templates(rng, grids, n=600, k=12):
-    "Principal components (k, TEMPLATE_GRID) of n simulated rest-frame spectra, lines included, before any instrument."
+def redshift_templates(
+    rng: np.random.Generator,
+    grids,
+    n: int = 600,  # spectra
+    k: int = 12,  # components
+) -> np.ndarray:  # (k, TEMPLATE_GRID)
+    "Principal components of simulated rest-frame spectra, lines included, before any instrument."
     parts = draw(rng, 2 * n // 3, limit=19.0), draw(rng, n - 2 * n // 3, z_range=(0.01, 0.3), flat_z=True)
     pop = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     continuum, lines = (x.sum(1) for x in component_spectra(pop, grids))
@@ -77,17 +92,16 @@ def redshift_templates(rng, grids, n=600, k=12):
 
 
 def fit_redshift(
-    wavelength,
-    flux,
-    ivar,  # (L,) vacuum A; ivar 0 where there is nothing
-    templates,  # (k, TEMPLATE_GRID) of `redshift_templates`
-    z_max=0.9,
-):  # float
+    wavelength: np.ndarray,  # (L,) vacuum A
+    flux: np.ndarray,  # (L,)
+    ivar: np.ndarray,  # (L,), 0 where there is nothing
+    templates: np.ndarray,  # (k, TEMPLATE_GRID) of `redshift_templates`
+    z_max: float = 0.9,
+) -> float:
     "Redshift of the least chi squared."
     good = ivar > 0
-    inside = (TEMPLATE_GRID > max(wavelength[good].min(), 3600)) & (
-        TEMPLATE_GRID < min(wavelength[good].max(), 9824)
-    )
+    low, high = max(wavelength[good].min(), 3600), min(wavelength[good].max(), 9824)
+    inside = (TEMPLATE_GRID > low) & (TEMPLATE_GRID < high)
     first, size = np.flatnonzero(inside)[0], inside.sum()
     y, weight = (np.interp(TEMPLATE_GRID[inside], wavelength, np.where(good, x, 0)) for x in (flux, ivar))
     weight = weight / (1 + weight * (0.02 * np.median(y)) ** 2)
@@ -102,18 +116,18 @@ def fit_redshift(
 
 # %% ../../nbs/mock/60_validation.ipynb #290c1009
 def flux_limited(
-    rng,
-    n,
+    rng: np.random.Generator,
+    n: int,  # galaxies
     grids,
-    limit=17.77,  # r magnitude
-    bands="sdss",  # "decam", "sdss" or "north"
-    z_range=(0.005, 0.6),
+    limit: float = 17.77,  # r magnitude
+    bands: str = "sdss",  # or "decam", "north"
+    z_range: tuple = (0.005, 0.6),
 ):  # population (dict of (n,)), magnitudes (n, 3) in g, r, z
     "n simulated galaxies brighter than a limit: a catalogue without images, to lay beside a real one."
     parts, count = [], 0
     while count < n:
         pop = draw(rng, 128, limit=limit, z_range=z_range)
-        magnitude = photometry(pop, grids, bands=bands)[1]
+        magnitude = band_magnitudes(pop, grids, bands=bands)[1]
         keep = np.flatnonzero(magnitude[:, 1] < limit)[: n - count]
         parts.append({k: v[keep] for k, v in pop.items()} | dict(magnitude=magnitude[keep]))
         count += len(keep)
@@ -121,17 +135,18 @@ def flux_limited(
     return joined, joined.pop("magnitude")
 
 # %% ../../nbs/mock/60_validation.ipynb #551add33
-def sdss_galaxies(path):
-    "Real galaxies: dict of z (n,), petrosian r (n,), model magnitudes g, r, z (n, 3), all dereddened, and 2MASS K (n,)."
+def sdss_galaxies(
+    path,  # FITS table
+) -> dict:  # z (n,), Petrosian r (n,), model magnitudes g, r, z (n, 3), 2MASS K (n,)
+    "Real galaxies; the magnitudes of SDSS are dereddened."
     from astropy.io import fits
 
     data = fits.getdata(path)
     bands = [1, 2, 4]  # of u, g, r, i, z
 
     def magnitude(name):
-        return (22.5 - 2.5 * np.log10(np.maximum(data[name], 1e-3)) - data["EXTINCTION"])[:, bands].astype(
-            float
-        )
+        plain = 22.5 - 2.5 * np.log10(np.maximum(data[name], 1e-3)) - data["EXTINCTION"]
+        return plain[:, bands].astype(float)
 
     out = dict(
         z=data["Z"].astype(float),
@@ -143,8 +158,11 @@ def sdss_galaxies(path):
     return {name: value[good] for name, value in out.items()}
 
 
-def infrared_k(magnitude, z):
-    "2MASS K magnitude expected from SDSS g, r, z magnitudes (n, 3) and redshift: linear fit to real galaxies, scatter 0.24 mag."
+def infrared_k(
+    magnitude: np.ndarray,  # (n, 3) SDSS g, r, z
+    z: np.ndarray,  # (n,) redshift
+) -> np.ndarray:  # (n,)
+    "2MASS K magnitude to be expected: a linear fit to real galaxies, scatter 0.24 mag."
     g, r, z_band = magnitude.T
     return z_band - (1.793 - 0.232 * (g - r) + 0.682 * (r - z_band) + 2.595 * z)
 
@@ -152,6 +170,12 @@ def infrared_k(magnitude, z):
 K_COMPLETE = 13.9  # 2MASS extended sources are complete to about here
 
 # %% ../../nbs/mock/60_validation.ipynb #f39c8612
-def percentiles(sample, low, high, name, q=(5, 25, 50, 75, 95)):
+def percentiles(
+    sample: dict,  # of (n,) arrays, z among them
+    low: float,  # redshifts of the slice
+    high: float,
+    name: str,  # of the column
+    q=(5, 25, 50, 75, 95),  # per cent
+) -> np.ndarray:  # like q
     "Percentiles of one column of a sample in a slice of redshift."
     return np.percentile(sample[name][(sample["z"] > low) & (sample["z"] < high)], q)

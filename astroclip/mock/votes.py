@@ -40,7 +40,7 @@ def visible(
     missing = [k for k in NEEDED if k not in g]
     if missing:
         raise ValueError(
-            f"votes need {', '.join(missing)} of population.draw, galaxy_images.structure and render; "
+            f"votes need {', '.join(missing)} of population.draw, structure.draw_structure and render; "
             f"the dict has {', '.join(sorted(g))}"
         )
     r, fwhm, size = np.asarray(g["magnitude"])[:, 1], np.asarray(g["psf_fwhm"])[:, 1], g["r_e_arcsec"]

@@ -120,7 +120,8 @@ def spectrum_batches(
     **how,  # mask, unit, wavelength_unit, air: as for `check_spectra`
 ):  # (n, function of a slice -> (n, 7781) float32)
     "Open spectra once; check, resample and fill them batch by batch."
-    from astroclip.data.spectra import N_PIXELS, check_rows, fill_missing, open_spectra
+    from astroclip.data.spectra import check_rows, open_spectra
+    from astroclip.data.spectrum_grid import N_PIXELS, fill_missing
 
     if on_bad not in ("raise", "nan"):
         raise ValueError(f"on_bad {on_bad!r}: expected 'raise' or 'nan'")

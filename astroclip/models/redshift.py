@@ -96,7 +96,8 @@ class RedshiftClassifier(Pretrained, RedshiftNetwork):
         **how,  # mask, unit, wavelength_unit, air
     ):  # (N, K) float32, NaN for rows that say nothing
         "Logits of spectra on any grid; arguments and errors as for `predict`."
-        from astroclip.data.spectra import WAVELENGTH, gate_spectra, open_spectra, refuse_rows
+        from astroclip.data.spectra import gate_spectra, open_spectra, refuse_rows
+        from astroclip.data.spectrum_grid import WAVELENGTH
 
         if on_bad not in ("raise", "nan"):
             raise ValueError(f"on_bad {on_bad!r}: expected 'raise' or 'nan'")

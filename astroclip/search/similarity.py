@@ -17,7 +17,7 @@ from astropy.table import Table
 from ..core.artifacts import write_atomic
 from ..data.arrays import as_floats
 from ..files.identifiers import as_identifiers, is_among, values_and_gaps
-from ..surveys.pairs import check_hdf5
+from ..surveys.hdf5_columns import check_hdf5
 from .columns import as_table, matches, read_columns, write_columns
 from ..core.outputs import disk_errors
 

@@ -16,7 +16,7 @@ import torch
 from ..core.config import spawn_seed
 from ..data.images import center_crop, to_rgb
 from ..surveys.pairs import TRAIN, VALIDATION, Survey
-from ..data.spectra import fill_missing
+from ..data.spectrum_grid import fill_missing
 from ..losses.contrastive import LogitScale, clip_loss, contrastive_logits
 from .loop import autocast, check_finite, clip_gradients, load_checkpoint, save_checkpoint
 from .schedules import parameter_groups, set_schedule, warmup_cosine

@@ -13,7 +13,7 @@ import torch
 
 from ..core.config import spawn_seed
 from ..surveys.pairs import Survey
-from ..data.spectra import fill_missing
+from ..data.spectrum_grid import fill_missing
 from ..losses.masked import chunk_mask, masked_spectrum_loss
 from .loop import autocast, check_finite, clip_gradients, load_checkpoint, save_checkpoint
 from .schedules import cosine, parameter_groups, set_schedule

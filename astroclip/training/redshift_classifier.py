@@ -17,7 +17,8 @@ from ..core.config import spawn_seed
 from ..models.redshift import RIGHT, estimate
 from .loop import autocast, check_finite, clip_gradients, load_checkpoint, save_checkpoint
 from .schedules import cosine, parameter_groups, set_schedule
-from ..data.spectrum_augment import Degrade, LogSpectra, degrade, move_to_redshift
+from ..data.spectrum_augment import Degrade, degrade, move_to_redshift
+from ..surveys.log_spectra import LogSpectra
 
 # %% ../../nbs/training/60_redshift_classifier.ipynb #4a8a1a7c
 def soft_target(y, centres, bins=1.5):  # (B,), (K,)

@@ -14,7 +14,7 @@ from ..core.config import spawn_seed
 from ..data.image_augment import augment_images
 from ..data.images import center_crop, to_rgb
 from ..surveys.pairs import batches, read_rows
-from ..data.spectra import fill_missing
+from ..data.spectrum_grid import fill_missing
 from .alignment import Best
 from .loop import autocast, check_finite, clip_gradients, load_checkpoint, save_checkpoint
 from .schedules import cosine, parameter_groups, set_schedule
