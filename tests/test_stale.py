@@ -114,7 +114,7 @@ def test_what_was_made_from_another_input_is_made_again(clone):
     assert clone.state("pretrain_spectrum", ASTROCLIP_REUSE="1") == "ready"
     figure = (
         "from astroclip.core.plots import _reused, _sidecar\nfrom astroclip.core.config import Params\n"
-        "r = _sidecar('toy', Params(profile='smoke'), {}, '', [resolve('pretrain_spectrum', profile='smoke')], '')\nprint(r['reused'])"
+        "r = _sidecar('toy', Params(profile='smoke'), {}, '', [resolve('pretrain_spectrum', profile='smoke')], '', 'simulated')\nprint(r['reused'])"
     )
     assert "made from another mock_survey" in clone.run(figure, ASTROCLIP_REUSE="1")
 
