@@ -25,7 +25,7 @@ PARAMETERS = -f nbs/params/$(PROFILE).yaml -p survey $(SURVEY) -r device $(DEVIC
 PIPELINE := $(BIN)/python -m astroclip.core.pipeline
 ALL = --survey $(SURVEY) --profile $(PROFILE) --seed $(SEED) --device $(DEVICE)
 
-.PHONY: help reproduce test install bench lab figures studies check prepare readme clean hooks lock $(addprefix stage-,$(STAGES)) $(addprefix figure-,$(PAGES) $(STUDIES) scoreboard)
+.PHONY: help reproduce test install bench lab docs figures studies check prepare readme clean hooks lock $(addprefix stage-,$(STAGES)) $(addprefix figure-,$(PAGES) $(STUDIES) scoreboard)
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -51,7 +51,7 @@ studies: install  ## the long comparisons: supervised networks, fine-tuned tower
 
 # What older processors lack is switched off for one run of these tests: an answer that rests on one processor fails here.
 OLDER := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem NUMBA_CPU_NAME=generic
-FAST := $(addprefix tests/test_,$(addsuffix .py,models losses images spectra checkpoints metrics neighbours redshift_classifier))
+FAST := $(addprefix tests/test_,$(addsuffix .py,models losses goldens images spectra checkpoints metrics neighbours redshift_classifier))
 test: install  ## environment, library notebooks, pytest with the smoke run of every page
 	@$(MAKE) --no-print-directory check
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
@@ -84,6 +84,13 @@ bench: install  ## speed ratios of the fast paths on this machine, one thread: f
 	@mkdir -p $(OUT); echo "== benchmarks =="
 	@$(RUN) nbs/benchmarks.ipynb $(OUT)/benchmarks.ipynb $(PARAMETERS)
 
+docs: $(VENV)/.docs  ## documentation site from notebooks, figures and signatures: _docs/html (built offline)
+	@$(BIN)/python docs/build.py
+
+$(VENV)/.docs: docs/requirements.txt $(VENV)/.installed
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@touch $@
+
 lab: install  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
@@ -99,7 +106,7 @@ hooks: install  ## git hooks that clean and export notebooks
 	$(BIN)/nbdev_install_hooks
 
 lock: install  ## rewrite requirements.lock from the working environment
-	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed -E 's/^(torch==[0-9.]+).*/\1/' | grep -v ' @ ' > requirements.lock
+	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed -E 's/^(torch==[0-9.]+).*/\1/' | grep -v ' @ ' | grep -vixFf docs/requirements.txt > requirements.lock
 
 clean:  ## remove artifacts of this profile (asks nothing: they are made again by `make reproduce`)
 	rm -rf $(or $(ASTROCLIP_HOME),data)/$(SURVEY)/$(PROFILE)
