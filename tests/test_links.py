@@ -14,10 +14,8 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 from sitebuild.markdown import ELSEWHERE, targets  # noqa: E402
 
-TEXTS = [
-    p for p in ROOT.rglob("*.md") if not set(p.relative_to(ROOT).parts) & {".venv", "_docs", "node_modules"}
-]
-TEXTS = sorted(p for p in TEXTS if not any(part.startswith(".") for part in p.relative_to(ROOT).parts))
+PLACES = ("*.md", "data/*.md", "figures/*.md", "docs/*.md", "tests/**/*.md")
+TEXTS = sorted(path for place in PLACES for path in ROOT.glob(place))
 NOTEBOOKS = sorted(p for p in ROOT.glob("nbs/**/*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 
 

@@ -27,10 +27,11 @@ class Figure:
 def figures(
     root: Path,  # the repository
 ) -> list[Figure]:
-    "Every picture with a sidecar below `figures`."
+    "Every picture with a sidecar below `figures`, but not those of other runs (`figures/desi-standard/`)."
     found = []
     for path in sorted((root / "figures").rglob("*.json")):
-        if path.with_suffix(".png").exists():
+        other = "-" in path.relative_to(root / "figures").parent.as_posix()
+        if path.with_suffix(".png").exists() and not other:
             sidecar = json.loads(path.read_text())
             found.append(Figure(path.relative_to(root).with_suffix("").as_posix(), sidecar))
     return found
