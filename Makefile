@@ -25,7 +25,7 @@ PARAMETERS = -f nbs/params/$(PROFILE).yaml -p survey $(SURVEY) -r device $(DEVIC
 PIPELINE := $(BIN)/python -m astroclip.core.pipeline
 ALL = --survey $(SURVEY) --profile $(PROFILE) --seed $(SEED) --device $(DEVICE)
 
-.PHONY: help reproduce test install bench lab docs figures studies check prepare readme clean hooks lock $(addprefix stage-,$(STAGES)) $(addprefix figure-,$(PAGES) $(STUDIES) scoreboard)
+.PHONY: help reproduce test install bench lab figures studies check prepare readme clean hooks lock $(addprefix stage-,$(STAGES)) $(addprefix figure-,$(PAGES) $(STUDIES) scoreboard)
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -84,6 +84,7 @@ bench: install  ## speed ratios of the fast paths on this machine, one thread: f
 	@mkdir -p $(OUT); echo "== benchmarks =="
 	@$(RUN) nbs/benchmarks.ipynb $(OUT)/benchmarks.ipynb $(PARAMETERS)
 
+.PHONY: docs
 docs: $(VENV)/.docs  ## documentation site from notebooks, figures and signatures: _docs/html (built offline)
 	@$(BIN)/python docs/build.py
 

@@ -13,6 +13,7 @@ ROOT = DOCS.parent
 sys.path.insert(0, str(DOCS))
 
 from sitebuild import links, stage  # noqa: E402
+from sitebuild.markdown import DeadLink  # noqa: E402
 
 
 def main() -> int:
@@ -21,7 +22,11 @@ def main() -> int:
 
     sources, html = ROOT / "_docs" / "sources", ROOT / "_docs" / "html"
     runs = Path(os.environ.get("ASTROCLIP_HOME") or ROOT / "data") / "mock" / "mini" / "executed"
-    counts = stage.stage(ROOT, sources, runs)
+    try:
+        counts = stage.stage(ROOT, sources, runs)
+    except DeadLink as error:
+        print(error)
+        return 1
     print("sources: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
     shutil.rmtree(html, ignore_errors=True)
     jobs = str(os.cpu_count() or 1)

@@ -197,8 +197,10 @@ def test_links_lead_to_pages(tmp_path):
     (tmp_path / "more.md").write_text("# more\n\n[a](nbs/core/10_a.ipynb)")
     assert site.links("[m](more.md#b)", "README.md", "index.md") == "[m](more.md#b)"
     assert "orphan: true" in (tmp_path / "out" / "more.md").read_text()
-    with pytest.raises(DeadLink, match="gone.md"):
-        site.links("[a](gone.md)", "README.md")
+    assert site.dead == [] and site.links("[a](gone.md)", "README.md") == "[a](gone.md)"
+    assert site.dead == ["README.md links to gone.md, which is not there"]
+    with pytest.raises(DeadLink, match="has no page"):
+        site.find("nbs", "README.md")
 
 
 def test_the_link_checker_finds_what_is_dead(tmp_path):

@@ -51,6 +51,7 @@ class Site:
         self.root = Path(root)
         self.out = Path(out)
         self.pages = {}  # path in the repository: path in the site's sources
+        self.dead = []  # sentences on links that lead nowhere
 
     def write(self, path: str, text: str):
         "Write one page of the site's sources."
@@ -94,7 +95,11 @@ class Site:
             if ELSEWHERE.match(target):
                 return target
             path, _, anchor = target.partition("#")
-            found, page = self.find(path, at)
+            try:
+                found, page = self.find(path, at)
+            except DeadLink as error:
+                self.dead.append(str(error))
+                return target
             if html and page:
                 found = posixpath.splitext(found)[0] + ".html"
             return posixpath.relpath(found, here or ".") + (f"#{anchor}" if anchor else "")

@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from . import api, gallery, notebooks
-from .markdown import Site
+from .markdown import DeadLink, Site
 
 TOP = ("CONTRIBUTING.md", "CHANGELOG.md", "data/README.md")
 
@@ -130,5 +130,7 @@ def stage(
     ]
     start = site.links((root / "README.md").read_text(), "README.md", "index.md")
     site.write("index.md", start + "\n\n" + "\n\n".join(contents) + "\n")
+    if site.dead:
+        raise DeadLink("\n".join(site.dead))
     n = sum(len(group) for group in lessons.values())
     return dict(lessons=n, pages=len(pages), executed=filled, figures=len(figures), modules=len(modules))
