@@ -59,7 +59,7 @@ compare: install  ## runs side by side: scores with paired intervals, curves (RU
 
 # What older processors lack is switched off for one run of these tests: an answer that rests on one processor fails here.
 OLDER := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem NUMBA_CPU_NAME=generic
-FAST := $(addprefix tests/test_,$(addsuffix .py,models losses images spectra checkpoints metrics neighbours redshift_classifier))
+FAST := $(addprefix tests/test_,$(addsuffix .py,models losses goldens images spectra checkpoints metrics neighbours redshift_classifier))
 test: install  ## environment, library notebooks, pytest with the smoke run of every page
 	@$(MAKE) --no-print-directory check
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
@@ -91,6 +91,14 @@ $(VENV)/.installed: pyproject.toml requirements.lock .ci/ipython_kernel_config.p
 bench: install  ## speed ratios of the fast paths on this machine, one thread: figures/benchmarks.png and its table
 	@$(call ONE,benchmarks)
 
+.PHONY: docs
+docs: $(VENV)/.docs  ## documentation site from notebooks, figures and signatures: _docs/html (built offline)
+	@$(BIN)/python docs/build.py
+
+$(VENV)/.docs: docs/requirements.txt $(VENV)/.installed
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@touch $@
+
 lab: install  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
@@ -106,7 +114,7 @@ hooks: install  ## git hooks that clean and export notebooks
 	$(BIN)/nbdev_install_hooks
 
 lock: install  ## rewrite requirements.lock from the working environment
-	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed -E 's/^(torch==[0-9.]+).*/\1/' | grep -v ' @ ' > requirements.lock
+	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed -E 's/^(torch==[0-9.]+).*/\1/' | grep -v ' @ ' | grep -vixFf docs/requirements.txt > requirements.lock
 
 clean:  ## remove artifacts of this profile (asks nothing: they are made again by `make reproduce`)
 	rm -rf $(or $(ASTROCLIP_HOME),data)/$(SURVEY)/$(PROFILE)

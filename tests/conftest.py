@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from golden_files import Goldens
+
 from astroclip.core.config import find_root, shared_root
 
 # Tests run many processes side by side: one thread each unless the caller says otherwise.
@@ -34,7 +36,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    "Golden vectors and real galaxies; a test that needs them is skipped where they are absent."
+    "Real galaxies and the whole set of golden vectors; a test that needs them is skipped where they are absent."
     folder = shared_root()
     if folder is None:
         pytest.skip("no shared data: set $ASTROCLIP_SHARED to a folder with goldens/ and real/")
@@ -42,8 +44,9 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def goldens(shared) -> Path:
-    return shared / "goldens"
+def goldens() -> Goldens:
+    "`goldens / name`: a golden file of the whole set, else a committed one; a test that finds neither is skipped."
+    return Goldens()
 
 
 @pytest.fixture(scope="session")

@@ -8,18 +8,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from astroclip.core.config import shared_root
+from golden_files import golden_file
+
 from astroclip.losses.contrastive import clip_loss, contrastive_logits, gather_rows
 from astroclip.losses.masked import chunk_mask, masked_spectrum_loss
 from astroclip.losses.selfdistill import (
     DINOHead, center_probs, dino_loss, ibot_loss, koleo_loss, mask_weights, sinkhorn_knopp, update_center)
 from astroclip.training.loop import update_average
 
-needs_goldens = pytest.mark.skipif(shared_root() is None, reason="no shared folder with golden vectors")
-
 
 def golden(name):
-    data = np.load(shared_root() / "goldens" / f"{name}.npz")
+    data = np.load(golden_file(f"{name}.npz"))
     return {k: torch.from_numpy(data[k]) if data[k].dtype.kind in "fib" else data[k] for k in data.files}
 
 
@@ -27,7 +26,6 @@ def close(value, expected, rtol=1e-5, atol=1e-5):
     torch.testing.assert_close(torch.as_tensor(value).double(), torch.as_tensor(expected).double(), rtol=rtol, atol=atol)
 
 
-@needs_goldens
 def test_clip_loss_golden():
     g = golden("astroclip_io")
     u, v = g["image_embeddings"], g["spectrum_embeddings"]
@@ -75,7 +73,6 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
         close(loss, whole.item()); close(torch.tensor(gradient), w.grad)
 
 
-@needs_goldens
 @pytest.mark.parametrize("i", range(3))
 def test_dino_golden(i):
     g = golden("losses_io")
@@ -88,7 +85,6 @@ def test_dino_golden(i):
     if i < 2: close(update_center(center, g[f"dino_teacher_{i}"]), g[f"dino_center_used_{i + 1}"])
 
 
-@needs_goldens
 @pytest.mark.parametrize("i", range(3))
 def test_ibot_golden(i):
     g = golden("losses_io")
@@ -101,21 +97,18 @@ def test_ibot_golden(i):
     if i < 2: close(update_center(center, g[f"ibot_teacher_{i}"]), g[f"ibot_center_used_{i + 1}"][0])
 
 
-@needs_goldens
 @pytest.mark.parametrize("name", ["dino", "ibot"])
 def test_sinkhorn_golden(name):
     g = golden("losses_io")
     close(sinkhorn_knopp(g[f"{name}_sinkhorn_input"], 0.07), g[f"{name}_sinkhorn_probs"])
 
 
-@needs_goldens
 def test_koleo_golden():
     g = golden("losses_io")
     close(koleo_loss(g["koleo_input"]), g["koleo_loss"])
     close(koleo_loss(g["koleo_input_duplicate"]), g["koleo_loss_duplicate"], atol=1e-4, rtol=1e-4)
 
 
-@needs_goldens
 def test_head_golden():
     g = golden("losses_io")
     c = json.loads(str(g["head_config_json"]))
@@ -124,7 +117,6 @@ def test_head_golden():
     close(head(g["head_input"]), g["head_output"])
 
 
-@needs_goldens
 def test_average_golden():
     g = golden("losses_io")
     teacher, student = [torch.nn.ParameterList([g[f"ema_{k}"].clone()]) for k in ("teacher", "student")]
@@ -132,13 +124,12 @@ def test_average_golden():
     close(teacher[0].detach(), g["ema_result"])
 
 
-@needs_goldens
 def test_masked_loss_golden():
     g = golden("specformer_io")
     tokens, changed = g["preprocessed"], g["masked_tokens"].bool()
     assert int((changed[..., None] & (tokens != 0)).sum()) == int(g["masked_loss_n_elements"])
     from astroclip.models.specformer import SpecFormer  # the network that made the golden loss
-    model = SpecFormer.from_pretrained(shared_root() / "goldens" / "specformer.ckpt", device="cpu").eval()
+    model = SpecFormer.from_pretrained(golden_file("specformer.ckpt"), device="cpu").eval()
     with torch.no_grad(): prediction = model.head(model.forward_tokens(g["masked_input"]))
     close(masked_spectrum_loss(prediction, tokens, changed), g["masked_loss"])
 

@@ -254,7 +254,7 @@ def test_gpu_equals_cpu(goldens):
     assert deviation(image.cpu(), z["image_embeddings"]) < TOLERANCE and deviation(spectrum.cpu(), z["spectrum_embeddings"]) < TOLERANCE
 
 
-def test_every_golden_file(goldens):
+def test_every_golden_file(shared):
     from astroclip.evaluation.parity import deviations
-    rows = deviations(goldens)
+    rows = deviations(shared / "goldens")
     assert len({r["file"] for r in rows}) == 8 and all(r["deviation"] < TOLERANCE for r in rows), rows

@@ -7,23 +7,21 @@ import pytest
 import torch
 from torch import nn
 
-from astroclip.core.config import shared_root
+from golden_files import golden_file
+
 from astroclip.training.loop import (
     Curves, NonFiniteLoss, Progress, autocast, check_finite, clip_gradients, has_bf16, load_checkpoint, read_curves, save_checkpoint)
 from astroclip.training.schedules import cosine, lr_multiplier, parameter_groups, scaled_lr, set_schedule, warmup_cosine, wd_multiplier
 
-needs_goldens = pytest.mark.skipif(shared_root() is None, reason="no shared folder with golden vectors")
-
 
 @pytest.fixture(scope="module")
 def golden():
-    return np.load(shared_root() / "goldens" / "training_math.npz")
+    return np.load(golden_file("training_math.npz"))
 
 
 def same(values, expected): np.testing.assert_allclose(values, expected, rtol=1e-12, atol=1e-300)
 
 
-@needs_goldens
 @pytest.mark.parametrize("i", range(4))
 def test_cosine_golden(golden, i):
     k = json.loads(str(golden[f"cosine_{i}_kwargs_json"]))
@@ -32,7 +30,6 @@ def test_cosine_golden(golden, i):
                  k.get("freeze_iters", 0)) for t in range(len(expected))], expected)
 
 
-@needs_goldens
 def test_published_schedules_golden(golden):
     steps, epoch, base = 250_000, 1250, scaled_lr(2e-4, 72 * 20)
     same(base, golden["official_base_lr_20gpu"])
@@ -42,13 +39,11 @@ def test_published_schedules_golden(golden):
     for name, curve in curves.items(): same([curve(int(t)) for t in golden["official_iterations"]], golden[f"official_{name}"])
 
 
-@needs_goldens
 def test_contrastive_schedule_golden(golden):
     k = json.loads(str(golden["clip_lr_kwargs_json"]))
     same([warmup_cosine(t, k["base_lr"], k["T_warmup"], k["T_max"], k["eta_min"]) for t in range(110)], golden["clip_lr_values"])
 
 
-@needs_goldens
 @pytest.mark.parametrize("m", ["vit", "head", "vit_b"])
 def test_parameter_groups_golden(golden, m):
     k = json.loads(str(golden[f"groups_{m}_settings_json"]))

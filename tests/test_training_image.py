@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from astroclip.core.config import shared_root
+from golden_files import golden_file
+
 from astroclip.training.self_distillation import ImageConfig, SelfDistillation, image_stream, make_views, pretrain_image, schedules
 from astroclip.training.loop import NonFiniteLoss, read_curves
 from astroclip.training.masks import batch_masks, block_mask
 
-needs_goldens = pytest.mark.skipif(shared_root() is None, reason="no shared folder with golden vectors")
 SMALL = ImageConfig(image_size=48, cutout=60, local_size=24, embed_dim=32, depth=2, num_heads=1, drop_path=0.25, n_prototypes=64,
                     hidden_dim=64, bottleneck_dim=16, steps=14, batch_size=8, warmup=3, checkpoint_every=5)
 
@@ -36,7 +36,7 @@ def survey(tmp_path_factory):
 
 
 def load_golden_step(balance):
-    data = np.load(shared_root() / "goldens" / "ssl_step_io.npz")
+    data = np.load(golden_file("ssl_step_io.npz"))
     g = {k: data[k] for k in data.files}
     c = json.loads(str(g["config_json"])); head = c["head"]
     model = SelfDistillation(ImageConfig(
@@ -51,7 +51,6 @@ def load_golden_step(balance):
 def ours(name): return re.sub(r"blocks\.\d+\.(\d+)", r"blocks.\1", name)
 
 
-@needs_goldens
 @pytest.mark.parametrize("balance", ["centering", "sinkhorn_knopp"])
 def test_whole_step_golden(balance):
     model, g = load_golden_step(balance)
@@ -77,9 +76,8 @@ def check_gradients_and_centers(model, g, i):
     np.testing.assert_allclose(model.ibot_center.numpy(), g[f"ibot_center_after_{i}"][0], atol=1e-6)
 
 
-@needs_goldens
 def test_block_masks_have_the_original_statistics():
-    g = np.load(shared_root() / "goldens" / "masking_stats.npz")
+    g = np.load(golden_file("masking_stats.npz"))
     rng, n = np.random.default_rng(0), 1500
     for i, target in enumerate(g["targets"]):
         masks = np.array([block_mask((12, 12), int(target), rng) for _ in range(n)])
@@ -90,9 +88,8 @@ def test_block_masks_have_the_original_statistics():
         assert (np.abs(masks.mean(0) - p) < 5 * np.sqrt(p * (1 - p) * (1 / n + 1 / g["n_draws"])) + 1e-3).all()
 
 
-@needs_goldens
 def test_batch_masks_have_the_original_statistics():
-    g = np.load(shared_root() / "goldens" / "masking_stats.npz")
+    g = np.load(golden_file("masking_stats.npz"))
     rng = np.random.default_rng(1)
     counts = np.array([np.sort(batch_masks(64, (12, 12), rng).sum(1)) for _ in range(200)])
     assert ((counts > 0).sum(1) == int(g["collate_n_samples_masked"][0])).all()

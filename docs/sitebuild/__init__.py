@@ -1,0 +1,1 @@
+"""The documentation site: notebooks, figures and signatures become pages for Sphinx, offline."""
