@@ -10,7 +10,7 @@ __all__ = ['PROPERTIES', 'FOUR', 'property_labels', 'ReleasedMLP', 'head_of', 'r
 import numpy as np
 import torch
 from ..core.config import spawn_seed
-from ..metrics.regression import resample
+from ..metrics.bootstrap import draw_rows
 from ..search.neighbours import Scale
 from .heads import KNN, MLP, Trees, few_threads
 from ..models.baselines import perceptron
@@ -114,7 +114,7 @@ def property_scores(
     extend = lambda s: np.append(s, s[columns].mean()) if columns else s
     best = extend(r2_columns(predicted, true))
     drawn = np.array(
-        [extend(r2_columns(predicted[rows], true[rows])) for rows in resample(len(true), draws, seed)]
+        [extend(r2_columns(predicted[rows], true[rows])) for rows in draw_rows(len(true), draws, seed)]
     )
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     return {name: (float(a), float(b), float(c)) for name, a, b, c in zip([*names, "mean"], best, low, high)}
@@ -123,7 +123,7 @@ def property_scores(
 def paired_means(first, second, true, draws=1000, seed=0):  # (n, T) each
     "Mean R2 over the columns, first - second: dict(difference, low, high, verdict), verdict above, below or level by the 95 % interval."
     score = lambda rows: (r2_columns(first[rows], true[rows]) - r2_columns(second[rows], true[rows])).mean()
-    low, high = np.percentile([score(rows) for rows in resample(len(true), draws, seed)], [2.5, 97.5])
+    low, high = np.percentile([score(rows) for rows in draw_rows(len(true), draws, seed)], [2.5, 97.5])
     verdict = "above" if low > 0 else "below" if high < 0 else "level"
     return dict(difference=float(score(slice(None))), low=float(low), high=float(high), verdict=verdict)
 

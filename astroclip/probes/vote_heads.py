@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 from scipy.special import gammaln, xlogy
 from threadpoolctl import threadpool_limits
 from ..surveys.leakage import unit_sphere
-from ..metrics.regression import resample
+from ..metrics.bootstrap import draw_rows
 from ..search.neighbours import Scale
 from .heads import few_threads, mlp
 from ..models.baselines import MorphologyMLP
@@ -125,7 +125,7 @@ def winners(votes, least=5):  # (n, A) counts -> (n,)
 def draw_weights(n, draws=1000, seed=0):
     "(1 + draws, n) float32: ones for the sample itself, then how often the bootstrap drew each galaxy."
     return np.stack(
-        [np.ones(n), *(np.bincount(rows, minlength=n) for rows in resample(n, draws, seed))]
+        [np.ones(n), *(np.bincount(rows, minlength=n) for rows in draw_rows(n, draws, seed))]
     ).astype(np.float32)
 
 
