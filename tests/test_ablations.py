@@ -5,7 +5,8 @@ import torch
 
 from astroclip.core.config import sample_path
 from astroclip.surveys.pairs import Survey
-from astroclip.metrics.bootstrap import contrast_scores, draw_counts, mean_draws, over_seeds, r2_draws, verdict
+from astroclip.metrics.bootstrap import draw_counts, mean_draws, over_seeds, r2_draws, verdict
+from astroclip.search.ranks import contrast_scores
 from astroclip.losses.contrastive import LogitScale, clip_loss
 from astroclip.models.specformer import SpecFormer
 from astroclip.models.vit import VisionTransformer

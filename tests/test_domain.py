@@ -5,17 +5,19 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from astroclip.metrics.regression import redshift_scores
+from astroclip.metrics.bootstrap import redshift_scores
 from astroclip.metrics.selective import (
     binned_scores,
-    distance_to_training,
     gain_difference,
-    neighbour_scatter,
-    percentile_among,
     quantile_edges,
     risk_coverage,
     risk_curve,
     roc_area,
+)
+from astroclip.probes.novelty import (
+    distance_to_training,
+    neighbour_scatter,
+    percentile_among,
     training_distances,
     two_sample_area,
     two_sample_test,
@@ -114,8 +116,8 @@ def test_gain_difference_is_paired():
     loss = RNG.exponential(size=200)
     good, poor = loss + 0.3 * RNG.normal(size=200), RNG.random(200)
     d = gain_difference(good, poor, loss, 100)
-    assert d["low"] > 0 and d["difference"] == pytest.approx(risk_coverage(good, loss, 1)["gain"] - risk_coverage(poor, loss, 1)["gain"])
-    assert gain_difference(good, 2 * good, loss, 20) == dict(difference=0, low=0, high=0)
+    assert d.low > 0 and d.value == pytest.approx(risk_coverage(good, loss, 1)["gain"] - risk_coverage(poor, loss, 1)["gain"])
+    assert tuple(gain_difference(good, 2 * good, loss, 20)) == (0, 0, 0)
 
 
 def test_roc_area_equals_scikit_learn():

@@ -7,10 +7,19 @@ import torch
 
 from astroclip.core.config import Params, sample_path
 from astroclip.surveys.pairs import Survey
-from astroclip.evaluation.embeddings import Embeddings, classifier, embed_survey, image_summary, image_tower, spectrum_summary, spectrum_tower, towers
+from astroclip.evaluation.embeddings import (
+    Embeddings,
+    classifier,
+    embed_survey,
+    image_summary,
+    image_tower,
+    spectrum_summary,
+    spectrum_tower,
+    towers,
+)
 from astroclip.surveys.leakage import fingerprint
 from astroclip.evaluation.published import PAPER, page_file, paper_number, read_table, score_row
-from astroclip.data.photometry import photometry
+from astroclip.data.photometry import aperture_magnitudes
 from astroclip.models.astroclip import AstroCLIP
 from astroclip.models.specformer import SpecFormer
 from astroclip.models.vit import VisionTransformer
@@ -30,7 +39,7 @@ class Guess:
 def test_what_is_written_is_what_the_model_says(model, tmp_path, batch_size):
     survey = Survey(sample_path())
     models = dict(astroclip=towers(model), vit=image_tower(model.image_encoder.backbone), specformer=spectrum_tower(model.spectrum_encoder.backbone),
-                  redshift=classifier(Guess(), survey.split == 2), photometry=photometry(), checks=fingerprint)
+                  redshift=classifier(Guess(), survey.split == 2), photometry=aperture_magnitudes, checks=fingerprint)
     path = embed_survey(survey.path, tmp_path / "embeddings.h5", models, {"astroclip": dict(checkpoint="abc", configuration="corrected")}, batch_size, report=None)
     e = Embeddings(path)
     assert (e.targetid == survey.targetid).all() and (e.split == survey.split).all() and len(e) == len(survey)

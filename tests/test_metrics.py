@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import r2_score
 
-from astroclip.metrics.regression import OUTLIER, bias, bootstrap, dz, outlier_fraction, paired_bootstrap, r2, redshift_scores, sigma_nmad
+from astroclip.metrics.regression import OUTLIER, bias, dz, outlier_fraction, r2, sigma_nmad
+from astroclip.metrics.bootstrap import Score, bootstrap, draw_rows, mean_interval, paired_bootstrap, redshift_scores
 
 
 def test_hand_computed_values():
@@ -36,7 +37,7 @@ def test_bootstrap_covers_as_often_as_it_says():
     for seed in range(120):
         rng = np.random.default_rng(seed)
         t = rng.normal(size=300)
-        low, high = bootstrap(r2, t + 0.5 * rng.normal(size=300), t, draws=200, seed=seed)
+        _, low, high = bootstrap(r2, t + 0.5 * rng.normal(size=300), t, draws=200, seed=seed)
         inside += low <= truth <= high
     assert 0.87 <= inside / 120 <= 1.0
 
@@ -45,10 +46,10 @@ def test_paired_bootstrap_knows_a_small_difference_and_a_tie():
     rng = np.random.default_rng(2)
     t, shared = rng.uniform(0, 0.6, 800), rng.normal(0, 0.08, 800)
     good, bad = t + shared, t + shared + rng.normal(0, 0.03, 800)
-    assert paired_bootstrap(r2, good, bad, t)["above"]
-    assert not paired_bootstrap(r2, bad, good, t)["above"]
+    assert paired_bootstrap(r2, good, bad, t).low > 0
+    assert paired_bootstrap(r2, bad, good, t).high < 0
     tie = paired_bootstrap(r2, good, good, t)
-    assert (tie["difference"], tie["low"], tie["high"]) == (0, 0, 0)
+    assert tuple(tie) == (0, 0, 0) and tie.n == 800 and not tie.excludes(0)
 
 
 def test_seeded_and_complete():
@@ -65,3 +66,34 @@ def test_seeded_and_complete():
 def test_refuses(p, t):
     with pytest.raises(ValueError):
         r2(p, t)
+
+
+def test_a_score_writes_itself():
+    s = Score(0.7264, 0.691, 0.756, 1200)
+    assert f"{s}" == str(s) == f"{s:.3f}" == "0.726 [0.691, 0.756]" and f"{s:+.1f}" == "+0.7 [+0.7, +0.8]"
+    assert str(Score(0.5)) == "0.500" and f"{Score(0.5):.1%}" == "50.0%"
+    assert str(Score(float("nan"), float("nan"), float("nan"))) == str(Score(float("nan"))) == "-"
+    assert str(Score(1.0, float("nan"), 2.0)) == "1.000 [-, 2.000]"
+
+
+def test_a_score_is_a_number_three_numbers_and_three_columns():
+    s = Score(0.2, -0.1, 0.4)
+    assert float(s) == 0.2 and tuple(s) == (0.2, -0.1, 0.4) and dict(zip("abc", s)) == dict(a=0.2, b=-0.1, c=0.4)
+    assert s.columns("r2") == dict(r2=0.2, r2_low=-0.1, r2_high=0.4)
+    assert not s.excludes(0) and s.excludes(0.5) and s.excludes(-0.2) and not s.excludes(0.4)
+    assert not Score(0.2).excludes(9) and not Score(*[float("nan")] * 3).excludes(0)
+    with pytest.raises(AttributeError):
+        s.value = 1
+
+
+def test_bootstrap_gives_scores():
+    rng = np.random.default_rng(5)
+    t = rng.normal(size=200)
+    one = bootstrap(r2, t + 0.3, t, draws=100)
+    assert one.value == r2(t + 0.3, t) and one.low <= one.value <= one.high and one.n == 200
+    several = bootstrap(lambda a, b: [r2(a, b), a.mean()], t + 0.3, t, draws=100)
+    assert several[0] == one and len(several) == 2
+    drawn = [(t + 0.3)[rows].mean() for rows in draw_rows(200, 100, 0)]
+    np.testing.assert_allclose(list(several[1])[1:], np.percentile(drawn, [2.5, 97.5]))
+    np.testing.assert_allclose(list(mean_interval(np.append(t + 0.3, np.nan), 100)), list(several[1]))
+    assert mean_interval([]).n == 0 and np.isnan(float(mean_interval([np.nan])))

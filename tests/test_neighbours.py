@@ -16,16 +16,15 @@ from astroclip.search.ranks import (
     above_null,
     class_retrieval,
     found_rows,
-    matched,
     ndcg,
     neighbour_contrast,
-    partner_ranks,
+    pair_ranks,
     rare_classes,
     recall_curve,
     retrieval_scores,
     shuffled_ranks,
-    spectrum_colours,
 )
+from astroclip.data.photometry import matched, spectrum_colors
 
 rng = np.random.default_rng(0)
 BANK, QUERY = rng.normal(size=(900, 24)).astype("f4"), rng.normal(size=(37, 24)).astype("f4")
@@ -99,14 +98,14 @@ def test_scale_returns():
     np.testing.assert_allclose(Scale(x).back(Scale(x)(x)), x, rtol=1e-5, atol=1e-5)
 
 
-def test_partner_ranks_against_sorting():
+def test_pair_ranks_against_sorting():
     q, g = rng.normal(size=(2, 80, 6))
     s = (q / np.linalg.norm(q, axis=1, keepdims=True)) @ (g / np.linalg.norm(g, axis=1, keepdims=True)).T
     expected = (np.argsort(-s, axis=1) == np.arange(80)[:, None]).argmax(1) + 1
-    np.testing.assert_array_equal(partner_ranks(q, g, block=7), expected)
+    np.testing.assert_array_equal(pair_ranks(q, g, block=7), expected)
     scores = retrieval_scores(expected, draws=50)
     assert scores["recall_at_10"] == (expected <= 10).mean() and scores["n"] == 80 and scores["chance_at_10"] == 10 / 80
-    assert partner_ranks(np.ones((9, 2)), np.ones((9, 2))).tolist() == [5] * 9  # a collapsed encoder gains nothing
+    assert pair_ranks(np.ones((9, 2)), np.ones((9, 2))).tolist() == [5] * 9  # a collapsed encoder gains nothing
 
 
 def test_neighbour_contrast_orders_itself():
@@ -125,13 +124,13 @@ def test_leaks_are_found():
     assert [list(np.flatnonzero(rows)) for rows in leaks(ids, split, ra, dec, prints).values()] == [[95], [97], [96]]
 
 
-def test_partner_ranks_in_euclidean_distance():
+def test_pair_ranks_in_euclidean_distance():
     q, g = rng.normal(size=(2, 30, 3)) * 5
     distance = np.linalg.norm(q[:, None] - g, axis=-1)
     expected = 1 + (distance < np.diag(distance)[:, None]).sum(1)
-    np.testing.assert_array_equal(partner_ranks(q, g, "euclidean", block=4), expected)
+    np.testing.assert_array_equal(pair_ranks(q, g, "euclidean", block=4), expected)
     with pytest.raises(ValueError, match="cosine or euclidean"):
-        partner_ranks(q, g, "manhattan")
+        pair_ranks(q, g, "manhattan")
 
 
 def test_shuffled_pairs_are_permutations_of_the_rank_table():
@@ -193,5 +192,5 @@ def test_matched_colours_whiten_what_is_left_over():
     x, y = matched(first, second, train)
     np.testing.assert_allclose(np.cov((y - x)[~train].T), np.eye(3), atol=0.12)
     wavelength = np.arange(3600.0, 9825, 0.8)
-    red = spectrum_colours(wavelength, np.stack([wavelength, np.full_like(wavelength, 50)]))
+    red = spectrum_colors(wavelength, np.stack([wavelength, np.full_like(wavelength, 50)]))
     assert (red[0, 1:] > red[1, 1:]).all() and abs(red[1, 1:]).max() < 1e-6

@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from astroclip.metrics.regression import r2
-from astroclip.data.photometry import aperture_fluxes, aperture_weights, colours, magnitudes, photometry
+from astroclip.data.photometry import aperture_fluxes, aperture_magnitudes, aperture_weights, colors, magnitudes
 from astroclip.probes.heads import HEADS, MLP, Linear, few_threads, fit_head
 
 rng = np.random.default_rng(0)
@@ -76,8 +76,8 @@ def test_aperture_of_a_flat_image_is_its_area():
             np.testing.assert_allclose(aperture_weights(size, diameter).sum(), aperture_fluxes(flat, diameter)[0, 0], rtol=1e-5)
 
 
-def test_magnitudes_and_colours():
+def test_magnitudes_and_colors():
     np.testing.assert_allclose(magnitudes([1.0, 10.0, 100.0]), [22.5, 20.0, 17.5], atol=3e-3)
     assert np.isfinite(magnitudes([-1.0, 0.0])).all() and (np.diff(magnitudes(np.linspace(-1, 5, 50))) < 0).all()
-    np.testing.assert_allclose(colours(np.array([[19.0, 18.0, 17.5]])), [[18, 1, 0.5]])
-    assert set(photometry((3, 5))(dict(image=np.ones((2, 3, 64, 64))))) == {"aperture_3", "aperture_5"}
+    np.testing.assert_allclose(colors(np.array([[19.0, 18.0, 17.5]])), [[18, 1, 0.5]])
+    assert set(aperture_magnitudes(dict(image=np.ones((2, 3, 64, 64))))) == {"aperture_3", "aperture_5"}

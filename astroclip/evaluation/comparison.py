@@ -18,11 +18,11 @@ from ..core.artifacts import STAGES
 from ..core.config import Params, spawn_seed
 from ..core.profiles import WORD, parse_settings, settings
 from .embeddings import Embeddings
-from ..metrics.regression import resample
+from ..data.spectrum_grid import resample
 from ..probes.few_shot import r2_columns
 from ..probes.heads import head_of
 from ..surveys.labels import FOUR, PROPERTIES, property_labels
-from ..search.ranks import partner_ranks
+from ..search.ranks import pair_ranks
 from ..surveys.pairs import Survey
 from ..training.loop import read_curves
 
@@ -144,7 +144,7 @@ def run_answers(
     }
     rows = np.flatnonzero(split == 2)[:gallery]
     for kind, other in (("image", "spectrum"), ("spectrum", "image")):
-        found = partner_ranks(x[kind][rows], x[other][rows])[:, None] <= 10
+        found = pair_ranks(x[kind][rows], x[other][rows])[:, None] <= 10
         about = dict(ids=ids[rows], given=found.astype(float), true=labels["redshift"][rows])
         answers[f"recall@10, {kind} to {other}"] = Answers(**about, score=fraction, alone=False)
     return answers

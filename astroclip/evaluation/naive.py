@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 import h5py
@@ -22,8 +23,11 @@ from ..data.images import M, Q, SCALES, center_crop
 from ..data.spectrum_grid import bin_edges
 
 # %% ../../nbs/evaluation/70_naive.ipynb #99f60611
-def stretch_loop(images, size):  # (N, 3, H, W) nanomaggies -> (N, 3, size, size)
-    "Numpy, image by image, cropped last, as the original's collator does it."
+def stretch_loop(
+    images,  # (N, 3, H, W) nanomaggies
+    size: int,  # pixels
+) -> np.ndarray:  # (N, 3, size, size)
+    "Numpy, image by image, cropped last, as the collator of the released code does it."
     out, scales = [], np.float32(SCALES)[:, None, None]
     for image in images:
         v = image * scales + np.float32(M)
@@ -33,8 +37,12 @@ def stretch_loop(images, size):  # (N, 3, H, W) nanomaggies -> (N, 3, size, size
     return center_crop(np.stack(out), size)
 
 # %% ../../nbs/evaluation/70_naive.ipynb #2620c0ad
-def crops_loop(images, plan, seed=0):  # (N, 3, H, W), data.image_augment.Plan -> (C, N, 3, S, S)
-    "Every crop on its own: cut, flip, transpose, Gaussian blur of each band by scipy, noise by numpy, display scaling."
+def crops_loop(
+    images,  # (N, 3, H, W) nanomaggies
+    plan,  # data.image_augment.Plan
+    seed: int = 0,
+) -> np.ndarray:  # (C, N, 3, S, S)
+    "Every crop on its own: cut, flip, transpose, Gaussian blur by scipy, noise by numpy, display scaling."
     rng, (n, crops) = np.random.default_rng(seed), plan.top.shape
     out = np.empty((crops, n, 3, plan.size, plan.size), np.float32)
     for i in range(n):
@@ -43,21 +51,20 @@ def crops_loop(images, plan, seed=0):  # (N, 3, H, W), data.image_augment.Plan -
             x = images[i, :, top : top + plan.size, left : left + plan.size]
             x = x[:, :: -1 if plan.flip_y[i, c] else 1, :: -1 if plan.flip_x[i, c] else 1]
             x = x.transpose(0, 2, 1) if plan.swap[i, c] else x
-            x = np.stack(
-                [
-                    gaussian_filter(band, s, mode="reflect") if s > 0 else band
-                    for band, s in zip(x, plan.blur[i, c])
-                ]
-            )
+            widths = zip(x, plan.blur[i, c])
+            x = np.stack([gaussian_filter(band, s, mode="reflect") if s > 0 else band for band, s in widths])
             noisy = plan.noise[i, c] > 0
-            x[noisy] += plan.noise[i, c][noisy, None, None] * rng.standard_normal(
-                (noisy.sum(), *x.shape[1:]), np.float32
-            )
+            noise = rng.standard_normal((noisy.sum(), *x.shape[1:]), np.float32)
+            x[noisy] += plan.noise[i, c][noisy, None, None] * noise
             out[c, i] = stretch_loop(x[None], plan.size)[0]
     return out
 
 # %% ../../nbs/evaluation/70_naive.ipynb #ab91b71a
-def resample_loop(wavelength, flux, grid):  # (L,), (L,), (G,) -> (G,)
+def resample_loop(
+    wavelength,  # (L,)
+    flux,  # (L,)
+    grid,  # (G,)
+) -> np.ndarray:  # (G,)
     "Flux-conserving resampling bin by bin; NaN outside."
     old, new = bin_edges(wavelength), bin_edges(grid)
     out = np.full(len(grid), np.nan)
@@ -66,12 +73,16 @@ def resample_loop(wavelength, flux, grid):  # (L,), (L,), (G,) -> (G,)
         i, k = first[j], last[j]
         if i < 0 or k > len(flux):
             continue
-        share = np.minimum(old[i + 1 : k + 1], new[j + 1]) - np.maximum(old[i:k], new[j])
-        out[j] = share @ flux[i:k] / share.sum()
+        overlap = np.minimum(old[i + 1 : k + 1], new[j + 1]) - np.maximum(old[i:k], new[j])
+        out[j] = overlap @ flux[i:k] / overlap.sum()
     return out
 
 
-def resample_cumulative(wavelength, flux, grid):  # (L,), (N, L), (G,) -> (N, G)
+def resample_cumulative(
+    wavelength,  # (L,)
+    flux,  # (N, L)
+    grid,  # (G,)
+) -> np.ndarray:  # (N, G)
     "The same through the integral of the flux and `np.interp`; without inverse variance or missing pixels."
     old, new = bin_edges(wavelength), bin_edges(grid)
     total = np.concatenate([np.zeros((len(flux), 1)), np.cumsum(flux * np.diff(old), 1)], 1)
@@ -79,8 +90,13 @@ def resample_cumulative(wavelength, flux, grid):  # (L,), (N, L), (G,) -> (N, G)
 
 # %% ../../nbs/evaluation/70_naive.ipynb #908be79e
 def tokens_loop(
-    flux, window=20, stride=10, chunks=6, width=50, seed=0
-):  # (N, L) -> (N, T, window + 2), (N, T)
+    flux,  # (N, L)
+    window: int = 20,
+    stride: int = 10,
+    chunks: int = 6,  # runs of tokens that are hidden
+    width: int = 50,  # tokens in each
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:  # tokens (N, T, window + 2), hidden (N, T) bool
     "Standardise, cut, add the statistics token and hide `chunks` runs of tokens, spectrum by spectrum."
     rng, tokens, masks = np.random.default_rng(seed), [], []
     for f in flux:
@@ -100,18 +116,15 @@ def tokens_loop(
 
 # %% ../../nbs/evaluation/70_naive.ipynb #75d04710
 class PlainPool(nn.Module):
-    "`models.layers.CrossAttentionPool` computed by `nn.MultiheadAttention` with the same weights: tokens (B, N, D) -> (B, E)."
+    "`CrossAttentionPool` by `nn.MultiheadAttention` with the same weights: tokens (B, N, D) -> (B, E)."
 
     def __init__(self, pool):
         super().__init__()
         E, D = pool.k.weight.shape
         self.query, self.norm = pool.query, pool.norm
         self.mha = nn.MultiheadAttention(E, pool.num_heads, kdim=D, vdim=D, batch_first=True)
-        state = (
-            {f"{x}_proj_weight": getattr(pool, x).weight for x in "qkv"}
-            if D != E
-            else {"in_proj_weight": torch.cat([getattr(pool, x).weight for x in "qkv"])}
-        )
+        weights = {f"{x}_proj_weight": getattr(pool, x).weight for x in "qkv"}
+        state = weights if D != E else {"in_proj_weight": torch.cat(list(weights.values()))}
         state |= {
             "in_proj_bias": torch.cat([getattr(pool, x).bias for x in "qkv"]),
             "out_proj.weight": pool.proj.weight,
@@ -124,7 +137,12 @@ class PlainPool(nn.Module):
         return self.norm(self.mha(query, x, x, need_weights=False)[0][:, 0])
 
 # %% ../../nbs/evaluation/70_naive.ipynb #6acb32d7
-def write_rows_file(path, n, shape=(3, 152, 152), seed=0):
+def write_rows_file(
+    path,
+    n: int,  # rows
+    shape=(3, 152, 152),  # of a row
+    seed: int = 0,
+) -> Path:
     "A survey file of `targetid` and `image` (n, *shape) float16 alone, one row a chunk, for reading tests."
     rng = np.random.default_rng(seed)
     with h5py.File(path, "w") as f:
@@ -135,8 +153,12 @@ def write_rows_file(path, n, shape=(3, 152, 152), seed=0):
     return Path(path)
 
 
-def read_fancy(path, batch_size, seed=0):
-    "Every row once, in shuffled batches read by sorted fancy indexing: iterator of dict(image, row)."
+def read_fancy(
+    path,
+    batch_size: int,
+    seed: int = 0,
+) -> Iterator[dict]:  # image, row
+    "Every row once, in shuffled batches read by sorted fancy indexing."
     with h5py.File(path) as f:
         order = np.random.default_rng(seed).permutation(len(f["image"]))
         for i in range(0, len(order), batch_size):
@@ -164,30 +186,27 @@ def race(
     return {name: np.array(t) for name, t in times.items()}
 
 
-def race_rows(task, times, items, unit, kinds):
-    "Table rows: the first runner against each other one, whose kind ('loop' or 'library') `kinds` names."
+def race_rows(
+    task: str,
+    times: dict,  # name: (rounds,) seconds; the first is ours
+    items: int,  # done in a turn
+    unit: str,  # what they are
+    kinds: dict,  # name of each other runner: loop or library
+) -> list[dict]:
+    "Table rows: the first runner against each other one."
     (ours, mine), *others = times.items()
-    return [
-        dict(
-            task=task,
-            ours=ours,
-            alternative=name,
-            kind=kinds[name],
-            ratio=np.median(t / mine),
-            ratio_low=(t / mine).min(),
-            ratio_high=(t / mine).max(),
-            ours_per_second=items / mine.min(),
-            alternative_per_second=items / t.min(),
-            unit=unit,
-            rounds=int(len(mine)),
-        )
-        for name, t in others
-    ]
+    rows = []
+    for name, t in others:
+        row = dict(task=task, ours=ours, alternative=name, kind=kinds[name], ratio=np.median(t / mine))
+        row |= dict(ratio_low=(t / mine).min(), ratio_high=(t / mine).max())
+        row |= dict(ours_per_second=items / mine.min(), alternative_per_second=items / t.min())
+        rows.append(row | dict(unit=unit, rounds=int(len(mine))))
+    return rows
 
 # %% ../../nbs/evaluation/70_naive.ipynb #2816ab3b
 @contextmanager
 def threads(n: int):
-    "n threads for torch, numba, BLAS and OpenMP inside the block (as far as the process was started with that many)."
+    "n threads for torch, numba, BLAS and OpenMP inside the block, if the process was started with that many."
     import numba
     from threadpoolctl import threadpool_limits
 
@@ -206,7 +225,6 @@ def cpu_name() -> str:
     "The processor's name, its number of cores, and whether it multiplies bfloat16 matrices."
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
-    unit = "AMX" if torch.cpu.get_capabilities().get("amx_bf16") else "no AMX"
-    return (
-        f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores, {unit}"
-    )
+    name = names[0] if names else platform.processor() or platform.machine()
+    matrices = "AMX" if torch.cpu.get_capabilities().get("amx_bf16") else "no AMX"
+    return f"{name}, {os.cpu_count()} cores, {matrices}"

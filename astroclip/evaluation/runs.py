@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.artifacts import ensure
 from ..core.plots import save_figure, save_table
-from ..data.photometry import colours
+from ..data.photometry import colors
 from .embeddings import Embeddings
 from ..surveys.leakage import leaks
 from ..surveys.pairs import Survey
@@ -90,7 +90,7 @@ class Run:
 
     def features(self):
         "All that a head can read, (kind, model) -> (N, D): photometry as r, g - r, r - z; then embeddings."
-        found = {("photometry", name): colours(x) for name, x in self.magnitudes.items()}
+        found = {("photometry", name): colors(x) for name, x in self.magnitudes.items()}
         for kind in ("image", "spectrum"):
             for name in self.models:
                 if kind in self.embeddings.models[name]:

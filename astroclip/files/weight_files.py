@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..core.artifacts import file_hash
+from ..core.provenance import file_hash
 
 # %% ../../nbs/files/60_weight_files.ipynb #99b77901
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(/[\w./-]+)?")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.artifacts import write_atomic
+from ..core.faults import write_atomic
 from ..core.config import data_root
 from ..data.spectrum_units import air_to_vacuum
 from .population import AGE_CENTERS, AGE_EDGES, BIRTH_CLOUD, formed_mass, luminosity_distance

@@ -17,7 +17,8 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from ..core.artifacts import library_versions, write_atomic
+from ..core.provenance import library_versions
+from ..core.faults import write_atomic
 from ..core.workers import cores, workers
 from .chunks import CHUNK, make_pairs, make_spectra
 from .galaxy_spectra import Grids

@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..core.artifacts import file_hash, write_atomic
+from ..core.provenance import file_hash
+from ..core.faults import write_atomic
 from .astroclip import AstroCLIP
 from .layers import resolve_device
 from ..files.weight_files import is_ours, locate, weights_hash

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..core.plots import COLORS
 from ..metrics.regression import OUTLIER, dz, outlier_fraction, sigma_nmad
-from .panels import binned_panel, running_quantiles
+from .panels import binned_panel
+from .panels import quantiles_in_bins
 
 # %% ../../nbs/plotting/15_redshift_panels.ipynb #ee68ffd5
 def redshift_panel(
@@ -48,7 +49,7 @@ def residual_panel(
     "Median and middle 68 % of dz in bins of equal numbers of galaxies, models laid over each other."
     limit = limit or float(np.quantile(z_true, 0.995))
     for label, (z_pred, color, style) in models.items():
-        x, (low, middle, high) = running_quantiles(np.asarray(z_true), dz(z_pred, z_true), bins)
+        x, (low, middle, high) = quantiles_in_bins(np.asarray(z_true), dz(z_pred, z_true), bins)
         ax.plot(x, middle, style, color=color, label=label)
         for edge in (low, high):
             ax.plot(x, edge, style, color=color, lw=0.6, alpha=0.8)

@@ -9,7 +9,7 @@ __all__ = ['r2_columns', 'property_scores', 'paired_means', 'label_budget', 'few
 import numpy as np
 from ..core.config import spawn_seed
 from ..metrics.bootstrap import verdict
-from ..metrics.regression import resample
+from ..metrics.bootstrap import draw_rows
 from .heads import head_of
 
 # %% ../../nbs/probes/20_few_shot.ipynb #a28b769f
@@ -44,7 +44,7 @@ def property_scores(
         each = r2_columns(predicted[rows], true[rows])
         return np.append(each, each[columns].mean()) if columns else each
 
-    drawn = [scores(rows) for rows in resample(len(true), draws, seed)]
+    drawn = [scores(rows) for rows in draw_rows(len(true), draws, seed)]
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     found = zip([*names, "mean"], scores(slice(None)), low, high)
     return {name: (float(value), float(a), float(b)) for name, value, a, b in found}
@@ -62,7 +62,7 @@ def paired_means(
     def difference(rows):
         return (r2_columns(first[rows], true[rows]) - r2_columns(second[rows], true[rows])).mean()
 
-    low, high = np.percentile([difference(rows) for rows in resample(len(true), draws, seed)], [2.5, 97.5])
+    low, high = np.percentile([difference(rows) for rows in draw_rows(len(true), draws, seed)], [2.5, 97.5])
     found = dict(difference=float(difference(slice(None))), low=float(low), high=float(high))
     return found | dict(verdict=verdict(low, high))
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
-from ..core.artifacts import write_atomic
+from ..core.faults import write_atomic
 from ..core.config import spawn_seed
 from ..core.workers import workers
 from .coordinates import Coordinates, scale_of

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from astropy.table import Table
 
-from ..core.artifacts import write_atomic
+from ..core.faults import write_atomic
 from ..data.arrays import as_floats
 from ..files.identifiers import as_identifiers, is_among, values_and_gaps
 from ..surveys.hdf5_columns import check_hdf5

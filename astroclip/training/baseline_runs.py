@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 import numpy as np
 import torch
-from ..core.artifacts import write_atomic
+from ..core.faults import write_atomic
 from ..core.config import spawn_seed
 from ..core.workers import workers
 from ..models.baselines import ConvAttention, ConvNeXt, ResNet

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core.artifacts import write_atomic
+from ..core.faults import write_atomic
 
 # %% ../../nbs/training/20_loop.ipynb #9cecd484
 def has_bf16(device) -> bool:

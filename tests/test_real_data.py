@@ -5,9 +5,21 @@ import pytest
 
 from astroclip.data.spectrum_grid import N_PIXELS, Spectrum, WAVELENGTH
 from astroclip.evaluation.real_data import (
+    COLUMNS,
     SUFFIXES,
-    COLUMNS, ask_images, ask_spectra, choose, find_folder, group_of, images_for_network, list_all, markers_of, nearest_redshift,
-    read_folder, real_scores, spectra_for_network, wilson)
+    ask_images,
+    ask_spectra,
+    find_folder,
+    group_of,
+    images_for_network,
+    list_all,
+    nearest_redshift,
+    read_folder,
+    real_scores,
+    spectra_for_network,
+    wilson,
+)
+from astroclip.plotting.observed import choose, markers_of, neighbour_figure, real_redshift_figure, spectrum_neighbour_figure
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +173,16 @@ def test_unknown_groups_are_drawn_and_chosen():
     assert set(markers_of(groups)) == {"SDSS", "MaNGA", "DESI", "LAMOST", ""}
     assert choose(groups, np.array([True, True, False, True]), np.array([0.5, 0.5, 0.9, 0.8]), 3) == [0, 1, 2]
     assert choose(groups[:0], np.zeros(0, bool), np.zeros(0)) == []
+
+
+def test_no_folder_and_no_galaxies_are_no_error():
+    nothing = read_folder(None)
+    assert len(nothing) == 0 and not nothing.left_out
+    images = ask_images(None, nothing.images, np.eye(3), np.zeros(3))
+    spectra, flux, ivar = ask_spectra(None, None, nothing.spectra, np.eye(3))
+    assert list_all(nothing, images, spectra, [], []) == [] and flux.shape == ivar.shape == (0, N_PIXELS)
+    none = np.zeros(0)
+    assert len(real_redshift_figure(none, np.zeros(0, str), {"classifier": none}).axes) == 2
+    assert len(real_redshift_figure(none, np.zeros(0, str), {}).axes) == 2
+    assert not neighbour_figure(images.shown, [], np.zeros((0, 4, 3, 8, 8)), []).axes
+    assert len(spectrum_neighbour_figure(spectra.shown, [], none, np.zeros((0, 3, N_PIXELS))).axes) == 1

@@ -10,21 +10,20 @@ from sklearn.manifold import trustworthiness
 
 from astroclip.evaluation.projections import (
     bridge,
-    centre,
     directions,
-    gap_scores,
-    interactive_map,
     map_quality,
-    mean_interval,
+    modality_gap,
     neighbour_mean,
     own_kind,
     principal,
     recall,
+    remove_centroids,
     tell_modalities,
     umap_2d,
     upright,
-    write_interactive,
 )
+from astroclip.plotting.maps import interactive_map, write_interactive
+from astroclip.metrics.bootstrap import mean_interval
 
 
 @pytest.fixture(scope="module")
@@ -84,19 +83,19 @@ def test_upright_undoes_rotation_and_mirror():
 
 def test_gap_by_hand():
     x, y = np.tile([1.0, 0.0], (6, 1)), np.tile([0.0, 1.0], (6, 1))
-    found = gap_scores(x, y, draws=20)
+    found = modality_gap(x, y, draws=20)
     assert found["gap"] == found["paired"] == found["random"] == pytest.approx(np.sqrt(2))
     assert found["gap_over_paired"] == pytest.approx(1) and found["gap_low"] == found["gap_high"] == pytest.approx(np.sqrt(2))
-    assert gap_scores(x, x, draws=20)["gap"] == 0
+    assert modality_gap(x, x, draws=20)["gap"] == 0
 
 
-def test_bridge_and_centre_close_the_gap(pairs):
+def test_bridge_and_removed_centroids_close_the_gap(pairs):
     x, y = pairs
     means = x.mean(0), y.mean(0)
-    before = gap_scores(x, y, 100)
+    before = modality_gap(x, y, 100)
     assert before["gap_low"] > before["no_gap"]
-    for moved in (bridge(x, y, *means), centre(x, y, *means)):
-        after = gap_scores(*moved, 100)
+    for moved in (bridge(x, y, *means), remove_centroids(x, y, *means)):
+        after = modality_gap(*moved, 100)
         assert after["gap"] < 0.2 * before["gap"]
         np.testing.assert_allclose(np.linalg.norm(moved[0], axis=1), 1)
     swapped = bridge(x, y, *means, 2)  # the modalities change sides
