@@ -32,9 +32,8 @@ def test_one_bin_is_the_score_of_the_page_redshift():
     "The same numbers and the same intervals: one definition, two speeds."
     (row,) = binned_scores(GUESS, Z, Z, [0, 1], "spectrum", draws=50, seed=3)
     whole = redshift_scores(GUESS, Z, "spectrum", 50, 3)
-    for name in whole:
-        if name != "n_test":
-            assert row[name] == pytest.approx(whole[name], abs=1e-12), name
+    for name, score in whole.items():
+        assert [row[name], row[f"{name}_low"], row[f"{name}_high"]] == pytest.approx([*score], abs=1e-12), name
     assert row["n"] == 300
 
 

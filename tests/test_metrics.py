@@ -59,7 +59,7 @@ def test_seeded_and_complete():
     for kind in OUTLIER:
         row = redshift_scores(p, t, kind, draws=50, seed=4)
         assert row == redshift_scores(p, t, kind, draws=50, seed=4)
-        assert row["n_test"] == 200 and row["outlier_fraction"] == outlier_fraction(p, t, OUTLIER[kind])
+        assert row["r2"].n == 200 and row["outlier_fraction"].value == outlier_fraction(p, t, OUTLIER[kind])
 
 
 @pytest.mark.parametrize("p, t", [([1, 2], [1, 2, 3]), ([], []), ([np.nan], [1]), ([[1]], [[1]])])

@@ -18,7 +18,7 @@ from ..core.artifacts import STAGES
 from ..core.config import Params, spawn_seed
 from ..core.profiles import WORD, parse_settings, settings
 from .embeddings import Embeddings
-from ..data.spectrum_grid import resample
+from ..metrics.bootstrap import draw_rows
 from ..probes.few_shot import r2_columns
 from ..probes.heads import head_of
 from ..surveys.labels import FOUR, PROPERTIES, property_labels
@@ -168,7 +168,7 @@ def score_interval(
     seed=0,
 ):
     "(score, low, high): 95 % over test galaxies."
-    drawn = [answers.at(rows) for rows in resample(len(answers.ids), draws, seed)]
+    drawn = [answers.at(rows) for rows in draw_rows(len(answers.ids), draws, seed)]
     return answers.at(slice(None)), *np.percentile(drawn, [2.5, 97.5])
 
 
@@ -181,8 +181,8 @@ def score_difference(
     "dict(difference, low, high, paired, n) of second - first: 95 %, on the same galaxies where possible."
     common = common_rows(first, second)
     i, j = common or (np.arange(len(first.ids)), np.arange(len(second.ids)))
-    rows = resample(len(i), draws, seed)
-    others = resample(len(j), draws, seed + 1)
+    rows = draw_rows(len(i), draws, seed)
+    others = draw_rows(len(j), draws, seed + 1)
     drawn = []
     for row in rows:
         other = row if common else next(others)

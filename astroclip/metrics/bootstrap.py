@@ -123,19 +123,16 @@ def redshift_scores(
     kind: str = "image",  # image, photometry or spectrum: what counts as an outlier
     draws: int = 1000,
     seed: int = 0,
-) -> dict:
-    "r2, bias, sigma_nmad and outlier_fraction, each with <name>_low and <name>_high, and n_test."
+) -> dict[str, Score]:
+    "r2, bias, sigma_nmad and outlier_fraction, each with its interval."
     if kind not in OUTLIER:
         raise ValueError(f"kind {kind!r}: one of {', '.join(OUTLIER)}")
 
     def every(p, t):
         return [r2(p, t), bias(p, t), sigma_nmad(p, t), outlier_fraction(p, t, OUTLIER[kind])]
 
-    row = {}
     names = ("r2", "bias", "sigma_nmad", "outlier_fraction")
-    for name, score in zip(names, bootstrap(every, z_pred, z_true, draws, seed=seed)):
-        row |= score.columns(name)
-    return row | dict(n_test=len(z_true))
+    return dict(zip(names, bootstrap(every, z_pred, z_true, draws, seed=seed)))
 
 # %% ../../nbs/metrics/20_bootstrap.ipynb #f574808d
 def draw_counts(
