@@ -15,7 +15,7 @@ import torch
 from astroclip.core.config import shared_root
 from astroclip.training.self_distillation import ImageConfig, SelfDistillation, image_stream, make_views, pretrain_image, schedules
 from astroclip.training.loop import NonFiniteLoss, read_curves
-from astroclip.training.masks import batch_masks, block_mask
+from astroclip.losses.masked import batch_masks, block_mask
 
 needs_goldens = pytest.mark.skipif(shared_root() is None, reason="no shared folder with golden vectors")
 SMALL = ImageConfig(image_size=48, cutout=60, local_size=24, embed_dim=32, depth=2, num_heads=1, drop_path=0.25, n_prototypes=64,

@@ -11,7 +11,8 @@ import torch
 from astroclip.core.config import sample_path
 from astroclip.data.log_grid import LOG_STEP, LOG_WAVELENGTH, N_LOG, rebin, to_log_grid
 from astroclip.models.redshift import RedshiftNetwork
-from astroclip.models.specformer import SpecFormer, unfilled
+from astroclip.models.rest_frame import unfilled
+from astroclip.models.specformer import SpecFormer
 from astroclip.training.shift_consistency import Placing, consistency_loss, learn_place, two_views
 from astroclip.training.masked_modelling import SpectrumPretraining, fill_in, hidden_tokens, load_flux, pretrain_spectrum
 from astroclip.data.spectrum_augment import LogSpectra, degrade, move, move_to_redshift

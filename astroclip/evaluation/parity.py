@@ -36,7 +36,7 @@ from astroclip.losses.selfdistill import (
 )
 from ..models.astroclip import AstroCLIP
 from ..models.baselines import ConvAttention, MorphologyMLP, perceptron
-from ..models.layers import resolve_device
+from ..models.pretrained import resolve_device
 from ..models.specformer import SpecFormer
 from ..models.unpickle import TorchArchive
 from ..models.vit import VisionTransformer, resize_positions

@@ -16,7 +16,7 @@ from torch import nn
 from ..core.config import spawn_seed
 from ..data.images import center_crop
 from ..models.astroclip import AstroCLIP, ImageEncoder
-from ..models.specformer import standardise
+from ..models.specformer import standardize
 from ..models.vit import VisionTransformer
 from .alignment import Pairs, embed_pairs, spectrum_tokens, tower_tokens
 from .loop import autocast
@@ -113,7 +113,7 @@ def hide_brightness(spectrum_backbone, statistics):
 
 def mean_statistics(flux):  # (n, L)
     "(2,) the average statistics token of spectra."
-    _, mean, std = standardise(flux)
+    _, mean, std = standardize(flux)
     return torch.stack([((mean - 2) / 2).mean(), ((std - 2) / 8).mean()])
 
 # %% ../../nbs/training/55_alignment_variants.ipynb #ede1875d

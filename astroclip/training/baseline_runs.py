@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'ORIGINAL', 'TASKS', 'Job', 'job_list', 'build', 'feeds', 'recipe', 'released_split', 'run_job',
-           'run_jobs', 'collect', 'read_opponents']
+           'run_jobs', 'collect', 'read_baselines']
 
 # %% ../../nbs/training/75_baseline_runs.ipynb #bb2ec9fb
 import csv
@@ -17,7 +17,7 @@ from ..core.config import spawn_seed
 from ..core.workers import workers
 from ..models.baselines import ConvAttention, ConvNeXt, ResNet
 from .loop import read_curves
-from .records import follow
+from .loop import follow
 from .supervised import Supervised, fit_predict, image_feed, spectrum_feed
 
 # %% ../../nbs/training/75_baseline_runs.ipynb #f00a8826
@@ -210,7 +210,7 @@ def collect(jobs, folder):
         writer.writerows(rows)
 
 
-def read_opponents(artifact):
+def read_baselines(artifact):
     "{Job: {name: predictions}} of the stage's artifact."
     with np.load(artifact.path / "predictions.npz") as stored:
         found = {key: stored[key] for key in stored.files}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ImageConfig', 'schedules', 'make_views', 'show_views', 'new_tower', 'SelfDistillation', 'image_stream',
-           'pretrain_image', 'token_colours']
+           'pretrain_image', 'token_colors']
 
 # %% ../../nbs/training/30_self_distillation.ipynb #dc6e79a7
 import time
@@ -27,7 +27,7 @@ from astroclip.losses.selfdistill import (
     sinkhorn_knopp,
     update_center,
 )
-from ..models.layers import resolve_device
+from ..models.pretrained import resolve_device
 from ..models.vit import VisionTransformer
 from astroclip.training.loop import (
     Curves,
@@ -39,7 +39,7 @@ from astroclip.training.loop import (
     save_checkpoint,
     update_average,
 )
-from .masks import batch_masks
+from ..losses.masked import batch_masks
 from .schedules import cosine, parameter_groups, set_schedule
 
 # %% ../../nbs/training/30_self_distillation.ipynb #a89ba179
@@ -281,7 +281,7 @@ def pretrain_image(
 
 # %% ../../nbs/training/30_self_distillation.ipynb #eda54513
 @torch.no_grad()
-def token_colours(vit, images):
+def token_colors(vit, images):
     "Patch tokens of images (B, 3, H, W) as colours (B, 3, G, G) in [0, 1]: first three principal components of the batch."
     x = vit.forward_features(images)["x_norm_patchtokens"].float().cpu()
     grid = round(x.shape[1] ** 0.5)
