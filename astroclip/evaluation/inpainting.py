@@ -13,7 +13,7 @@ import torch
 from ..core.plots import COLORS, plot_spectrum
 from ..data.spectra import WAVELENGTH
 from ..metrics.regression import resample
-from ..training.masked_modelling import fill_in
+from ..training.masked_modelling import fill_masked
 
 # %% ../../nbs/evaluation/30_inpainting.ipynb #241b0f05
 def windows_of(model):
@@ -64,7 +64,7 @@ def reconstruct(model, flux, masked, protocol="corrected", batch_size=128):
     for i in range(0, len(flux), batch_size):
         some = slice(i, i + batch_size)
         answer[some] = (
-            fill_in(
+            fill_masked(
                 model.eval(),
                 torch.from_numpy(given[some]).to(device),
                 torch.from_numpy(masked[some]).to(device),

@@ -195,7 +195,7 @@ class ConvNeXtBlock(nn.Module):
 
 # %% ../../nbs/models/70_baselines.ipynb #a86dec26
 class Downsample(nn.Module):
-    "Patches of `size` pixels: (B, H, W, n_in) -> (B, H / size, W / size, n_out); norm before, or `first` after."
+    "(B, H, W, n_in) -> (B, H / size, W / size, n_out); normalised before, or (`first`) after."
 
     def __init__(self, n_in, n_out, size, first=False):
         super().__init__()
