@@ -134,7 +134,7 @@ def checkpoint_seeds(folder):
 
 
 def safetensors_seeds(folder):
-    from astroclip.models.checkpoints import save
+    from astroclip.models.pretrained import save
 
     save(tiny_model(), folder / "model")
     (folder / "model.safetensors").write_bytes((folder / "model" / "model.safetensors").read_bytes())
@@ -388,7 +388,7 @@ def read_hdf5(path):
 
 
 def read_model(path):
-    from astroclip.models.checkpoints import describe
+    from astroclip.models.pretrained import describe
     from astroclip.models.specformer import SpecFormer
 
     describe(path)

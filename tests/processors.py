@@ -16,7 +16,8 @@ from astroclip.data.images import center_crop, to_rgb
 from astroclip.surveys.pairs import Survey, read_rows
 from astroclip.search.neighbours import knn_regress, nearest
 from astroclip.losses.contrastive import clip_loss
-from astroclip.models.baselines import ConvAttention, ConvNeXt, ResNet, embed_images
+from astroclip.models.baselines import ConvAttention, ConvNeXt, ResNet
+from astroclip.models.stein import embed_images
 from astroclip.data.log_grid import N_LOG
 from astroclip.training.loop import has_bf16
 

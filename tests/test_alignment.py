@@ -8,7 +8,8 @@ from astroclip.losses.contrastive import clip_loss, gather_rows
 from astroclip.models.astroclip import AstroCLIP
 from astroclip.models.specformer import SpecFormer
 from astroclip.models.vit import VisionTransformer
-from astroclip.training.alignment import Alignment, Best, align, batch_rows, embed_pairs, load_pairs, oriented_crops, validate
+from astroclip.training.alignment import Alignment, align, batch_rows, embed_pairs, load_pairs, oriented_crops, validation_scores
+from astroclip.training.loop import Best
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -64,7 +65,7 @@ def test_the_best_validation_is_what_is_kept(frozen_pairs):
     model = new_model()
     records = list(align(model, frozen_pairs, Alignment(steps=12, batch_size=16, warmup=1, validate_every=2, lr=3e-2)))
     losses = [r["val_loss"] for r in records if r["val_loss"] is not None]
-    assert abs(validate(model, frozen_pairs["validation"], FROZEN)[0] - min(losses)) < 1e-4
+    assert abs(validation_scores(model, frozen_pairs["validation"], FROZEN)[0] - min(losses)) < 1e-4
 
 
 def test_best_goes_through_a_checkpoint():

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 from types import SimpleNamespace
 
-from astroclip.models.baselines import ConvAttention, ConvNeXt, MorphologyMLP, ResNet, embed_images, load_stein, perceptron
+from astroclip.models.baselines import ConvAttention, ConvNeXt, MorphologyMLP, ResNet, perceptron
+from astroclip.models.stein import embed_images, load_stein
 from astroclip.models.unpickle import CheckpointError
 
 

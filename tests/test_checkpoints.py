@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from astroclip.models.astroclip import AstroCLIP
-from astroclip.models.checkpoints import convert, describe, save
+from astroclip.models.pretrained import convert, describe, save
 from astroclip.models.specformer import SpecFormer
 from astroclip.models.unpickle import CheckpointError, Record, TorchArchive, read_pickle
 from astroclip.models.vit import VisionTransformer
@@ -431,7 +431,7 @@ def test_damaged_files_of_ours(tmp_path):
 
 
 def test_interrupted_save_leaves_no_half_model(tmp_path, monkeypatch):
-    import astroclip.models.checkpoints as module
+    import astroclip.models.pretrained as module
     def fail(*_, **__): raise OSError(28, "No space left on device")
     monkeypatch.setattr(module, "save_file", fail)
     with pytest.raises(OSError): save(tiny_specformer(), tmp_path / "m")

@@ -265,8 +265,8 @@ def test_an_index_refuses_queries_of_another_model(capsys, place, tmp_path):
     assert status == 1 and index.model in err and "made by model" in err
     assert run(capsys, *query, place / "m0")[0] == 0
     from astroclip import AstroCLIP
-    from astroclip.files.weight_files import describe_ours
-    assert describe_ours(place / "m0")["model"] == index.model
+    from astroclip.files.weight_files import describe_safetensors
+    assert describe_safetensors(place / "m0")["model"] == index.model
     assert SimilarityIndex.build(vectors(1), [1], model=AstroCLIP.from_pretrained(place / "m0", device="cpu")).model_sha256 == index.model_sha256
 
 

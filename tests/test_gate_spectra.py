@@ -170,7 +170,7 @@ def test_the_classifier_knows_no_scale(classifier, power, weighted):
 
 def test_line_channels_of_raw_tensors_know_no_scale(classifier):
     from astroclip.data.log_grid import line_channels, to_log_grid
-    from astroclip.models.specformer import RestFrame
+    from astroclip.models.rest_frame import RestFrame
 
     flux = torch.from_numpy(FLUX).float()
     expected = line_channels(*to_log_grid(flux, WAVELENGTH))

@@ -25,7 +25,7 @@ from astroclip.evaluation.inpainting import (
 from astroclip.metrics.bootstrap import mean_interval
 from astroclip.losses.masked import chunk_mask
 from astroclip.models.specformer import SpecFormer
-from astroclip.training.masked_modelling import fill_in
+from astroclip.training.masked_modelling import fill_masked
 
 
 def tower(**changes):
@@ -70,7 +70,7 @@ def test_released_is_the_training_answer_and_covers_more():
     model, flux = tower(), spectra()
     masked = mask(model, len(flux))
     answer, where = reconstruct(model, flux, masked, "released")
-    expected = fill_in(model, torch.from_numpy(flux), torch.from_numpy(masked)).numpy()
+    expected = fill_masked(model, torch.from_numpy(flux), torch.from_numpy(masked)).numpy()
     np.testing.assert_allclose(answer, expected, rtol=1e-5)
     hidden = hidden_pixels(model, masked)
     assert (where | hidden == where).all() and where.sum() > hidden.sum()

@@ -6,7 +6,7 @@ import torch
 from astroclip.data.log_grid import LOG_STEP, N_LOG, line_channels
 from astroclip.models.redshift import RIGHT, RedshiftClassifier, correlate, estimate
 from astroclip.training.redshift_classifier import (
-    Classification, calibrate, classification_loss, fit_calibration, hard_copies, reliability, soft_target, train_classifier)
+    Classification, calibrate, classification_loss, fit_calibration, hard_copies, reliability_table, soft_target, train_classifier)
 from astroclip.training.loop import NonFiniteLoss
 from astroclip.surveys.log_spectra import LogSpectra
 
@@ -110,7 +110,7 @@ def test_calibration_makes_stated_equal_observed():
     right, claimed = rng.random(40_000) < 1 / (1 + np.exp(-odds)), 1 / (1 + np.exp(-1.7 * odds - 0.4))
     model = small()
     model.calibration.copy_(torch.as_tensor(fit_calibration(claimed[:20_000], right[:20_000])))
-    rows = reliability(model.stated(claimed[20_000:]), right[20_000:])
+    rows = reliability_table(model.stated(claimed[20_000:]), right[20_000:])
     assert all(abs(r["observed"] - r["stated"]) < 0.04 for r in rows) and sum(r["n"] for r in rows) == 20_000
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from astroclip.models.baselines import ConvAttention, ConvNeXt, ResNet, perceptron
-from astroclip.training.supervised import Labels, Supervised, array_feed, image_feed, predict, spectrum_feed, train_supervised
+from astroclip.training.supervised import ArrayFeed, ImageFeed, Labels, SpectrumFeed, Supervised, predict, train_supervised
 
 N = 96
 TRAIN, VALIDATION, TEST = (np.arange(N) % 3 == i for i in range(3))
@@ -37,7 +37,7 @@ def net(seed=0):
 @pytest.mark.parametrize("stop", [5, 6, 13])
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path, stop):
     x, y = table()
-    feed, labels, config = array_feed(x, TRAIN), Labels(y, TRAIN), Supervised(epochs=6, batch_size=8)
+    feed, labels, config = ArrayFeed(x, TRAIN), Labels(y, TRAIN), Supervised(epochs=6, batch_size=8)
     whole = net()
     rows = list(train_supervised(whole, feed, labels, TRAIN, VALIDATION, config))
     file = tmp_path / "checkpoint.pt"
@@ -51,7 +51,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, stop):
 def test_it_stops_early_and_keeps_the_best():
     x, y = table()
     y[VALIDATION] = np.random.default_rng(1).normal(0, 1, (VALIDATION.sum(), 2))   # nothing to learn: validation soon worsens
-    feed, labels, config = array_feed(x, TRAIN), Labels(y, TRAIN), Supervised(epochs=60, batch_size=8, patience=3, lr=3e-3)
+    feed, labels, config = ArrayFeed(x, TRAIN), Labels(y, TRAIN), Supervised(epochs=60, batch_size=8, patience=3, lr=3e-3)
     model = net()
     rows = list(train_supervised(model, feed, labels, TRAIN, VALIDATION, config))
     losses = [r["val_loss"] for r in rows if r["val_loss"] is not None]
@@ -63,7 +63,7 @@ def test_it_stops_early_and_keeps_the_best():
 def test_the_schedule_is_on_and_batches_are_whole():
     x, y = table()
     config = Supervised(epochs=4, batch_size=10, warmup=3)
-    rows = list(train_supervised(net(), array_feed(x, TRAIN), Labels(y, TRAIN), TRAIN, VALIDATION, config))
+    rows = list(train_supervised(net(), ArrayFeed(x, TRAIN), Labels(y, TRAIN), TRAIN, VALIDATION, config))
     rates = [r["lr"] for r in rows]
     assert len(rows) == config.steps(TRAIN.sum()) == 12
     assert max(rates) == config.lr and rates[-1] < 0.1 * config.lr
@@ -72,7 +72,7 @@ def test_the_schedule_is_on_and_batches_are_whole():
 @pytest.mark.parametrize("kind", ["image", "spectrum"])
 def test_predictions_are_in_order_and_forget_nobody(survey, kind):
     torch.manual_seed(0)
-    model, feed = (ResNet(2, width=8), image_feed(survey, 32)) if kind == "image" else (ConvAttention(2), spectrum_feed(survey))
+    model, feed = (ResNet(2, width=8), ImageFeed(survey, 32)) if kind == "image" else (ConvAttention(2), SpectrumFeed(survey))
     model.train()
     all_at_once, by_fives = (predict(model, feed, TEST, size) for size in (256, 5))
     assert all_at_once.shape == (TEST.sum(), 2) and model.training
@@ -84,7 +84,7 @@ def test_predictions_are_in_order_and_forget_nobody(survey, kind):
 
 @pytest.mark.parametrize("model, kind", [(ResNet(2, width=8), "image"), (ConvNeXt(2, (1, 1, 1, 1), (8, 16, 16, 16)), "image"), (ConvAttention(2), "spectrum")])
 def test_every_baseline_trains(survey, model, kind):
-    feed = image_feed(survey, 32) if kind == "image" else spectrum_feed(survey)
+    feed = ImageFeed(survey, 32) if kind == "image" else SpectrumFeed(survey)
     before = [p.clone() for p in model.parameters()]
     rows = list(train_supervised(model, feed, Labels(table()[1], TRAIN), TRAIN, VALIDATION, Supervised(epochs=2, batch_size=16)))
     assert len(rows) == 4 and np.isfinite([r["loss"] for r in rows]).all()
@@ -94,7 +94,7 @@ def test_every_baseline_trains(survey, model, kind):
 @pytest.mark.parametrize("train", [False, True])
 def test_kept_rows_are_the_rows_of_the_file(survey, monkeypatch, train):
     def walk():
-        found = [(x.sum((1, 2, 3)).numpy(), r) for x, r in image_feed(survey, 40, shift=0)(TRAIN, 10, train=train)]
+        found = [(x.sum((1, 2, 3)).numpy(), r) for x, r in ImageFeed(survey, 40, shift=0)(TRAIN, 10, train=train)]
         x, rows = (np.concatenate(part) for part in zip(*found))
         order = np.argsort(rows)
         return rows[order], x[order], [len(r) for _, r in found]
@@ -109,7 +109,7 @@ def test_kept_rows_are_the_rows_of_the_file(survey, monkeypatch, train):
 
 def test_few_labels_are_fewer_than_a_batch(survey):
     few = TRAIN & (np.arange(N) < 12)
-    rows = list(train_supervised(ResNet(2, width=8), image_feed(survey, 32), Labels(table()[1], few), few, VALIDATION, Supervised(epochs=2)))
+    rows = list(train_supervised(ResNet(2, width=8), ImageFeed(survey, 32), Labels(table()[1], few), few, VALIDATION, Supervised(epochs=2)))
     assert len(rows) == 2
 
 

@@ -1,4 +1,4 @@
-"Schedules, groups, masks of the original to their last digit, and the pieces of the loop under faults."
+"Schedules, groups, masks of the released code to their last digit, and the pieces of the loop under faults."
 import json
 import re
 
@@ -11,7 +11,7 @@ from golden_files import golden_file
 
 from astroclip.training.loop import (
     Curves, NonFiniteLoss, Progress, autocast, check_finite, clip_gradients, has_bf16, load_checkpoint, read_curves, save_checkpoint)
-from astroclip.training.schedules import cosine, lr_multiplier, parameter_groups, scaled_lr, set_schedule, warmup_cosine, wd_multiplier
+from astroclip.training.schedules import cosine_schedule, lr_multiplier, parameter_groups, scaled_lr, set_schedule, warmup_cosine, wd_multiplier
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +26,16 @@ def same(values, expected): np.testing.assert_allclose(values, expected, rtol=1e
 def test_cosine_golden(golden, i):
     k = json.loads(str(golden[f"cosine_{i}_kwargs_json"]))
     expected = golden[f"cosine_{i}_values"]
-    same([cosine(t, k["base_value"], k["final_value"], k["total_iters"], k.get("warmup_iters", 0), k.get("start_warmup_value", 0),
+    same([cosine_schedule(t, k["base_value"], k["final_value"], k["total_iters"], k.get("warmup_iters", 0), k.get("start_warmup_value", 0),
                  k.get("freeze_iters", 0)) for t in range(len(expected))], expected)
 
 
 def test_published_schedules_golden(golden):
     steps, epoch, base = 250_000, 1250, scaled_lr(2e-4, 72 * 20)
     same(base, golden["official_base_lr_20gpu"])
-    curves = dict(lr=lambda t: cosine(t, base, 1e-6, steps, 32 * epoch), wd=lambda t: cosine(t, 1e-3, 1e-2, steps),
-                  momentum=lambda t: cosine(t, 0.992, 1, steps), teacher_temp=lambda t: cosine(t, 0.07, 0.07, 30 * epoch, 30 * epoch, 0.04),
-                  last_layer_lr=lambda t: 0.0 if t < epoch else cosine(t, base, 1e-6, steps, 32 * epoch))
+    curves = dict(lr=lambda t: cosine_schedule(t, base, 1e-6, steps, 32 * epoch), wd=lambda t: cosine_schedule(t, 1e-3, 1e-2, steps),
+                  momentum=lambda t: cosine_schedule(t, 0.992, 1, steps), teacher_temp=lambda t: cosine_schedule(t, 0.07, 0.07, 30 * epoch, 30 * epoch, 0.04),
+                  last_layer_lr=lambda t: 0.0 if t < epoch else cosine_schedule(t, base, 1e-6, steps, 32 * epoch))
     for name, curve in curves.items(): same([curve(int(t)) for t in golden["official_iterations"]], golden[f"official_{name}"])
 
 

@@ -31,14 +31,14 @@ def listed(found, indent="") -> list[str]:
 
 def info(args):
     "Print kind, sizes, parameter counts, configuration and hash of a checkpoint."
-    from astroclip.files.weight_files import describe_ours, is_ours, locate
+    from astroclip.files.weight_files import describe_safetensors, is_safetensors, locate
 
     path = locate(args.source)
-    if is_ours(path):
-        found = describe_ours(path)
+    if is_safetensors(path):
+        found = describe_safetensors(path)
     else:
         say_loading()
-        from astroclip.models.checkpoints import describe
+        from astroclip.models.pretrained import describe
 
         found = describe(path)
     print("\n".join(listed(found)))
@@ -58,7 +58,7 @@ def convert(args):
     for name in ("model.safetensors", "config.json", "README.md"):
         check_output(target / name, model_files(path), overwrite=True, option="target")
     say_loading()
-    from astroclip.models.checkpoints import convert as run
+    from astroclip.models.pretrained import convert as run
 
     names = ("num_heads", "image_num_heads", "spectrum_num_heads", "cross_num_heads")
     heads = {k: getattr(args, k) for k in names if getattr(args, k) is not None}
@@ -148,11 +148,11 @@ def id_of(index, text):
 
 def same_model(index, args):
     "Refuse a model that did not make the index: by its file where that says it, before torch is loaded."
-    from astroclip.files.weight_files import hash_of_ours, is_ours, locate
+    from astroclip.files.weight_files import hash_of_model, is_safetensors, locate
 
     path = locate(args.model)
-    if is_ours(path):
-        index.check_model(hash_of_ours(path), args.model)
+    if is_safetensors(path):
+        index.check_model(hash_of_model(path), args.model)
     model = load_model(path, args.device)
     if not index.check_model(model, args.model):
         say(f"{args.index} does not say which model made it: {args.model} is taken on trust")

@@ -56,7 +56,7 @@ def train_image(args):
     folder = new_folder(args.folder, "vit", [args.survey], getattr(args, "overwrite", False))
     say_loading()
     from astroclip.core.profiles import settings
-    from astroclip.models.layers import resolve_device
+    from astroclip.models.pretrained import resolve_device
     from astroclip.training.self_distillation import ImageConfig, pretrain_image
 
     config = ImageConfig(**settings(args.profile, "pretrain_image", steps=args.steps), seed=args.seed)
@@ -74,10 +74,10 @@ def train_spectrum(args):
     from astroclip.core.config import seed_everything
     from astroclip.core.profiles import settings
     from astroclip.surveys.pairs import TRAIN, VALIDATION
-    from astroclip.models.layers import resolve_device
+    from astroclip.models.pretrained import resolve_device
     from astroclip.models.specformer import SpecFormer
     from astroclip.training.shift_consistency import Placing, learn_place
-    from astroclip.training.records import divide, follow
+    from astroclip.training.loop import divide, follow
     from astroclip.training.masked_modelling import SpectrumPretraining, load_flux, pretrain_spectrum
     from astroclip.surveys.log_spectra import load_log_spectra
 
@@ -122,11 +122,11 @@ def align(args):
     from astroclip.core.config import seed_everything
     from astroclip.core.profiles import settings
     from astroclip.models.astroclip import AstroCLIP
-    from astroclip.models.layers import resolve_device
+    from astroclip.models.pretrained import resolve_device
     from astroclip.models.specformer import SpecFormer
     from astroclip.models.vit import VisionTransformer
     from astroclip.training.alignment import align as run, load_pairs
-    from astroclip.training.records import follow
+    from astroclip.training.loop import follow
 
     device, s = resolve_device(args.device), settings(args.profile, "align")
     config = alignment_of(args, s)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from ..data.spectrum_grid import WAVELENGTH
 from ..metrics.bootstrap import draw_rows
-from ..training.masked_modelling import fill_in
+from ..training.masked_modelling import fill_masked
 
 # %% ../../nbs/evaluation/30_inpainting.ipynb #241b0f05
 def windows_of(model) -> np.ndarray:  # SpecFormer -> (T - 1,)
@@ -75,7 +75,7 @@ def reconstruct(
     for i in range(0, len(flux), batch_size):
         some = slice(i, i + batch_size)
         x, mask = (torch.from_numpy(a[some]).to(device) for a in (given, masked))
-        answer[some] = fill_in(model.eval(), x, mask).cpu().numpy()
+        answer[some] = fill_masked(model.eval(), x, mask).cpu().numpy()
     if protocol == "corrected":
         answer[~hidden] = np.nan
     return answer, np.isfinite(answer)

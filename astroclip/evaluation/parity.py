@@ -37,12 +37,12 @@ from astroclip.losses.selfdistill import (
 )
 from ..models.astroclip import AstroCLIP
 from ..models.baselines import ConvAttention, MorphologyMLP, perceptron
-from ..models.layers import resolve_device
+from ..models.pretrained import resolve_device
 from ..models.specformer import SpecFormer
 from ..models.unpickle import TorchArchive
 from ..models.vit import VisionTransformer, resize_positions
 from ..training.self_distillation import ImageConfig, SelfDistillation
-from ..training.schedules import cosine as cosine_schedule, warmup_cosine
+from ..training.schedules import cosine_schedule, warmup_cosine
 
 # %% ../../nbs/evaluation/60_parity.ipynb #bef25823
 def goldens(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HUB_NAME', 'SUFFIXES', 'ACTING', 'may_be_repository', 'nearest_names', 'in_folder', 'locate', 'hub_answers',
-           'only_the_cache', 'download', 'acting', 'weights_hash', 'is_ours', 'read_header', 'hash_of_file',
-           'read_ours', 'hash_of_ours', 'describe_ours']
+           'only_the_cache', 'download', 'acting', 'weights_hash', 'is_safetensors', 'read_header', 'hash_of_file',
+           'read_about', 'hash_of_model', 'describe_safetensors']
 
 # %% ../../nbs/files/60_weight_files.ipynb #c63c7f9b
 import difflib
@@ -28,14 +28,18 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(/[\w./-]+)?")
 SUFFIXES = (".ckpt", ".safetensors")
 
 
-def may_be_repository(source: str) -> bool:
+def may_be_repository(
+    source: str,
+) -> bool:
     "Can the name be on the hub: owner/name or owner/name/file.ckpt, and no folder of that owner's name here?"
     if not HUB_NAME.fullmatch(source) or Path(source.split("/")[0]).exists():
         return False
     return source.endswith(SUFFIXES) == (source.count("/") > 1)
 
 
-def nearest_names(path: Path) -> str:
+def nearest_names(
+    path: Path,  # where nothing is
+) -> str:
     "The deepest folder of a path that is there, and what it holds that is like the name asked for."
     there = next((p for p in path.parents if p.is_dir()), Path("."))
     wanted = path.relative_to(there).parts[0] if path.is_relative_to(there) else path.name
@@ -44,10 +48,13 @@ def nearest_names(path: Path) -> str:
     except OSError:
         return ""
     near = difflib.get_close_matches(wanted, names, 3, 0.6) or names[:5]
-    return f"; {there if str(there) != '.' else 'this folder'} has {', '.join(near) or 'nothing in it'}"
+    where = "this folder" if str(there) == "." else there
+    return f"; {where} has {', '.join(near) or 'nothing in it'}"
 
 
-def in_folder(path: Path) -> Path:
+def in_folder(
+    path: Path,  # a folder
+) -> Path:
     "The model in a folder: the folder itself if it is one of ours, else its only checkpoint."
     if (path / "model.safetensors").exists():
         return path
@@ -59,7 +66,7 @@ def in_folder(path: Path) -> Path:
 
 
 def locate(
-    source,  # path, or owner/name of the hub
+    source,  # a path, or the name of a hub repository
     revision: str | None = None,  # of the repository
 ) -> Path:
     "A source -> the path of a model on this disk (downloaded if it is a hub repository)."
@@ -76,7 +83,9 @@ def locate(
     return download(str(source), revision)
 
 # %% ../../nbs/files/60_weight_files.ipynb #f84e91d3
-def hub_answers(seconds=3.0) -> bool:
+def hub_answers(
+    seconds: float = 3.0,  # how long to wait
+) -> bool:
     "Can the hub (or the proxy on the way to it) be reached? Never longer than `seconds`."
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
@@ -101,7 +110,9 @@ def hub_answers(seconds=3.0) -> bool:
 
 
 @contextmanager
-def only_the_cache(alone):
+def only_the_cache(
+    alone: bool,
+):
     "If `alone`, huggingface_hub makes no connection inside, and tries none again."
     from huggingface_hub import constants
 
@@ -116,8 +127,8 @@ def only_the_cache(alone):
 def download(
     name: str,  # owner/name or owner/name/file
     revision: str | None,  # of the repository
-):
-    "owner/name or owner/name/file -> where it lies in the cache; `FileNotFoundError` with the reason."
+) -> Path:  # where it lies in the cache
+    "A model of the hub; `FileNotFoundError` with the reason where there is none."
     alone = not hub_answers()
     from huggingface_hub import hf_hub_download, snapshot_download
 
@@ -139,14 +150,16 @@ def download(
 ACTING = {"num_heads", "positions", "residual", "stride"}  # settings that change an embedding and no shape
 
 
-def acting(config):
+def acting(
+    config: dict,  # of a model; may be nested
+) -> dict:
     "The settings of a configuration that stand in no shape, at any level."
     deeper = {k: acting(v) for k, v in config.items() if isinstance(v, dict)}
     return {k: v for k, v in config.items() if k in ACTING} | {k: v for k, v in deeper.items() if v}
 
 
 def weights_hash(
-    tensors,  # (name, type, shape, bytes) of each
+    tensors,  # iterable of (name, type, shape, bytes or a function that reads them)
     config: dict,  # of the model
 ) -> str:
     "SHA-256 of (name, type, shape, bytes) of all tensors by name, and of the acting settings."
@@ -158,13 +171,17 @@ def weights_hash(
     return digest.hexdigest()
 
 # %% ../../nbs/files/60_weight_files.ipynb #a0931538
-def is_ours(path: Path) -> bool:
+def is_safetensors(
+    path: Path,
+) -> bool:
     "A folder or .safetensors that `save_pretrained` wrote, rather than an official checkpoint."
     return path.is_dir() or path.suffix == ".safetensors"
 
 
-def read_header(file):
-    "(header, offset of the numbers) of a .safetensors; `ValueError` if it claims more than the file has."
+def read_header(
+    file: Path,  # a .safetensors
+) -> tuple[dict, dict, int]:  # metadata, name -> what is said of the tensor, offset of the numbers
+    "What stands before the numbers; `ValueError` if it claims more than the file has."
     size = os.path.getsize(file)
     with open(file, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
@@ -172,18 +189,20 @@ def read_header(file):
             raise ValueError("it has no header")
         header = json.loads(f.read(length))
     tensors = {k: v for k, v in header.items() if k != "__metadata__"}
-    if any(not 0 <= a <= b <= size - 8 - length for a, b in (t["data_offsets"] for t in tensors.values())):
-        raise ValueError("its tensors reach beyond its end: truncated")
+    for tensor in tensors.values():
+        first, last = tensor["data_offsets"]
+        if not 0 <= first <= last <= size - 8 - length:
+            raise ValueError("its tensors reach beyond its end: truncated")
     return header.get("__metadata__", {}), tensors, 8 + length
 
 
 def hash_of_file(
-    file,  # open .safetensors
-    tensors,  # (name, type, shape, bytes) of each
-    start: int,  # where the numbers begin
+    file: Path,  # a .safetensors
+    tensors: dict,  # these two as `read_header` gives them
+    start: int,
     config: dict,  # of the model
-):
-    "`weights_hash` of a .safetensors, one tensor at a time."
+) -> str:
+    "`weights_hash` of a file, one tensor at a time."
     with open(file, "rb") as f:
 
         def numbers(offsets):
@@ -196,15 +215,19 @@ def hash_of_file(
         return weights_hash([row(name, t) for name, t in tensors.items()], config)
 
 
-def read_ours(path):
-    "(file, what was written about it, tensors, hash) of a model of ours, without torch."
+def read_about(
+    path,  # a folder or .safetensors of ours
+) -> tuple[Path, dict, dict, str]:  # file, what was written about it, tensors, hash
+    "What a model of ours says of itself, without torch."
     file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
     try:
         about, tensors, start = read_header(file)
         sidecar = file.with_name("config.json")
-        written = json.loads(about.get("astroclip") or (sidecar.read_text() if sidecar.exists() else "null"))
-        known = isinstance(written, dict) and isinstance(written.get("config"), dict)
-        if not known:
+        text = about.get("astroclip")
+        if not text and sidecar.exists():
+            text = sidecar.read_text()
+        written = json.loads(text or "null")
+        if not isinstance(written, dict) or not isinstance(written.get("config"), dict):
             raise ValueError("it has no configuration of ours (config.json)")
         return file, written, tensors, hash_of_file(file, tensors, start, written["config"])
     except Exception as e:  # a damaged header can be wrong in any way
@@ -212,14 +235,18 @@ def read_ours(path):
         raise ValueError(f"{file}: not a model of ours, or damaged ({said})") from None
 
 
-def hash_of_ours(path) -> str:
+def hash_of_model(
+    path,  # a folder or .safetensors of ours
+) -> str:
     "The `model_hash` of a model of ours on this disk, without loading it."
-    return read_ours(path)[3]
+    return read_about(path)[3]
 
 
-def describe_ours(path) -> dict:
-    "What `models.checkpoints.describe` says of a model of ours, and its hash (twelve digits); without torch."
-    file, written, tensors, model = read_ours(path)
+def describe_safetensors(
+    path,  # a folder or .safetensors of ours
+) -> dict:
+    "What `models.pretrained.describe` says of a model, and its hash (twelve digits); without torch."
+    file, written, tensors, model = read_about(path)
     sizes = [math.prod(t["shape"]) for t in tensors.values()]
     told = dict(path=str(file), kind=str(written.get("kind")), layout="astroclip", parameters=sum(sizes))
     told |= dict(ignored_parameters=0, tensors=len(sizes), config=written["config"])

@@ -6,6 +6,8 @@
 __all__ = ['unit_rows', 'contrastive_logits', 'clip_loss', 'GatherRows', 'gather_rows', 'LogitScale']
 
 # %% ../../nbs/losses/10_contrastive.ipynb #792b779e
+from collections.abc import Callable
+
 import math
 import torch
 import torch.distributed as dist
@@ -27,12 +29,10 @@ def contrastive_logits(
 ) -> torch.Tensor:
     "(B, C) scaled cosines: rows are images, columns spectra. Computed in float32."
     if image_features.shape[-1:] != spectrum_features.shape[-1:]:
-        raise ValueError(
-            f"embeddings of different widths: images {tuple(image_features.shape)}, spectra {tuple(spectrum_features.shape)}"
-        )
-    with torch.autocast(
-        image_features.device.type, enabled=False
-    ):  # under autocast the product would be rounded to bfloat16
+        images, spectra = tuple(image_features.shape), tuple(spectrum_features.shape)
+        raise ValueError(f"embeddings of different widths: images {images}, spectra {spectra}")
+    # under autocast the product would be rounded to bfloat16
+    with torch.autocast(image_features.device.type, enabled=False):
         return logit_scale * unit_rows(image_features.float()) @ unit_rows(spectrum_features.float()).T
 
 # %% ../../nbs/losses/10_contrastive.ipynb #c8e05612
@@ -40,10 +40,10 @@ def clip_loss(
     image_features: torch.Tensor,  # (B, D), any length of rows
     spectrum_features: torch.Tensor,  # (B, D), row i is the same galaxy
     logit_scale: float = 15.5,  # the plain factor of the cosines
-    gather=None,  # joins the rows of all processes, e.g. `gather_rows`
-    groups: int = 1,  # strangers come from the same of so many equal parts of the batch only
+    gather: Callable | None = None,  # joins the rows of all processes, e.g. `gather_rows`
+    groups: int = 1,  # negatives come from the same of so many equal parts of the batch only
 ) -> torch.Tensor:
-    "Symmetric InfoNCE of AstroCLIP (section 3.1, eq. 1): mean of image-to-spectrum and spectrum-to-image cross-entropy."
+    "Symmetric InfoNCE (section 3.1, eq. 1): mean of image-to-spectrum and spectrum-to-image cross-entropy."
     if groups > 1:
         if len(image_features) % groups:
             raise ValueError(f"a batch of {len(image_features)} cannot be cut into {groups} equal groups")

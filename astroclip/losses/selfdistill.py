@@ -13,7 +13,7 @@ from torch import nn
 
 # %% ../../nbs/losses/20_selfdistill.ipynb #f363c451
 class Prototypes(nn.Module):
-    "Products with K vectors g v / |v|, in float32: small differences between outputs decide, so they are not rounded."
+    "Products with K vectors g v / |v|, in float32: small differences between outputs decide."
 
     def __init__(self, dim: int, n_prototypes: int):
         super().__init__()
@@ -58,7 +58,11 @@ def center_probs(
     return ((outputs - center) / temperature).softmax(-1)
 
 
-def update_center(center: torch.Tensor, outputs: torch.Tensor, momentum: float = 0.9) -> torch.Tensor:
+def update_center(
+    center: torch.Tensor,  # (1, K) running mean
+    outputs: torch.Tensor,  # (N, K) teacher's head outputs
+    momentum: float = 0.9,
+) -> torch.Tensor:  # (1, K)
     "The next centre: used from the next step on, so the present answers cannot react to themselves."
     return center * momentum + outputs.mean(0, keepdim=True) * (1 - momentum)
 
@@ -81,13 +85,15 @@ def dino_loss(
     teacher: torch.Tensor,  # (T, B, K) probabilities of T views
     temperature: float = 0.1,  # tau_s
 ) -> torch.Tensor:
-    "Cross-entropy summed over the S x T pairs of views, mean over the B images (DINO; Caron et al. 2021, eq. 3)."
+    "Cross-entropy summed over the S x T pairs of views, mean over the B images (Caron et al. 2021, eq. 3)."
     log_p = (student.float() / temperature).log_softmax(-1).sum(0)
     return -(teacher.sum(0) * log_p).sum(-1).mean()
 
 # %% ../../nbs/losses/20_selfdistill.ipynb #60e0024a
-def mask_weights(masks: torch.Tensor) -> torch.Tensor:
-    "(B, P) masks -> (N,) weight 1 / (masked patches of its image) of every masked patch, in the order of `x[masks]`."
+def mask_weights(
+    masks: torch.Tensor,  # (B, P) bool
+) -> torch.Tensor:  # (N,) in the order of `x[masks]`
+    "For every masked patch 1 / (masked patches of its image)."
     return (1 / masks.sum(1, keepdim=True).clamp_min(1)).expand_as(masks)[masks]
 
 
@@ -97,7 +103,7 @@ def ibot_loss(
     masks: torch.Tensor,  # (B, P) bool
     temperature: float = 0.1,  # tau_s
 ) -> torch.Tensor:
-    "Cross-entropy of masked patches, each image with weight one, mean over all B images (Zhou et al. 2022, eq. 2)."
+    "Cross-entropy of masked patches, each image weighs one, mean over all B images (Zhou et al. 2022)."
     cross_entropy = -(teacher * (student.float() / temperature).log_softmax(-1)).sum(-1)
     return (cross_entropy * mask_weights(masks)).sum() / len(masks)
 

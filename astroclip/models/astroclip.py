@@ -11,21 +11,21 @@ from torch import nn
 
 from ..data.images import center_crop
 from .inference import image_batches, in_batches, through_spectra
-from .layers import CrossAttentionPool, MLP, Pretrained
+from .layers import CrossAttentionPool, FeedForward
+from .pretrained import Pretrained, load
 from .specformer import SpecFormer
 from .vit import VisionTransformer
 
 # %% ../../nbs/models/40_astroclip.ipynb #ee6a6b6f
 class Head(nn.Module):
-    "Tokens (B, N, D) -> embedding (B, E): one query, layer norm, and an MLP with or without a residual around it."
+    "Tokens (B, N, D) -> embedding (B, E): one query, a norm, an MLP with or without a residual around it."
 
     def __init__(self, dim, embed_dim, num_heads, residual, dropout):
         super().__init__()
-        self.cross_attention, self.dropout = (
-            CrossAttentionPool(dim, embed_dim, num_heads),
-            nn.Dropout(dropout),
-        )
-        self.mlp, self.residual = MLP(embed_dim, dropout=dropout), residual
+        self.cross_attention = CrossAttentionPool(dim, embed_dim, num_heads)
+        self.dropout = nn.Dropout(dropout)
+        self.mlp = FeedForward(embed_dim, dropout=dropout)
+        self.residual = residual
 
     def forward(self, tokens):
         y = self.dropout(self.cross_attention(tokens))
@@ -65,37 +65,38 @@ class FromArrays:
 
     def embed_images(
         self,
-        images,
+        images,  # (N, 3, H, W) or (3, H, W) bands g, r, z, nanomaggies per 0.262" pixel; any container
         batch_size=256,
-        progress=False,
-        precision="float32",
-        unit=None,
-        zeropoint=None,
-        pixel_scale=None,
-        kind="flux",
-        mask=None,
-    ):
-        """Images (N, 3, H, W) or (3, H, W), g, r, z nanomaggies -> (N, E) float32 numpy.
+        progress=False,  # True: a progress bar
+        precision="float32",  # or "bfloat16"
+        unit=None,  # of other flux: "Jy", "maggy", ...
+        zeropoint=None,  # magnitude of one count, instead of a unit
+        pixel_scale=None,  # arcsec, where it is not 0.262
+        kind="flux",  # or "rgb": pictures of the viewer
+        mask=None,  # True where a pixel was not observed
+    ):  # (N, E) float32 numpy
+        """Images as the sky gives them, or pictures, -> (N, E) float32 numpy.
 
-        Other flux: say `unit` ("Jy", "maggy", ...) or `zeropoint`, and `pixel_scale` in arcsec where it is not 0.262.
-        Pictures of the viewer: `kind="rgb"`, uint8 or [0, 1], channels first or last, rows = y up like all arrays here
-        (a picture opened elsewhere has its first row on top: flip it). `mask`: True where a pixel was not observed."""
-        n, prepare = image_batches(
-            images, self.image_encoder.backbone.image_size, unit, zeropoint, pixel_scale, kind, mask
-        )
+        Pictures are uint8 or [0, 1], channels first or last, rows = y up like all arrays here
+        (a picture opened elsewhere has its first row on top: flip it)."""
+        size = self.image_encoder.backbone.image_size
+        n, prepare = image_batches(images, size, unit, zeropoint, pixel_scale, kind, mask)
         return in_batches(self, self.image_encoder, prepare, n, batch_size, progress, precision)
 
-    def embed_cutouts(self, cutouts, batch_size=256, progress=False, precision="float32"):
-        "A list of `data.images.Cutout`, flux and pictures mixed, of any sizes -> (N, E) float32 numpy, in their order."
-        size, out = (
-            self.image_encoder.backbone.image_size,
-            np.zeros((len(cutouts), self.embed_dim), np.float32),
-        )
+    def embed_cutouts(
+        self,
+        cutouts,  # list of `data.images.Cutout`, flux and pictures mixed, of any sizes
+        batch_size=256,
+        progress=False,  # True: a progress bar
+        precision="float32",  # or "bfloat16"
+    ):  # (N, E) float32 numpy
+        "Cutouts -> (N, E) float32 numpy, in their order."
+        size = self.image_encoder.backbone.image_size
+        out = np.zeros((len(cutouts), self.embed_dim), np.float32)
         for i, c in enumerate(cutouts):
             if min(c.image.shape[-2:]) < size:
-                raise ValueError(
-                    f"cutout {i} ({c.source}) has {c.image.shape[-1]} pixels, the network needs {size}"
-                )
+                has = c.image.shape[-1]
+                raise ValueError(f"cutout {i} ({c.source}) has {has} pixels, the network needs {size}")
         for kind, unit in sorted({(c.kind, c.unit) for c in cutouts}, key=str):
             rows = [i for i, c in enumerate(cutouts) if (c.kind, c.unit) == (kind, unit)]
             images = np.stack([center_crop(cutouts[i].image, size) for i in rows])
@@ -125,21 +126,21 @@ class FromArrays:
 
     def image_attention(self, images, batch_size=256, **said):
         """Images, and what is said of them, as for `embed_images` -> (N, heads, rows, columns), sums to one.
-        In the corrected configuration the class token takes a share as well, which is left out here."""
+
+        In the corrected configuration the class token takes a fraction as well, which is left out here."""
+        encoder = self.image_encoder
+        first = 1 if encoder.positions else 0  # the first patch: the class token stands before it
 
         def weights(x):
-            encoder = self.image_encoder
-            w = encoder.head.cross_attention.weights(encoder.tokens(x))[..., int(encoder.positions) :]
-            return (w / w.sum(-1, keepdim=True)).unflatten(
-                -1, [s // encoder.backbone.patch_size for s in x.shape[-2:]]
-            )
+            w = encoder.head.cross_attention.weights(encoder.tokens(x))[..., first:]
+            grid = [s // encoder.backbone.patch_size for s in x.shape[-2:]]
+            return (w / w.sum(-1, keepdim=True)).unflatten(-1, grid)
 
-        n, prepare = image_batches(images, self.image_encoder.backbone.image_size, **said)
+        n, prepare = image_batches(images, encoder.backbone.image_size, **said)
         return in_batches(self, weights, prepare, n, batch_size)
 
     def spectrum_attention(self, flux, wavelength=None, ivar=None, batch_size=256, **how):
-        """Spectra as for `embed_spectra` -> (N, heads, tokens): what each head takes from each token;
-        the first is the statistics token."""
+        "Spectra as for `embed_spectra` -> (N, heads, tokens): what each takes, statistics token first."
         encoder = self.spectrum_encoder
 
         def weights(x):
@@ -149,25 +150,26 @@ class FromArrays:
 
 # %% ../../nbs/models/40_astroclip.ipynb #551908ef
 class AstroCLIP(FromArrays, Pretrained, nn.Module):
-    "Two towers into one space. `configuration`: 'corrected' (default) or 'released' (what the published weights were trained with)."
+    "Two towers into one space; `configuration` says whether as the paper means it, or as its code was."
 
     def __init__(
         self,
-        image_backbone,
-        spectrum_backbone,
-        embed_dim=1024,
-        num_heads=4,
-        configuration="corrected",
-        logit_scale=15.5,
-        dropout=0.1,
-        positions=None,
-        residual=None,
+        image_backbone,  # VisionTransformer
+        spectrum_backbone,  # SpecFormer
+        embed_dim=1024,  # E
+        num_heads=4,  # of the pooling heads
+        configuration="corrected",  # or "released": what the published weights were trained with
+        logit_scale=15.5,  # factor of the cosines in the loss; kept for the record
+        dropout=0.1,  # of the heads, in training
+        positions=None,  # position table and class token before the image tower; None: as `configuration`
+        residual=None,  # residual in the image head; None: as `configuration`
     ):
         super().__init__()
         if configuration not in ("corrected", "released"):
             raise ValueError(f"configuration {configuration!r}: expected 'corrected' or 'released'")
         corrected = configuration == "corrected"
-        positions, residual = [corrected if v is None else v for v in (positions, residual)]
+        positions = corrected if positions is None else positions
+        residual = corrected if residual is None else residual
         self.config = dict(
             image_backbone=image_backbone.config,
             spectrum_backbone=spectrum_backbone.config,
@@ -180,40 +182,31 @@ class AstroCLIP(FromArrays, Pretrained, nn.Module):
             residual=residual,
         )
         self.embed_dim, self.configuration, self.logit_scale = embed_dim, configuration, logit_scale
-        head = lambda backbone, residual: Head(backbone.embed_dim, embed_dim, num_heads, residual, dropout)
-        self.image_encoder = ImageEncoder(image_backbone, head(image_backbone, residual), positions)
-        self.spectrum_encoder = SpectrumEncoder(spectrum_backbone, head(spectrum_backbone, True))
+        image_head = Head(image_backbone.embed_dim, embed_dim, num_heads, residual, dropout)
+        self.image_encoder = ImageEncoder(image_backbone, image_head, positions)
+        spectrum_head = Head(spectrum_backbone.embed_dim, embed_dim, num_heads, True, dropout)
+        self.spectrum_encoder = SpectrumEncoder(spectrum_backbone, spectrum_head)
 
     @classmethod
     def from_config(cls, config):
-        return cls(
-            VisionTransformer(**config["image_backbone"]),
-            SpecFormer(**config["spectrum_backbone"]),
-            **{k: v for k, v in config.items() if not k.endswith("_backbone")},
-        )
+        image = VisionTransformer(**config["image_backbone"])
+        spectrum = SpecFormer(**config["spectrum_backbone"])
+        return cls(image, spectrum, **{k: v for k, v in config.items() if not k.endswith("_backbone")})
 
     @classmethod
     def from_pretrained(
         cls,
-        source,
-        device="auto",
-        image_num_heads=None,
+        source,  # a folder or .safetensors of ours, an official .ckpt, or a hub repository
+        device="auto",  # "auto", "cpu", "cuda", ...
+        image_num_heads=None,  # these three only where the file cannot say
         spectrum_num_heads=None,
         cross_num_heads=None,
-        revision=None,
+        revision=None,  # of the repository
     ):
-        "From a folder or .safetensors of ours, an official .ckpt, or a hub repository; head counts only where the file cannot say."
-        from astroclip.models.checkpoints import load
-
-        return load(
-            cls,
-            source,
-            device=device,
-            revision=revision,
-            image_num_heads=image_num_heads,
-            spectrum_num_heads=spectrum_num_heads,
-            cross_num_heads=cross_num_heads,
-        )
+        "The model that lies there, in evaluation mode."
+        heads = dict(image_num_heads=image_num_heads, spectrum_num_heads=spectrum_num_heads)
+        heads["cross_num_heads"] = cross_num_heads
+        return load(cls, source, device=device, revision=revision, **heads)
 
     def forward(self, images, spectra):
         "Display-scaled images (B, 3, H, W), spectra (B, L) -> image (B, E) and spectrum (B, E) embeddings."

@@ -4,53 +4,38 @@
 
 # %% auto #0
 __all__ = ['perceptron', 'MorphologyMLP', 'ConvAttention', 'Pointwise', 'Residual', 'memory_order', 'ResNet', 'ConvNeXtBlock',
-           'Downsample', 'ConvNeXt', 'query_encoder', 'resnet_config', 'load_stein', 'embed_images']
+           'Downsample', 'ConvNeXt']
 
 # %% ../../nbs/models/70_baselines.ipynb #a18a6955
-import re
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from ..data.images import center_crop, check_images, to_rgb
-from .checkpoints import state_of
-from astroclip.models.layers import (
-    LayerScale,
-    MLP,
-    Pretrained,
-    arguments,
-    drop_path,
-    init_weights,
-    resolve_device,
-)
-from .unpickle import CheckpointError, TorchArchive
+
+from .layers import FeedForward, LayerScale, drop_path, init_weights
+from .pretrained import Pretrained, arguments
 
 # %% ../../nbs/models/70_baselines.ipynb #fc785490
 def perceptron(
-    n_in,  # features of the input
-    n_out,  # numbers to predict
-    hidden=(64, 64),  # width of each hidden layer
-    dropout=0.0,  # the paper's few-shot head has 0.1
-) -> nn.Sequential:
-    "(B, n_in) -> (B, n_out): linear, ReLU, dropout for each hidden layer, then linear; layers 0, 3, 6 as in the original."
-    widths = [n_in, *hidden]
-    layers = [
-        m for a, b in zip(widths, widths[1:]) for m in (nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout))
-    ]
+    n_in: int,  # features of the input
+    n_out: int,  # numbers to predict
+    hidden: tuple[int, ...] = (64, 64),  # width of each hidden layer
+    dropout: float = 0.0,  # the paper's few-shot head has 0.1
+) -> nn.Sequential:  # (B, n_in) -> (B, n_out); its linear layers are 0, 3, 6, as in the released code
+    "Linear, ReLU, dropout for each hidden layer, then linear."
+    widths, layers = [n_in, *hidden], []
+    for a, b in zip(widths, widths[1:]):
+        layers += [nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers, nn.Linear(widths[-1], n_out))
 
 # %% ../../nbs/models/70_baselines.ipynb #90c10fa1
 class MorphologyMLP(nn.Module):
-    "Embedding (B, D) -> logits (B, A) of the answers to one question; linear, dropout, ReLU three times, linear."
+    "Embedding (B, D) -> logits (B, A) of one question's answers; linear, dropout, ReLU three times, linear."
 
     def __init__(self, input_dim, num_classes, hidden_dim=256, dropout_rate=0.2):
         super().__init__()
-        widths = [input_dim] + 3 * [hidden_dim]
-        layers = [
-            m
-            for a, b in zip(widths, widths[1:])
-            for m in (nn.Linear(a, b), nn.Dropout(dropout_rate), nn.ReLU())
-        ]
+        layers = []
+        for width in (input_dim, hidden_dim, hidden_dim):
+            layers += [nn.Linear(width, hidden_dim), nn.Dropout(dropout_rate), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(hidden_dim, num_classes))
 
     def forward(self, x):
@@ -69,14 +54,12 @@ class ConvAttention(Pretrained, nn.Module):
         super().__init__()
         self.config = arguments(locals())
         for i, (a, b, k) in enumerate(zip((1, *self.channels), self.channels, self.kernels), 1):
-            stage = nn.Sequential(
-                nn.Conv1d(a, b, k, padding=k // 2), nn.InstanceNorm1d(b), nn.PReLU(b), nn.Dropout(dropout)
-            )
+            convolution = nn.Conv1d(a, b, k, padding=k // 2)
+            stage = nn.Sequential(convolution, nn.InstanceNorm1d(b), nn.PReLU(b), nn.Dropout(dropout))
             self.add_module(f"conv{i}", stage)
-        widths = [self.channels[-1] // 2, *hidden]
-        layers = [
-            m for a, b in zip(widths, widths[1:]) for m in (nn.Linear(a, b), nn.PReLU(b), nn.Dropout(dropout))
-        ]
+        widths, layers = [self.channels[-1] // 2, *hidden], []
+        for a, b in zip(widths, widths[1:]):
+            layers += [nn.Linear(a, b), nn.PReLU(b), nn.Dropout(dropout)]
         self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
     def attend(self, flux):
@@ -96,7 +79,7 @@ class ConvAttention(Pretrained, nn.Module):
 
 # %% ../../nbs/models/70_baselines.ipynb #251ca062
 class Pointwise(nn.Conv2d):
-    "1 x 1 convolution of every `stride`-th pixel: the pixels are chosen first, so that the convolution itself has no stride."
+    "1 x 1 convolution of every `stride`-th pixel, chosen first: the convolution itself has no stride."
 
     def __init__(self, n_in, n_out, stride=1):
         super().__init__(n_in, n_out, 1, stride, bias=False)
@@ -106,7 +89,9 @@ class Pointwise(nn.Conv2d):
 
 
 class Residual(nn.Module):
-    "relu(x + f(x)); f: two 3 x 3 convolutions, or as `bottleneck` 1 x 1, 3 x 3 (with the stride), 1 x 1 to 4 `width`."
+    """relu(x + f(x)), f being two 3 x 3 convolutions.
+
+    As a `bottleneck`, f is 1 x 1, 3 x 3 (with the stride), and 1 x 1 to 4 `width`."""
 
     def __init__(self, n_in, width, stride=1, bottleneck=False):
         super().__init__()
@@ -127,21 +112,32 @@ class Residual(nn.Module):
             y = self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(y))
             if i < self.steps:
                 y = F.relu(y)
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        short = x if self.downsample is None else self.downsample(x)
+        return F.relu(y + short)
 
 # %% ../../nbs/models/70_baselines.ipynb #18cc4918
-def memory_order(device) -> torch.memory_format:
-    "The order of an image batch in memory that convolutions on this device like: channels last on GPUs and with AVX2 or more."
-    fast = torch.device(device).type != "cpu" or torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    return torch.channels_last if fast else torch.contiguous_format
+def memory_order(
+    device,  # of the batch
+) -> torch.memory_format:
+    "What convolutions on this device like: channels last on GPUs and with AVX2 or more."
+    fast = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    if torch.device(device).type != "cpu" or fast:
+        return torch.channels_last
+    return torch.contiguous_format
 
 # %% ../../nbs/models/70_baselines.ipynb #71cd4a54
 class ResNet(Pretrained, nn.Module):
-    """Display-scaled images (B, 3, H, W), channels z, r, g -> (B, outputs). Defaults: ResNet18; `ResNet.fifty()`: ResNet50.
+    "Display-scaled images (B, 3, H, W), channels z, r, g -> (B, outputs); ResNet18, or `ResNet.fifty()`."
 
-    head: width of a hidden layer before the outputs (as in MoCo v2), 0 for none."""
-
-    def __init__(self, outputs=1, depths=(2, 2, 2, 2), bottleneck=False, width=64, head=0, in_channels=3):
+    def __init__(
+        self,
+        outputs=1,
+        depths=(2, 2, 2, 2),  # blocks of each stage
+        bottleneck=False,
+        width=64,  # channels of the first stage
+        head=0,  # width of a hidden layer before the outputs (as in MoCo v2); 0: none
+        in_channels=3,
+    ):
         super().__init__()
         self.config = arguments(locals())
         self.conv1 = nn.Conv2d(in_channels, width, 7, 2, 3, bias=False)
@@ -154,11 +150,10 @@ class ResNet(Pretrained, nn.Module):
                 D = (width << i) * (4 if bottleneck else 1)
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         self.stages = len(depths)
-        self.fc = (
-            nn.Sequential(nn.Linear(D, head), nn.ReLU(), nn.Linear(head, outputs))
-            if head
-            else nn.Linear(D, outputs)
-        )
+        if head:
+            self.fc = nn.Sequential(nn.Linear(D, head), nn.ReLU(), nn.Linear(head, outputs))
+        else:
+            self.fc = nn.Linear(D, outputs)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
@@ -170,9 +165,8 @@ class ResNet(Pretrained, nn.Module):
     def features(self, x):
         "(B, 3, H, W) -> (B, D): what the last layer sees."
         if x.ndim != 4 or x.shape[1] != self.conv1.in_channels:
-            raise ValueError(
-                f"images of shape {tuple(x.shape)}: expected (N, {self.conv1.in_channels}, H, W)"
-            )
+            C = self.conv1.in_channels
+            raise ValueError(f"images of shape {tuple(x.shape)}: expected (N, {C}, H, W)")
         x = x.contiguous(memory_format=memory_order(x.device))
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
         for i in range(1, self.stages + 1):
@@ -188,8 +182,9 @@ class ConvNeXtBlock(nn.Module):
 
     def __init__(self, dim, layer_scale=1e-6, rate=0.0):
         super().__init__()
-        self.dwconv, self.norm = nn.Conv2d(dim, dim, 7, padding=3, groups=dim), nn.LayerNorm(dim, eps=1e-6)
-        self.mlp, self.gamma, self.rate = MLP(dim), LayerScale(dim, layer_scale), rate
+        self.dwconv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp, self.gamma, self.rate = FeedForward(dim), LayerScale(dim, layer_scale), rate
 
     def correction(self, x):
         x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -200,15 +195,13 @@ class ConvNeXtBlock(nn.Module):
 
 # %% ../../nbs/models/70_baselines.ipynb #a86dec26
 class Downsample(nn.Module):
-    "Patches of `size` pixels: (B, H, W, n_in) -> (B, H / size, W / size, n_out); a norm before (or, at the start, after)."
+    "(B, H, W, n_in) -> (B, H / size, W / size, n_out); normalised before, or (`first`) after."
 
     def __init__(self, n_in, n_out, size, first=False):
         super().__init__()
-        self.norm, self.conv, self.first = (
-            nn.LayerNorm(n_out if first else n_in, eps=1e-6),
-            nn.Conv2d(n_in, n_out, size, size),
-            first,
-        )
+        self.norm = nn.LayerNorm(n_out if first else n_in, eps=1e-6)
+        self.conv = nn.Conv2d(n_in, n_out, size, size)
+        self.first = first
 
     def forward(self, x):
         x = x if self.first else self.norm(x)
@@ -217,7 +210,7 @@ class Downsample(nn.Module):
 
 
 class ConvNeXt(Pretrained, nn.Module):
-    "Display-scaled images (B, 3, H, W) -> (B, outputs); defaults: 3.4 million weights (the size called *atto*)."
+    "Display-scaled images (B, 3, H, W) -> (B, outputs); defaults: 3.4 million weights (called *atto*)."
 
     def __init__(
         self,
@@ -233,11 +226,14 @@ class ConvNeXt(Pretrained, nn.Module):
         self.config = arguments(locals())
         self.stages = nn.Sequential()
         for i, (D, depth) in enumerate(zip(widths, depths)):
-            down = Downsample(widths[i - 1] if i else in_channels, D, 2 if i else patch_size, first=not i)
-            self.stages.append(
-                nn.Sequential(down, *[ConvNeXtBlock(D, layer_scale, drop_path) for _ in range(depth)])
-            )
-        self.norm, self.fc = nn.LayerNorm(widths[-1], eps=1e-6), nn.Linear(widths[-1], outputs)
+            if i == 0:
+                down = Downsample(in_channels, D, patch_size, first=True)
+            else:
+                down = Downsample(widths[i - 1], D, 2)
+            blocks = [ConvNeXtBlock(D, layer_scale, drop_path) for _ in range(depth)]
+            self.stages.append(nn.Sequential(down, *blocks))
+        self.norm = nn.LayerNorm(widths[-1], eps=1e-6)
+        self.fc = nn.Linear(widths[-1], outputs)
         self.apply(init_weights)
 
     def features(self, x):
@@ -248,81 +244,3 @@ class ConvNeXt(Pretrained, nn.Module):
 
     def forward(self, x):
         return self.fc(self.features(x))
-
-# %% ../../nbs/models/70_baselines.ipynb #edecdf72
-def query_encoder(archive):
-    "Weights `encoder_q.*` of a momentum-contrast checkpoint: dict name -> tensor, without the prefix (also `module.encoder_q.*`)."
-    found = {k.removeprefix("module."): v for k, v in state_of(archive.tree).items()}
-    found = {k.removeprefix("encoder_q."): v for k, v in found.items() if k.startswith("encoder_q.")}
-    if not found:
-        raise CheckpointError(
-            f"{archive.path}: no momentum-contrast checkpoint, it has no tensors encoder_q.*"
-        )
-    return {k: archive.tensor(v) for k, v in found.items()}
-
-
-def resnet_config(state):
-    "The arguments of a `ResNet` whose weights are `state` (name -> tensor); `CheckpointError` where they are not those of one."
-    places = [re.match(r"layer([1-9])\.(\d{1,3})\.", k) for k in state]
-    places = {(int(m[1]), int(m[2])) for m in places if m}
-    last = next((k for k in ("fc.2.weight", "fc.weight") if k in state), None)
-    first = state.get("conv1.weight", torch.empty(0))
-    if not places or last is None or first.ndim != 4 or state[last].ndim != 2:
-        raise CheckpointError(
-            "not the weights of a ResNet: conv1 (with four axes), layer1 ... and fc are expected"
-        )
-    stages = max(i for i, _ in places)
-    depths = [sum(i == s for i, _ in places) for s in range(1, stages + 1)]
-    return dict(
-        outputs=state[last].shape[0],
-        depths=depths,
-        bottleneck="layer1.0.conv3.weight" in state,
-        width=first.shape[0],
-        head=state[last].shape[1] if last == "fc.2.weight" else 0,
-        in_channels=first.shape[1],
-    )
-
-# %% ../../nbs/models/70_baselines.ipynb #f278ff75
-def load_stein(
-    path,  # checkpoint of a momentum-contrast run (stein.ckpt)
-    device="auto",
-) -> ResNet:
-    "The query encoder of a MoCo v2 checkpoint in evaluation mode; its output on display-scaled 144 px images is the embedding."
-    with TorchArchive(path) as archive:
-        state = query_encoder(archive)
-        try:
-            config = resnet_config(state)
-        except CheckpointError as e:
-            raise CheckpointError(f"{path}: {e}") from e
-        with torch.device("meta"):
-            net = ResNet(**config)  # no memory before every shape is known to fit
-        want = {k: v.shape for k, v in net.state_dict().items()}
-        wrong = sorted(
-            k
-            for k in want.keys() | state.keys()
-            if k not in want or k not in state or want[k] != state[k].shape
-        )
-        if wrong:
-            raise CheckpointError(
-                f"{path}: tensors are missing, unknown or of another shape: {', '.join(wrong[:8])}"
-            )
-        net.load_state_dict(state, assign=True)
-    return net.to(resolve_device(device)).eval()
-
-# %% ../../nbs/models/70_baselines.ipynb #874bd86b
-@torch.no_grad()
-def embed_images(
-    net,  # ResNet, ConvNeXt: a module of images
-    images,  # (N, 3, H, W) g, r, z nanomaggies
-    size=144,  # pixels of the central crop
-    batch_size=256,
-) -> np.ndarray:  # (N, outputs) float32
-    "Outputs of an image network for images as the sky gives them, in evaluation mode (the module's mode is put back)."
-    mode, device = net.training, next(net.parameters()).device
-    net.eval()
-    try:
-        batches = [check_images(images[i : i + batch_size], size) for i in range(0, len(images), batch_size)]
-        parts = [to_rgb(center_crop(x, size)) for x in batches]
-        return np.concatenate([net(torch.as_tensor(x, device=device)).float().cpu().numpy() for x in parts])
-    finally:
-        net.train(mode)

@@ -6,46 +6,53 @@
 __all__ = ['in_batches', 'as_array', 'image_batches', 'spectrum_batches', 'through_spectra']
 
 # %% ../../nbs/models/15_inference.ipynb #bac7aac3
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
+from ..data.arrays import as_floats
+from ..data.image_gate import gate
+from ..data.images import center_crop, to_rgb
+from ..data.spectrum_grid import N_PIXELS, fill_missing
+from ..data.spectra import check_rows, open_spectra
+
 # %% ../../nbs/models/15_inference.ipynb #780bddf6
 def in_batches(
-    network,  # torch module; its device decides where
-    function,  # (torch batch) -> torch, or a tuple of them
-    prepare,  # slice -> numpy batch (float32)
-    n,  # rows in all
-    batch_size=256,
-    progress=False,  # True: a progress bar
-    precision="float32",  # or "bfloat16"
-):  # numpy float32, (n, ...)
+    network: torch.nn.Module,  # its device decides where
+    function: Callable,  # torch batch -> torch batch
+    prepare: Callable,  # slice -> numpy batch (float32)
+    n: int,  # rows in all
+    batch_size: int = 256,  # rows at a time; on a CPU 32 at most
+    progress: bool = False,  # True: a progress bar
+    precision: str = "float32",  # or "bfloat16"
+) -> np.ndarray:  # (n, ...) float32
     "Run `function` over n rows in batches, in evaluation mode and without gradients."
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}: expected at least 1")
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision {precision!r}: expected 'float32' or 'bfloat16'")
-    device, training, out = network.device, network.training, []
+    device, training = network.device, network.training
     batch_size = min(batch_size, 32) if device.type == "cpu" else batch_size
     starts, threads = range(0, max(n, 1), batch_size), torch.get_num_threads()
     if progress:
         from tqdm.auto import tqdm
 
         starts = tqdm(starts, unit="batch")
+    out = []
+    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
     network.eval()
     try:
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
-        ):
+        with torch.inference_mode(), bf16:
             for i in starts:
                 x = torch.from_numpy(prepare(slice(i, min(i + batch_size, n))))
-                torch.set_num_threads(
-                    threads
-                )  # the compiled kernels of `prepare` share OpenMP with torch, and change its setting
+                # the compiled kernels of `prepare` share OpenMP with torch, and change its setting
+                torch.set_num_threads(threads)
                 y = function(x.to(device)).float().cpu().numpy()
                 if not np.isfinite(y).all():
                     raise ValueError(
-                        f"rows {i} to {i + len(y) - 1} give numbers that are not finite: are the weights damaged?"
+                        f"rows {i} to {i + len(y) - 1} give numbers that are not finite: "
+                        "are the weights damaged?"
                     )
                 out.append(y)
     finally:
@@ -53,7 +60,10 @@ def in_batches(
     return np.concatenate(out)[:n]
 
 # %% ../../nbs/models/15_inference.ipynb #c0f92960
-def as_array(x):
+def as_array(
+    x,  # a tensor on any device, or anything numpy takes
+) -> np.ndarray:
+    "A numpy array of it."
     return x.detach().cpu().numpy() if torch.is_tensor(x) else np.asarray(x)
 
 
@@ -66,8 +76,6 @@ def _depth(x):
 
 def _image_rows(images):
     "(n, function of a slice -> its images) of any container, without a copy where it can be sliced."
-    from astroclip.data.arrays import as_floats
-
     depth = _depth(images)
     if depth == 3:
         return 1, lambda rows: [images]
@@ -78,17 +86,14 @@ def _image_rows(images):
 
 def image_batches(
     images,  # (N, 3, H, W) or (3, H, W) bands g, r, z, nanomaggies per 0.262" pixel; any container
-    size,  # pixels that the network sees
-    unit=None,  # these five: see `astroclip.data.images.check_images`
-    zeropoint=None,
-    pixel_scale=None,
-    kind="flux",
-    mask=None,
-):  # (n, function of a slice -> (n, 3, size, size) display-scaled float32)
+    size: int,  # pixels that the network sees
+    unit: str | None = None,  # of the flux, "Jy", "maggy", ...; None: nanomaggies
+    zeropoint: float | None = None,  # magnitude of one count, instead of a unit
+    pixel_scale: float | None = None,  # arcsec; None: 0.262
+    kind: str = "flux",  # or "rgb": pictures of the viewer
+    mask=None,  # (N, H, W) or as the images; True where a pixel was not observed
+) -> tuple[int, Callable]:  # (n, function of a slice -> (n, 3, size, size) display-scaled float32)
     "Check images once; convert, crop and stretch them batch by batch."
-    from astroclip.data.image_gate import gate
-    from astroclip.data.images import center_crop, to_rgb
-
     n, take = _image_rows(images)
     if not n:
         return 0, lambda rows: np.zeros((1, 3, size, size), np.float32)  # its answer is cut off
@@ -115,14 +120,11 @@ def spectrum_batches(
     flux,  # (N, L) or (L,), any container; on the DESI grid, or with its wavelength
     wavelength=None,  # (L,) or (N, L) vacuum Angstrom
     ivar=None,  # like flux; 0 = bad pixel
-    on_bad="raise",  # or "nan": rows that cannot be used are filled with zeros
-    reasons=None,  # a list to which every batch appends why, one sentence a row, "" = fine
+    on_bad: str = "raise",  # or "nan": rows that cannot be used are filled with zeros
+    reasons: list | None = None,  # every batch appends to it why, one sentence a row, "" = fine
     **how,  # mask, unit, wavelength_unit, air: as for `check_spectra`
-):  # (n, function of a slice -> (n, 7781) float32)
+) -> tuple[int, Callable]:  # (n, function of a slice -> (n, 7781) float32)
     "Open spectra once; check, resample and fill them batch by batch."
-    from astroclip.data.spectra import check_rows, open_spectra
-    from astroclip.data.spectrum_grid import N_PIXELS, fill_missing
-
     if on_bad not in ("raise", "nan"):
         raise ValueError(f"on_bad {on_bad!r}: expected 'raise' or 'nan'")
     spectra = open_spectra(flux, wavelength, ivar, **how)
@@ -137,19 +139,19 @@ def spectrum_batches(
 
 
 def through_spectra(
-    network,
-    function,  # as for `in_batches`
-    flux,
+    network: torch.nn.Module,  # its device decides where
+    function: Callable,  # spectra (B, 7781) -> torch batch
+    flux,  # these three as for `spectrum_batches`
     wavelength,
-    ivar,  # as for `spectrum_batches`
-    on_bad="raise",
-    reasons=None,  # "nan": rows that cannot be used become NaN; the list is filled with why
-    mask=None,
-    unit=None,
-    wavelength_unit=None,
-    air=False,
+    ivar,
+    on_bad: str = "raise",  # or "nan": rows that cannot be used become NaN
+    reasons: list | None = None,  # filled with why, one sentence a row, "" = fine
+    mask=None,  # like flux; non-zero = bad pixel
+    unit: str | None = None,  # of plain numbers; None: 1e-17 erg/s/cm2/A
+    wavelength_unit: str | None = None,  # of plain numbers; None: Angstrom
+    air: bool = False,  # True: wavelengths are those in air
     **batching,  # batch_size, progress, precision
-):  # numpy float32, (n, ...)
+) -> np.ndarray:  # (n, ...) float32
     "Spectra of any kind through a network, batch by batch."
     found = []
     how = dict(mask=mask, unit=unit, wavelength_unit=wavelength_unit, air=air)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'MAX_PICKLE', 'MAX_STEPS', 'PUSH', 'CONSTANT', 'EMPTY', 'TUPLE', 'BROKEN', 'CheckpointError', 'Record',
-           'Storage', 'TensorRef', 'short', 'key_of', 'storage_of', 'called', 'Machine', 'read_pickle', 'TorchArchive']
+           'Storage', 'TensorRef', 'short', 'key_of', 'is_pair', 'storage_of', 'called', 'Machine', 'read_pickle',
+           'TorchArchive']
 
 # %% ../../nbs/models/45_unpickle.ipynb #c168807f
 import math
@@ -33,15 +34,13 @@ DTYPES = {
     "Byte": torch.uint8,
     "Bool": torch.bool,
 }
-MAX_PICKLE, MAX_STEPS = (
-    32 << 20,
-    1_000_000,
-)  # bytes of the program and instructions it may have; AstroCLIP's has about 10^5
+MAX_PICKLE = 32 << 20  # bytes that the program may have
+MAX_STEPS = 1_000_000  # instructions; AstroCLIP's has about 10^5
 
 # %% ../../nbs/models/45_unpickle.ipynb #37920657
 @dataclass(eq=False)
 class Record:
-    "What stands for an object of a class we do not know: its name and what the file says about it. It does nothing."
+    "What stands for an object of a class we do not know: its name and what the file says of it."
 
     name: str  # "package.module.Class"
     args: tuple = ()  # what it would have been called with
@@ -74,19 +73,18 @@ class TensorRef:
     def __post_init__(self):
         numbers = (self.offset, *self.shape, *self.stride)
         whole = len(self.shape) == len(self.stride) <= 8 and all(type(n) is int and n >= 0 for n in numbers)
-        reach = (
-            self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride)) + 1
-            if whole and 0 not in self.shape
-            else 0
-        )
-        if not whole or reach > self.storage.numel or math.prod(self.shape) > self.storage.numel:
-            raise CheckpointError(
-                f"a tensor of shape {short(self.shape)} does not fit in its {self.storage.numel} numbers"
-            )
+        reach, room = 0, self.storage.numel  # one beyond the last number that the view reaches
+        if whole and 0 not in self.shape:
+            reach = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride)) + 1
+        if not whole or reach > room or math.prod(self.shape) > room:
+            raise CheckpointError(f"a tensor of shape {short(self.shape)} does not fit in its {room} numbers")
 
 
-def short(x, width=80):
-    "A bounded text of what the file put there: plain values as they are, the rest as the name of its type."
+def short(
+    x,  # whatever a file put there
+    width: int = 80,  # characters
+) -> str:
+    "A bounded text: plain values as they are, the rest as the name of its type."
 
     def one(v):
         if isinstance(v, str):
@@ -99,12 +97,24 @@ def short(x, width=80):
     return text if len(text) <= width else text[:width] + "..."
 
 # %% ../../nbs/models/45_unpickle.ipynb #28b7eca6
-def key_of(x):
+def key_of(
+    x,  # what the file wants as the key of a dictionary
+):
+    "The key itself where it is plain, else a record."
     return x if isinstance(x, (str, int, float, bytes, type(None), Record)) else Record("unhashable", (x,))
 
 
-def storage_of(pid):
-    "The persistent id of a storage: ('storage', type, key, device, numel). The device is ignored: everything is read to the CPU."
+def is_pair(
+    x,
+) -> bool:
+    "A list or tuple of two."
+    return isinstance(x, (list, tuple)) and len(x) == 2
+
+
+def storage_of(
+    pid,  # persistent id: ('storage', type, key, device, numel)
+) -> Storage:
+    "A storage as the file names it; its device is ignored, everything is read to the CPU."
     match pid:
         case ("storage", Record(name=name), str(key), _, int(numel)) if 0 <= numel < 2**40:
             kind = name.rsplit(".", 1)[-1].removesuffix("Storage")
@@ -113,22 +123,23 @@ def storage_of(pid):
     raise CheckpointError(f"unknown kind of storage: {short(pid)}")
 
 
-def called(f, args):
+def called(
+    f,  # record of a name
+    args: tuple,
+):
     "What the file gets for 'call f with args'."
     name = f.name if isinstance(f, Record) else ""
     match name, args:
         case "torch._utils._rebuild_tensor_v2", (Storage() as s, offset, tuple(shape), tuple(stride), *_):
             return TensorRef(s, offset, shape, stride)
-        case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", (
-            TensorRef() as t,
-            *_,
+        case (
+            "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state",
+            (TensorRef() as t, *_),
         ):
             return t
         case "collections.OrderedDict", ():
             return {}
-        case "collections.OrderedDict", ([*pairs],) if all(
-            isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs
-        ):
+        case "collections.OrderedDict", ([*pairs],) if all(map(is_pair, pairs)):
             return {key_of(k): v for k, v in pairs}
         case (("builtins.set" | "__builtin__.set" | "builtins.frozenset"), ([*items],)):
             return {key_of(x) for x in items}
@@ -138,8 +149,8 @@ def called(f, args):
 
 # %% ../../nbs/models/45_unpickle.ipynb #8aec73ea
 PUSH = set(
-    """INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE
-    SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8""".split()
+    """INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING
+    UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8""".split()
 )
 CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}
@@ -269,7 +280,7 @@ def read_pickle(data):
     raise CheckpointError("its pickle ends too early")
 
 # %% ../../nbs/models/45_unpickle.ipynb #a945e2af
-BROKEN = (
+BROKEN = (  # what zipfile raises
     zipfile.BadZipFile,
     NotImplementedError,
     EOFError,
@@ -279,11 +290,11 @@ BROKEN = (
     OverflowError,
     OSError,
     MemoryError,
-)  # of zipfile
+)
 
 
 class TorchArchive:
-    "A file written by `torch.save`: `tree` holds its objects, `tensor` reads the numbers of one. Use it in a `with` statement."
+    "A file of `torch.save`, for a `with` statement: `tree` holds its objects, `tensor` reads one's numbers."
 
     def __init__(self, path):
         self.path, self.storages = Path(path), {}
@@ -314,10 +325,8 @@ class TorchArchive:
         if sum(i.file_size for i in infos) > size:
             raise CheckpointError("entries of the archive overlap")
         self.prefix = roots[0].removesuffix("data.pkl")
-        if (
-            self.prefix + "byteorder" in names
-            and self.read(self.prefix + "byteorder").numpy().tobytes() != b"little"
-        ):
+        order = self.prefix + "byteorder"
+        if order in names and self.read(order).numpy().tobytes() != b"little":
             raise CheckpointError("numbers are big-endian")
 
     def read(self, name):
@@ -342,15 +351,14 @@ class TorchArchive:
         "Read a `TensorRef`; views of one storage share its memory."
         s = ref.storage
         try:
-            data = self.storages[s.key] = (
-                self.storages[s.key] if s.key in self.storages else self.read(f"{self.prefix}data/{s.key}")
-            )
+            if s.key not in self.storages:
+                self.storages[s.key] = self.read(f"{self.prefix}data/{s.key}")
+            data = self.storages[s.key]
         except CheckpointError as e:
             raise CheckpointError(f"{self.path}: {e}") from e
         if len(data) != s.numel * s.dtype.itemsize:
-            raise CheckpointError(
-                f"{self.path}: storage {short(s.key)} has {len(data)} bytes, not {s.numel} x {s.dtype.itemsize}"
-            )
+            wanted = f"{s.numel} x {s.dtype.itemsize}"
+            raise CheckpointError(f"{self.path}: storage {short(s.key)} has {len(data)} bytes, not {wanted}")
         return data.view(s.dtype).as_strided(ref.shape, ref.stride, ref.offset)
 
     def __enter__(self):

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from ..data.images import M, Q, SCALES
 from .inference import image_batches, in_batches
-from .layers import Block, Pretrained, arguments, init_weights
+from .layers import Block, init_weights
+from .pretrained import Pretrained, arguments
 
 # %% ../../nbs/models/20_vit.ipynb #61397254
 class PatchEmbed(nn.Module):
@@ -20,15 +21,15 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, patch_size, in_channels, embed_dim):
         super().__init__()
-        self.proj = nn.Conv2d(
-            in_channels, embed_dim, patch_size, stride=patch_size
-        )  # holds the weights; see forward
+        # it holds the weights; see forward
+        self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
 
     def forward(self, x):
         C, p = self.proj.weight.shape[1:3]
         if x.ndim != 4 or x.shape[1] != C or x.shape[2] % p or x.shape[3] % p or not x.shape[2] * x.shape[3]:
+            shape = tuple(x.shape)
             raise ValueError(
-                f"images of shape {tuple(x.shape)}: expected (N, {C}, H, W) with H and W multiples of {p}"
+                f"images of shape {shape}: expected (N, {C}, H, W) with H and W multiples of {p}"
             )
         patches = x.to(self.proj.weight.dtype).unfold(2, p, p).unfold(3, p, p)  # (B, C, rows, columns, p, p)
         patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # (B, P, C*p*p)
@@ -36,10 +37,10 @@ class PatchEmbed(nn.Module):
 
 # %% ../../nbs/models/20_vit.ipynb #451c193e
 def resize_positions(
-    table,  # (1, 1 + G*G, D) class entry first
-    grid,  # (rows, columns) of patches wanted
-):
-    "The position table for another grid of patches: (1, 1 + rows*columns, D), bicubic at the scale (g + 0.1) / G."
+    table: torch.Tensor,  # (1, 1 + G*G, D) class entry first
+    grid: tuple[int, int],  # (rows, columns) of patches wanted
+) -> torch.Tensor:  # (1, 1 + rows*columns, D)
+    "The position table for another grid of patches, bicubic at the scale (g + 0.1) / G."
     G = round((table.shape[1] - 1) ** 0.5)
     if tuple(grid) == (G, G):
         return table
@@ -49,7 +50,7 @@ def resize_positions(
 
 # %% ../../nbs/models/20_vit.ipynb #5592056d
 class Photometry(nn.Module):
-    "Display-scaled images (B, 3, H, W) -> their aperture photometry about the centre as one vector (B, 1, D)."
+    "Display-scaled images (B, 3, H, W) -> their aperture photometry as one vector (B, 1, D)."
 
     RADII = (3.0, 5.7, 9.5, 15.0, 24.0)  # pixels of 0.262 arcsec; 5.7 is the 3 arcsec aperture
 
@@ -58,20 +59,16 @@ class Photometry(nn.Module):
         self.embed = nn.Linear(3 * len(self.RADII), embed_dim)
 
     def measure(self, x):
-        "(B, 3, H, W) -> (B, 3, apertures): r brightness, z - r and r - g colours, as asinh magnitudes of order one."
-        z, r, g = reversed(SCALES)
+        "(B, 3, H, W) -> (B, 3, apertures) of order one: r brightness, z - r and r - g, as asinh magnitudes."
         f = x.mean(1, keepdim=True)
         flux = x * torch.sinh(Q**0.5 * f) / (Q * f.clamp(min=1e-6)) - M
         y, x = (torch.arange(s, device=flux.device) - (s - 1) / 2 for s in flux.shape[-2:])
-        inside = ((y[:, None] ** 2 + x**2) < flux.new_tensor(self.RADII)[:, None, None] ** 2).to(
-            flux.dtype
-        )  # (A, H, W)
+        radius2 = y[:, None] ** 2 + x**2
+        inside = (radius2 < flux.new_tensor(self.RADII)[:, None, None] ** 2).to(flux.dtype)  # (A, H, W)
         weight = inside / inside.sum((1, 2), keepdim=True).sqrt()
-        z, r, g = (
-            (flux.flatten(2) @ weight.flatten(1).T / flux.new_tensor([z, r, g])[:, None] / 0.05)
-            .asinh()
-            .unbind(1)
-        )
+        scale = flux.new_tensor(list(reversed(SCALES)))[:, None]  # of z, r, g, the order of the channels
+        sums = flux.flatten(2) @ weight.flatten(1).T / scale  # (B, 3, A) nanomaggies over sqrt(pixels)
+        z, r, g = (sums / 0.05).asinh().unbind(1)
         return torch.stack([(r - 3) / 2, 2 * (z - r), 2 * (r - g)], 1)
 
     def forward(self, x):
@@ -80,20 +77,20 @@ class Photometry(nn.Module):
 
 # %% ../../nbs/models/20_vit.ipynb #b12f41ca
 class VisionTransformer(Pretrained, nn.Module):
-    "DINOv2-style vision transformer at any size; defaults are the published ViT-L/12 (302,954,496 parameters)."
+    "DINOv2-style vision transformer at any size; defaults: the published ViT-L/12 (302,954,496 parameters)."
 
     def __init__(
         self,
-        image_size=144,
-        patch_size=12,
-        embed_dim=1024,
-        depth=24,
+        image_size=144,  # pixels of a side
+        patch_size=12,  # pixels of a side
+        embed_dim=1024,  # D
+        depth=24,  # blocks
         num_heads=16,
-        layer_scale=1e-5,
-        drop_path=0.0,
-        in_channels=3,
+        layer_scale=1e-5,  # where the gammas start; None: no gammas
+        drop_path=0.0,  # rate of stochastic depth, in training only
+        in_channels=3,  # C
         mlp_ratio=4,
-        photometry=False,
+        photometry=False,  # True: the class token starts with aperture photometry
     ):
         super().__init__()
         self.config = arguments(locals())
@@ -116,8 +113,9 @@ class VisionTransformer(Pretrained, nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def prepare(self, x, masks=None, positions=True, cls=True):
-        "Images (B, C, H, W) -> tokens (B, N, D) that enter the blocks; masked patches (B, P) become the mask token."
-        grid, first = [s // self.patch_size for s in x.shape[-2:]], self.cls_token
+        "Images (B, C, H, W) -> tokens (B, N, D) that enter the blocks; `masks` (B, P): patches to hide."
+        grid = [s // self.patch_size for s in x.shape[-2:]]
+        first = self.cls_token
         if self.photometry:
             first = first + self.photometry(x)
         x = self.patch_embed(x)
@@ -136,27 +134,38 @@ class VisionTransformer(Pretrained, nn.Module):
         return self.norm(x)
 
     def forward_features(self, x, masks=None):
-        "Images (B, C, H, W), masks (B, P) bool -> dict: x_norm_clstoken (B, D), x_norm_patchtokens (B, P, D)."
+        "Images (B, C, H, W), masks (B, P) -> dict: x_norm_clstoken (B, D), x_norm_patchtokens (B, P, D)."
         x = self.forward_tokens(x, masks=masks)
         return {"x_norm_clstoken": x[:, 0], "x_norm_patchtokens": x[:, 1:]}
 
     def last_patch_tokens(self, x, n=1):
-        "Images (B, C, H, W) -> patch tokens after each of the last n blocks, normalised: list of n tensors (B, P, D)."
+        "Images (B, C, H, W) -> list of n: normalised patch tokens (B, P, D) after each of the last n blocks."
         x, found = self.prepare(x), []
         for block in self.blocks:
-            found.append(x := block(x))
+            x = block(x)
+            found.append(x)
         return [self.norm(x)[:, 1:] for x in found[-n:]]
 
     def forward(self, x):
         "Images (B, C, H, W) -> the class token (B, D)."
         return self.forward_tokens(x)[:, 0]
 
-    def embed_images(self, images, batch_size=256, progress=False, precision="float32", pool="cls", **said):
-        """Images (N, 3, H, W), g, r, z nanomaggies -> (N, D) float32 numpy: the class token ('cls') or the mean patch ('mean').
-
-        What is `said` of other images (unit, zeropoint, pixel_scale, kind, mask): see `data.images.check_images`."""
+    def embed_images(
+        self,
+        images,  # (N, 3, H, W) or (3, H, W) bands g, r, z, nanomaggies per 0.262" pixel; any container
+        batch_size=256,
+        progress=False,  # True: a progress bar
+        precision="float32",  # or "bfloat16"
+        pool="cls",  # the class token, or "mean": the mean patch
+        **said,  # unit, zeropoint, pixel_scale, kind, mask: of other images, see `data.images.check_images`
+    ):  # (N, D) float32 numpy
+        "Images as the sky gives them -> one vector for each."
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool {pool!r}: expected 'cls' or 'mean'")
         n, prepare = image_batches(images, self.image_size, **said)
-        one = self.forward if pool == "cls" else lambda x: self.forward_tokens(x)[:, 1:].mean(1)
-        return in_batches(self, one, prepare, n, batch_size, progress, precision)
+
+        def mean_patch(x):
+            return self.forward_tokens(x)[:, 1:].mean(1)
+
+        function = self.forward if pool == "cls" else mean_patch
+        return in_batches(self, function, prepare, n, batch_size, progress, precision)

@@ -60,7 +60,7 @@ def fingerprint(model) -> str:
     "A model, the hash of one, or None -> the SHA-256 of its weights, '' for None."
     if model is None or isinstance(model, str):
         return model or ""
-    from astroclip.models.checkpoints import model_hash
+    from astroclip.models.pretrained import model_hash
 
     return model_hash(model)
 

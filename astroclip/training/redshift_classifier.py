@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['soft_target', 'classification_loss', 'Classification', 'hard_copies', 'predictions', 'train_classifier',
-           'fit_calibration', 'calibrate', 'reliability']
+           'fit_calibration', 'calibrate', 'reliability_table']
 
 # %% ../../nbs/training/60_redshift_classifier.ipynb #9c0bd694
 from dataclasses import asdict, dataclass
@@ -14,22 +14,30 @@ import torch
 from scipy.stats import binom
 
 from ..core.config import spawn_seed
-from ..models.redshift import RIGHT, estimate
-from .loop import autocast, check_finite, clip_gradients, load_checkpoint, save_checkpoint
-from .schedules import cosine, parameter_groups, set_schedule
 from ..data.spectrum_augment import Degrade, degrade, move_to_redshift
 from ..surveys.log_spectra import LogSpectra
+from ..models.redshift import RIGHT, estimate
+from .loop import autocast, check_finite, clip_gradients, load_checkpoint, save_checkpoint
+from .schedules import cosine_schedule, parameter_groups, set_schedule
 
 # %% ../../nbs/training/60_redshift_classifier.ipynb #4a8a1a7c
-def soft_target(y, centres, bins=1.5):  # (B,), (K,)
-    "(B, K) probability over the bins: a Gaussian around y, `bins` bins wide."
-    width = bins * (centres[1] - centres[0])
-    return (-0.5 * ((centres - y[:, None]) / width).square()).softmax(-1)
+def soft_target(
+    y: torch.Tensor,  # (B,) ln(1 + z)
+    centers: torch.Tensor,  # (K,) of the bins
+    bins: float = 1.5,  # width of the Gaussian
+) -> torch.Tensor:  # (B, K)
+    "Probability over the bins: a Gaussian around y."
+    width = bins * (centers[1] - centers[0])
+    return (-0.5 * ((centers - y[:, None]) / width).square()).softmax(-1)
 
 
-def classification_loss(logits, y, centres):  # (B, K), (B,), (K,)
+def classification_loss(
+    logits: torch.Tensor,  # (B, K)
+    y: torch.Tensor,  # (B,) ln(1 + z)
+    centers: torch.Tensor,  # (K,) of the bins
+) -> torch.Tensor:
     "Mean cross-entropy to the soft target, in float32."
-    return -(soft_target(y, centres) * logits.float().log_softmax(-1)).sum(-1).mean()
+    return -(soft_target(y, centers) * logits.float().log_softmax(-1)).sum(-1).mean()
 
 # %% ../../nbs/training/60_redshift_classifier.ipynb #2d3a6e92
 @dataclass(frozen=True)
@@ -48,7 +56,11 @@ class Classification:
     seed: int = 0
 
 
-def hard_copies(spectra, seed=0, noise=Classification.noise):
+def hard_copies(
+    spectra: LogSpectra,
+    seed: int = 0,
+    noise: float = Classification.noise,  # as for `Classification`
+) -> LogSpectra:
     "The spectra at random redshifts and degraded, the same ones for the same seed."
     generator = torch.Generator().manual_seed(spawn_seed(seed, "hard copies"))
     flux, good, y = move_to_redshift(spectra.flux.float(), spectra.good, spectra.y, generator)
@@ -56,8 +68,13 @@ def hard_copies(spectra, seed=0, noise=Classification.noise):
 
 
 @torch.no_grad()
-def predictions(model, spectra, device="cpu", batch_size=256):
-    "(z (n,), raw probability (n,), |dz| / (1 + z) (n,)) of `LogSpectra`, as tensors."
+def predictions(
+    model,  # RedshiftNetwork
+    spectra: LogSpectra,
+    device="cpu",
+    batch_size: int = 256,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # z, raw probability, |dz| / (1 + z), (n,) each
+    "Estimates, what is claimed of them, and how wrong they are."
     was_training = model.training
     model.eval()
     parts = []
@@ -71,50 +88,57 @@ def predictions(model, spectra, device="cpu", batch_size=256):
     return torch.expm1(y), raw, torch.expm1(y - spectra.y).abs()
 
 # %% ../../nbs/training/60_redshift_classifier.ipynb #ee1232b9
-def train_classifier(model, train, validation, config, checkpoint=None, device="cpu"):
-    "Trains on `LogSpectra` and yields a record per step. Rows and views are functions of the step, so a killed run resumes exactly."
+def train_classifier(
+    model,  # RedshiftClassifier; its weights are trained in place
+    train: LogSpectra,
+    validation: LogSpectra,
+    config: Classification,
+    checkpoint=None,  # file from which a killed run resumes
+    device="cpu",
+):  # generator of one record per step
+    "Train the classifier. Rows and views are functions of the step, so a killed run resumes exactly."
     torch.manual_seed(spawn_seed(config.seed, "classifier"))
     model.to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(model), betas=(0.9, 0.95))
-    state = dict(model=model, optimizer=optimizer)
-    start = load_checkpoint(checkpoint, state, asdict(config), device) if checkpoint else 0
-    checks = dict(val_right=validation, val_right_hard=hard_copies(validation, config.seed, config.noise))
+    state, settings = dict(model=model, optimizer=optimizer), asdict(config)
+    start = load_checkpoint(checkpoint, state, settings, device)
+    hard = hard_copies(validation, config.seed, config.noise)
+    checks, z_max = dict(val_right=validation, val_right_hard=hard), float(model.centres[-1])
     for step in range(start, config.steps):
-        lr = cosine(step, config.lr, 0.02 * config.lr, config.steps, config.warmup)
+        lr = cosine_schedule(step, config.lr, 0.02 * config.lr, config.steps, config.warmup)
         set_schedule(optimizer, lr, config.weight_decay)
         generator = torch.Generator().manual_seed(spawn_seed(config.seed, "views", step))
         some = train[torch.randint(len(train), (config.batch_size,), generator=generator)]
-        flux, good, y = move_to_redshift(
-            some.flux.float(), some.good, some.y, generator, high=float(model.centres[-1])
-        )
+        flux, good, y = move_to_redshift(some.flux.float(), some.good, some.y, generator, high=z_max)
         flux, good = degrade(flux, good, generator, Degrade(noise=config.noise))
         with autocast(device):
             logits = model(flux.to(device), good.to(device))
         loss = classification_loss(logits, y.to(device), model.centres)
-        record = dict(
-            step=step, **check_finite(step, dict(loss=loss.detach())), lr=lr, **dict.fromkeys(checks)
-        )
+        record = dict(step=step, **check_finite(step, dict(loss=loss)), lr=lr)
+        record |= dict.fromkeys(checks)
         optimizer.zero_grad()
         loss.backward()
         record["grad_norm"] = clip_gradients(model.parameters(), config.clip)
         optimizer.step()
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
             for name, spectra in checks.items():
-                record[name] = float((predictions(model, spectra, device)[2] < RIGHT).float().mean())
+                _, _, error = predictions(model, spectra, device)
+                record[name] = float((error < RIGHT).float().mean())
         yield record  # first: a record that the reader has not kept when the run is killed is made again
         if checkpoint and (step + 1) % config.checkpoint_every == 0:
-            save_checkpoint(checkpoint, step + 1, state, asdict(config), device)
+            save_checkpoint(checkpoint, step + 1, state, settings, device)
     model.eval()
 
 # %% ../../nbs/training/60_redshift_classifier.ipynb #f8153ae5
 def fit_calibration(
     raw,  # (n,) claimed probabilities
     right,  # (n,) bool, what came true
-    steps=30,
-):
-    "(slope a, offset b) of the log odds, by maximum likelihood with a weak pull towards (1, 0)."
+    steps: int = 30,
+) -> np.ndarray:  # (2,) slope a, offset b
+    "The line in log odds, by maximum likelihood with a weak pull towards (1, 0)."
     raw = np.clip(np.asarray(raw, dtype=float), 1e-6, 1 - 1e-6)
-    X, y = np.stack([np.log(raw / (1 - raw)), np.ones_like(raw)], 1), np.asarray(right, dtype=float)
+    X = np.stack([np.log(raw / (1 - raw)), np.ones_like(raw)], 1)
+    y = np.asarray(right, dtype=float)
     start = w = np.array([1.0, 0.0])
     for _ in range(steps):
         p = 1 / (1 + np.exp(-X @ w))
@@ -123,40 +147,42 @@ def fit_calibration(
     return w
 
 
-def calibrate(model, spectra, device="cpu", copies=4):
-    "Fits the model's calibration on validation spectra, as they are and in `copies` degraded versions."
-    raw, error = zip(
-        *(
-            predictions(model, s, device)[1:]
-            for s in (spectra, *(hard_copies(spectra, seed=i) for i in range(copies)))
-        )
-    )
-    model.calibration.copy_(
-        torch.as_tensor(fit_calibration(torch.cat(raw).numpy(), torch.cat(error).numpy() < RIGHT))
-    )
+def calibrate(
+    model,  # RedshiftClassifier; its calibration is set in place
+    spectra: LogSpectra,  # of validation
+    device="cpu",
+    copies: int = 4,  # degraded versions, beside the spectra as they are
+):
+    "Fits what the model says of itself."
+    raw, right = [], []
+    for some in [spectra] + [hard_copies(spectra, seed=i) for i in range(copies)]:
+        _, claimed, error = predictions(model, some, device)
+        raw.append(claimed.numpy())
+        right.append(error.numpy() < RIGHT)
+    line = fit_calibration(np.concatenate(raw), np.concatenate(right))
+    model.calibration.copy_(torch.as_tensor(line))
 
 # %% ../../nbs/training/60_redshift_classifier.ipynb #4ef36480
-def reliability(stated, right, edges=(0, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)):
-    "Rows of the reliability table: n, mean stated probability, observed share, its binomial 95 % range, the binomial error of the stated value, and the difference in errors."
-    rows, stated, right = [], np.asarray(stated, dtype=float), np.asarray(right, dtype=float)
+def reliability_table(
+    stated,  # (n,) probabilities
+    right,  # (n,) bool, what came true
+    edges=(0, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0),  # of the bins
+) -> list[dict]:
+    """A row for each bin that is not empty.
+
+    n, mean stated probability, observed fraction, the 95 % range of the fraction if the stated probability
+    is right, the binomial error of the stated value, and the difference in errors."""
+    stated, right = np.asarray(stated, dtype=float), np.asarray(right, dtype=float)
     group = np.clip(np.digitize(stated, edges) - 1, 0, len(edges) - 2)
+    rows = []
     for k in range(len(edges) - 1):
         p, r = stated[group == k], right[group == k]
-        if not len(p):
+        n = len(p)
+        if not n:
             continue
-        error = max(np.sqrt(np.mean(p * (1 - p)) / len(p)), 1e-9)
-        least, most = (v / len(p) for v in binom.interval(0.95, len(p), p.mean()))
-        rows.append(
-            dict(
-                low=edges[k],
-                high=edges[k + 1],
-                n=len(p),
-                stated=p.mean(),
-                observed=r.mean(),
-                least_95=least,
-                most_95=most,
-                binomial_error=error,
-                deviation=(r.mean() - p.mean()) / error,
-            )
-        )
+        error = max(np.sqrt(np.mean(p * (1 - p)) / n), 1e-9)
+        least, most = binom.interval(0.95, n, p.mean())
+        row = dict(low=edges[k], high=edges[k + 1], n=n, stated=p.mean(), observed=r.mean())
+        row |= dict(least_95=least / n, most_95=most / n, binomial_error=error)
+        rows.append(row | dict(deviation=(r.mean() - p.mean()) / error))
     return rows

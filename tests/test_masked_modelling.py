@@ -11,11 +11,12 @@ import torch
 from astroclip.core.config import sample_path
 from astroclip.data.log_grid import LOG_STEP, LOG_WAVELENGTH, N_LOG, rebin, to_log_grid
 from astroclip.models.redshift import RedshiftNetwork
-from astroclip.models.specformer import SpecFormer, unfilled
+from astroclip.models.rest_frame import unfilled
+from astroclip.models.specformer import SpecFormer
 from astroclip.training.shift_consistency import Placing, consistency_loss, learn_place, two_views
-from astroclip.training.masked_modelling import SpectrumPretraining, fill_in, hidden_tokens, load_flux, pretrain_spectrum
-from astroclip.data.spectrum_augment import degrade, move, move_to_redshift
+from astroclip.training.masked_modelling import SpectrumPretraining, fill_masked, hidden_tokens, load_flux, pretrain_spectrum
 from astroclip.surveys.log_spectra import LogSpectra
+from astroclip.data.spectrum_augment import degrade, move, move_to_redshift
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,7 +24,7 @@ CONFIG = SpectrumPretraining(steps=8, batch_size=4, warmup=2, validate_every=4, 
 RUN = """
 import sys, torch
 sys.path.insert(0, "tests")
-from test_training_spectrum import CONFIG, new_model, toy_flux
+from test_masked_modelling import CONFIG, new_model, toy_flux
 from astroclip.training.masked_modelling import pretrain_spectrum
 torch.set_num_threads(1)
 for record in pretrain_spectrum(new_model(), toy_flux(), toy_flux()[:2], CONFIG, sys.argv[1]): print(record["step"], flush=True)
@@ -73,7 +74,7 @@ def test_hidden_tokens_keep_their_rest_wavelength_but_not_their_flux():
         out = model(flux, masked)
         other = flux.clone()
         assert out["tokens"].shape[-1] == 82 and out["reconstructions"].shape[-1] == 82
-        answer = fill_in(model, other, masked)
+        answer = fill_masked(model, other, masked)
     assert torch.isfinite(answer).any() and torch.isnan(answer).any()
 
 

@@ -16,7 +16,7 @@ from golden_files import golden_file
 
 from astroclip.training.self_distillation import ImageConfig, SelfDistillation, image_stream, make_views, pretrain_image, schedules
 from astroclip.training.loop import NonFiniteLoss, read_curves
-from astroclip.training.masks import batch_masks, block_mask
+from astroclip.losses.masked import batch_masks, block_mask
 
 SMALL = ImageConfig(image_size=48, cutout=60, local_size=24, embed_dim=32, depth=2, num_heads=1, drop_path=0.25, n_prototypes=64,
                     hidden_dim=64, bottleneck_dim=16, steps=14, batch_size=8, warmup=3, checkpoint_every=5)

@@ -7,7 +7,7 @@ import pytest
 from astroclip.core.config import sample_path
 from astroclip.core.profiles import settings as profile_settings
 from astroclip.surveys.pairs import Survey
-from astroclip.training.baseline_runs import Job, build, collect, feeds, job_list, read_opponents, recipe, released_split, run_job, run_jobs
+from astroclip.training.baseline_runs import Job, collect, feeds, job_list, new_network, read_baselines, recipe, released_split, run_job, run_jobs
 
 SETTINGS = profile_settings("smoke", "train_baselines") | dict(size=24, width=4, image_epochs=3, few_steps=2)
 
@@ -40,7 +40,7 @@ def test_released_split_draws_inside_the_training_galaxies():
 
 @pytest.mark.parametrize("network, outputs", [("resnet", 1), ("convnext", 5), ("conv_attention", 5)])
 def test_every_network_has_one_output_a_label(network, outputs):
-    net = build(Job(network, "redshift"), outputs, SETTINGS)
+    net = new_network(Job(network, "redshift"), outputs, SETTINGS)
     assert net.config["outputs"] == outputs
 
 
@@ -56,7 +56,7 @@ def test_a_finished_job_is_read_and_a_missing_one_trained(tmp_path):
     for a, b in zip(found, again):
         for name in wanted: np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
     collect(jobs, tmp_path)
-    stored = read_opponents(SimpleNamespace(path=tmp_path, settings=SETTINGS))
+    stored = read_baselines(SimpleNamespace(path=tmp_path, settings=SETTINGS))
     assert set(stored) == set(jobs)
     np.testing.assert_array_equal(stored[jobs[1]]["test"], again[1]["test"])
     assert (tmp_path / jobs[0].name / "config.json").is_file() and not (tmp_path / jobs[1].name).exists()
