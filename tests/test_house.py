@@ -166,6 +166,48 @@ def test_runnable_notebooks_are_committed_bare(path):
                     assert node.end_lineno - node.lineno <= 5, f"{node.name}: export it from a library notebook"
 
 
+@pytest.mark.parametrize("path", RUNNABLE, ids=ids(RUNNABLE))
+def test_pages_are_short(path):
+    "About a hundred lines of code, and never over 150; the rest is a story, or a lesson."
+    code = [line for c in load(path)["cells"] if c["cell_type"] == "code" for line in source(c).splitlines()]
+    code = [line for line in code if line.strip()]
+    assert len(code) <= 150, f"{len(code)} lines of code"
+    assert max(map(len, code)) <= 110
+    prose = [source(c) for c in load(path)["cells"] if c["cell_type"] == "markdown"]
+    assert len(prose) >= 3 and sum(map(len, prose)) > 1000, "a page tells what it asks, and what came out"
+
+
+def test_the_style_is_checked():
+    "One statement a line, 110 columns, no clever closures: in notebooks, package and tests."
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_no_folder_is_crowded():
+    for layer in LAYERS:
+        assert len(modules(layer)) <= 12, f"{layer} has {len(modules(layer))} modules"
+
+
+def test_no_two_modules_import_each_other():
+    "Inside a layer too: the order in which modules import each other has no circle."
+    graph = {}
+    for layer in LAYERS:
+        for path in modules(layer):
+            found = set()
+            for level, name in imports(ast.parse(path.read_text())):
+                if level == 1 and name:
+                    found.add(f"{layer}.{name}")
+                elif level == 2 and "." in name:
+                    found.add(name)
+            graph[f"{layer}.{path.stem}"] = found
+    left = dict(graph)
+    while left:
+        free = [name for name, needs in left.items() if not needs & set(left)]
+        assert free, f"these import each other: {sorted(left)}"
+        for name in free:
+            del left[name]
+
+
 def test_every_stage_has_its_notebook_and_make_knows_the_order():
     make = (ROOT / "Makefile").read_text()
     order = re.search(r"^STAGES := (.+)$", make, re.M)[1].split()

@@ -36,10 +36,15 @@ def score_panel(
     ax.grid(axis="x", color="0.92")
 
 
-def near_one(ax, ticks=(0.6, 0.8, 0.9, 0.95, 0.98, 0.99)):
+def near_one(
+    ax,
+    limits=(0.5, 0.997),
+    ticks=(0.6, 0.8, 0.9, 0.95, 0.98, 0.99),
+):
     "An axis that spreads what is close to one: equal steps in -log10(1 - x)."
     ax.set_xscale("function", functions=(_stretch, _shrink))
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_xlim(*limits)
 
 
 def _stretch(x):
