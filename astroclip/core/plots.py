@@ -94,8 +94,13 @@ SPECTRAL_LINES = {
 }
 
 
-def show_image(ax, rgb, title=None, scale_bar=None):
-    "Draw a display-scaled image (3, H, W) or (H, W, 3); scale_bar: arcsec to mark (pixels of 0.262 arcsec)."
+def show_image(
+    ax,
+    rgb,  # (3, H, W) or (H, W, 3), display-scaled: 0 to 1
+    title=None,
+    scale_bar=None,  # length to mark, arcsec (pixels of 0.262 arcsec)
+):
+    "Draw an image of a galaxy without axes."
     import numpy as np
 
     rgb = np.asarray(rgb)
@@ -116,8 +121,17 @@ def show_image(ax, rgb, title=None, scale_bar=None):
     return ax
 
 # %% ../../nbs/core/30_plots.ipynb #e819fc3d
-def plot_spectrum(ax, wavelength, flux, redshift=None, lines=SPECTRAL_LINES, smooth=0, labels=True, **style):
-    "Draw flux (1e-17 erg/s/cm2/A) over vacuum wavelength (A), lines marked at a redshift; smooth: in pixels."
+def plot_spectrum(
+    ax,
+    wavelength,  # (L,) vacuum, Angstrom
+    flux,  # (L,) 1e-17 erg/s/cm2/A
+    redshift=None,  # at which lines are marked; None: no lines
+    lines=SPECTRAL_LINES,  # name -> rest wavelength, Angstrom
+    smooth=0,  # pixels of a running mean
+    labels=True,  # write the names of the lines
+    **style,  # of the line that is drawn
+):
+    "Draw a spectrum, with its lines marked where a redshift is given."
     import numpy as np
 
     wavelength, flux = np.asarray(wavelength, float), np.asarray(flux, float)
@@ -182,7 +196,10 @@ SAID = dict(
 )
 
 
-def what_is_shown(shows, params):
+def what_is_shown(
+    shows,  # key of `STAMPS`, or None
+    params,  # Params of the run
+):
     "A key of `STAMPS`: the one given, else what the survey says."
     shows = shows or ("simulated" if params.survey == "mock" else "real")
     if shows not in STAMPS:

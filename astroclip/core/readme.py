@@ -114,9 +114,9 @@ def figures_index(
     folder = figures_dir(params)
     lines = ["# Figures and tables", "", MADE_BY, "", "| | caption | made by |", "| --- | --- | --- |"]
     for path in sorted(folder.rglob("*.json")):
-        drawn = [path.with_suffix(suffix) for suffix in (".png", ".csv") if path.with_suffix(suffix).is_file()]
-        own_run = "-" in path.relative_to(folder).parts[0]  # another run's folder, inside that of the default run
-        if own_run or not drawn:
+        drawn = [f for f in (path.with_suffix(".png"), path.with_suffix(".csv")) if f.is_file()]
+        other_run = "-" in path.relative_to(folder).parts[0]
+        if other_run or not drawn:
             continue
         record = json.loads(path.read_text())
         name = f"[{record['label']}]({drawn[0].relative_to(folder)})"

@@ -74,7 +74,10 @@ HEADLINES = [  # words, score, input, model (None: the strongest), model of the 
 ]
 
 
-def in_words(rows, heads=True):
+def in_words(
+    rows,  # of one model, a head each
+    heads=True,  # name the heads
+):
     "Scores of one model, a head after the other: `0.73 [0.69, 0.76] kNN, 0.75 [0.72, 0.79] MLP`."
     said = []
     for row in rows:
@@ -84,7 +87,10 @@ def in_words(rows, heads=True):
     return ", ".join(said)
 
 
-def control_in_words(rows, score, model):
+def control_in_words(
+    rows,  # of the control; for chance: of the model itself
+    model,  # key of the control, "chance", or None
+):
     "The control of a headline; chance for a retrieval."
     if model == "chance":
         return f"{10 / rows[0]['n']:.3f} by chance" if rows and rows[0]["n"] else ""
@@ -108,6 +114,6 @@ def headlines(rows):  # list of dicts: score, ours, control, the paper, n
         others = [r for r in rows if r["score"] == score and r["model"] == control]
         theirs = [f"{r['paper']:.2f} {head_name(r['head'])}" for r in ours if r["paper"] is not None]
         line = dict(score=words, ours=in_words(ours))
-        line["control"] = control_in_words(ours if control == "chance" else others, score, control)
+        line["control"] = control_in_words(ours if control == "chance" else others, control)
         table.append(line | {"the paper": ", ".join(theirs), "n": ours[0]["n"]})
     return table

@@ -38,7 +38,10 @@ class Predictions:
         return len(self.test)
 
 # %% ../../nbs/evaluation/16_predictions.ipynb #3e1dbacb
-def heads_for(kind, protocol):
+def heads_for(
+    kind,  # image, spectrum or photometry
+    protocol,  # corrected or released
+):
     "Names of the heads that read an input."
     return ("knn", "mlp", "trees") if kind == "photometry" and protocol == "corrected" else ("knn", "mlp")
 
@@ -75,7 +78,10 @@ def add_supervised(
             predictions.add(key, said["validation"], said["test"], true)
 
 
-def add_classifier(predictions, run):
+def add_classifier(
+    predictions,  # Predictions, to which it is added
+    run,  # Run
+):
     "The supervised classifier of log(1 + z), from the embeddings' file."
     if "redshift" in run.embeddings.models:
         z = run.embeddings.get("redshift", "z").astype(float)

@@ -109,7 +109,10 @@ class Run:
         return save_table(rows, f"{self.page}/{name}", self.params, f"{caption} {self.said}", **options)
 
 # %% ../../nbs/evaluation/12_runs.ipynb #ac68d2af
-def check_rows(survey, embeddings):
+def check_rows(
+    survey,  # Survey
+    embeddings,  # Embeddings
+):
     "Raise where embeddings and survey are not of the same galaxies in the same order."
     same = len(survey) == len(embeddings.targetid) and (survey.targetid == embeddings.targetid).all()
     if not same:
@@ -119,7 +122,10 @@ def check_rows(survey, embeddings):
         )
 
 
-def check_leaks(survey, embeddings):
+def check_leaks(
+    survey,  # Survey
+    embeddings,  # Embeddings
+):  # {check: int}
     "Counts of other galaxies that repeat a training galaxy; raises for the same object or image."
     prints = embeddings.get("checks", "fingerprint") if "checks" in embeddings.models else None
     found = leaks(survey.targetid, embeddings.split, survey.ra, survey.dec, prints)

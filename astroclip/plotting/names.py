@@ -58,14 +58,20 @@ def is_control(key):
     return str(key).startswith(CONTROLS)
 
 
-def model_color(key, kind="image"):
+def model_color(
+    key,  # as in the files
+    kind="image",  # what it sees: image, spectrum or photometry
+):
     "Colour of a model: that of what it sees; grey for a control, black for the truth."
     if key == "truth":
         return COLORS["truth"]
     return COLORS["control"] if is_control(key) else COLORS[kind]
 
 
-def head_style(key, color):
+def head_style(
+    key,  # of the head
+    color,
+):
     "Keyword arguments of a mark for a head in a colour."
     return dict(marker=MARKERS.get(key, "o"), color=color, mfc=color if key == "knn" else "white", ls="")
 
