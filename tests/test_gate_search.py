@@ -320,10 +320,13 @@ def test_a_full_disk_is_one_sentence(place, tmp_path):
 
 
 def test_ctrl_c_says_what_the_same_command_does(capsys, monkeypatch):
-    from astroclip.cli import searching as commands
-    def stop(args): raise KeyboardInterrupt
-    for name in ("align", "embed"):
-        monkeypatch.setattr(commands, name, stop)
+    from astroclip.cli import embedding, training
+
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "align", stop)
+    monkeypatch.setattr(embedding, "embed", stop)
     for words, says in ((["align", "s", "f", "--image", "i", "--spectrum", "s"], "the same command resumes"), (["embed", "m", "s", "-o", "o"], "starts again")):
         status, _, err = run(capsys, *words)
         assert status == 130 and says in err and len(err.strip().splitlines()) == 1
