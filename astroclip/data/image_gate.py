@@ -254,8 +254,16 @@ def picture_images(
 
 # %% ../../nbs/data/16_image_gate.ipynb #c7e2d737
 def gate(
-    images, size, unit=None, zeropoint=None, pixel_scale=None, kind="flux", mask=None, judge=True, first=0
-):
+    images,  # (N, 3, H, W) or (3, H, W), any container
+    size: int,  # pixels that the encoder needs
+    unit=None,  # of flux, where the numbers do not say it
+    zeropoint=None,  # AB magnitude of one count, or three
+    pixel_scale: float | None = None,  # arcsec, where it is not 0.262
+    kind: str = "flux",  # or rgb: pictures
+    mask=None,  # True where a pixel of flux was not observed
+    judge: bool = True,  # False: shapes and units only, no look at the pixels
+    first: int = 0,  # number of the first row in the user's array
+) -> np.ndarray:  # (N, 3, H, W) float32
     "Images of either kind, fit for the network; `judge=False` converts what was judged before."
     if kind == "flux":
         return flux_images(images, size, unit, zeropoint, pixel_scale, mask, judge, first)
