@@ -114,8 +114,9 @@ def figures_index(
     folder = figures_dir(params)
     lines = ["# Figures and tables", "", MADE_BY, "", "| | caption | made by |", "| --- | --- | --- |"]
     for path in sorted(folder.rglob("*.json")):
-        drawn = [path.with_suffix(suffix) for suffix in (".png", ".csv") if path.with_suffix(suffix).is_file()]
-        own_run = "-" in path.relative_to(folder).parts[0]  # another run's folder, inside that of the default run
+        drawn = [path.with_suffix(suffix) for suffix in (".png", ".csv")]
+        drawn = [file for file in drawn if file.is_file()]
+        own_run = "-" in path.relative_to(folder).parts[0]  # another run's folder, inside the default one
         if own_run or not drawn:
             continue
         record = json.loads(path.read_text())
