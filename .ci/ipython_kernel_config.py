@@ -4,7 +4,7 @@ import logging
 
 
 def _of_use(record):
-    "Not the warning that 127.0.0.1 is not encrypted, nor that a kernel stopped by Ctrl-C can no longer answer."
+    "Not the warning that 127.0.0.1 is not encrypted, nor that a stopped kernel can no longer answer."
     error = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else ""
     return "eavesdropping" not in record.getMessage() and error != "ZMQError"
 

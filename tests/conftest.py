@@ -12,7 +12,9 @@ from astroclip.core.config import find_root, shared_root
 # Tests run many processes side by side: one thread each unless the caller says otherwise.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads of a compiled kernel must not spin on torch's cores
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # threads of a compiled kernel must not spin on torch's cores
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +59,9 @@ def real(shared) -> Path:
 @pytest.fixture(scope="session")
 def home(tmp_path_factory, root) -> Path:
     "One data folder for the smoke runs of all workers (artifacts have locks); needs the stellar grids of the [mock] extra."
-    pytest.importorskip("speclite", reason="the simulated survey needs the [mock] extra: pip install -e .[mock]")
+    pytest.importorskip(
+        "speclite", reason="the simulated survey needs the [mock] extra: pip install -e .[mock]"
+    )
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "smoke-home"
     folder.mkdir(exist_ok=True)

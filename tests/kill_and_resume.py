@@ -1,7 +1,7 @@
 """Kill a stage at random moments, start it again until it is done, and compare what it made with an uninterrupted run.
 
-    python tests/kill_and_resume.py --n 100 --seed 0            all stages, about equally often
-    python tests/kill_and_resume.py --n 3 --stages embed --survey data/sample/survey.h5
+python tests/kill_and_resume.py --n 100 --seed 0            all stages, about equally often
+python tests/kill_and_resume.py --n 3 --stages embed --survey data/sample/survey.h5
 """
 
 import argparse
@@ -45,7 +45,9 @@ def cells(stage):
         source = "".join(cell["source"])
         if cell["cell_type"] != "code" or source.startswith("!"):
             continue
-        source = source.replace('profile = "mini"', 'profile = "smoke"').replace('device = "auto"', 'device = "cpu"')
+        source = source.replace('profile = "mini"', 'profile = "smoke"').replace(
+            'device = "auto"', 'device = "cpu"'
+        )
         made = "with create(artifact)" in source
         yield source.split("\ncurves =")[0] if made and "\ncurves =" in source else source
         if made:
@@ -102,7 +104,13 @@ def content(path):
     if path.suffix == ".h5":
         found = {}
         with h5py.File(path) as file:
-            file.visititems(lambda name, item: found.update({name: item[()].tobytes()}) if isinstance(item, h5py.Dataset) and item.dtype.kind != "O" else None)
+            file.visititems(
+                lambda name, item: (
+                    found.update({name: item[()].tobytes()})
+                    if isinstance(item, h5py.Dataset) and item.dtype.kind != "O"
+                    else None
+                )
+            )
         return found
     if path.suffix == ".npz":
         with np.load(path) as file:
@@ -112,9 +120,15 @@ def content(path):
 
 def differences(a, b):
     "Names of the files of two artifact folders that differ or exist on one side."
-    files = [{str(f.relative_to(x)): f for f in x.rglob("*") if f.is_file() and f.name != SIDECAR} for x in (a, b)]
+    files = [
+        {str(f.relative_to(x)): f for f in x.rglob("*") if f.is_file() and f.name != SIDECAR} for x in (a, b)
+    ]
     alone = [f"{name} exists once" for name in sorted(files[0].keys() ^ files[1].keys())]
-    return alone + [f"{name} differs" for name in sorted(files[0].keys() & files[1].keys()) if content(files[0][name]) != content(files[1][name])]
+    return alone + [
+        f"{name} differs"
+        for name in sorted(files[0].keys() & files[1].keys())
+        if content(files[0][name]) != content(files[1][name])
+    ]
 
 
 def prepare(home, survey):
@@ -160,7 +174,9 @@ def main(argv=None):
                 made = resolve(stage, profile="smoke").path
                 shutil.copytree(whole, broken, ignore=shutil.ignore_patterns(made.name, "*.lock"))
                 for attempt in range(20):
-                    status, _ = finish(child(stage, broken), rng.uniform(0, seconds) if counts[stage] < wanted else None)
+                    status, _ = finish(
+                        child(stage, broken), rng.uniform(0, seconds) if counts[stage] < wanted else None
+                    )
                     if status is not None:
                         break
                     counts[stage] += 1
@@ -169,7 +185,10 @@ def main(argv=None):
                 again = broken / made.relative_to(whole)
                 wrong = [f"ended with {status}"] if status else differences(made, again)
                 found += [f"{stage}: {w}" for w in wrong]
-            print(f"{stage:18s} {seconds:5.1f} s alone, {counts[stage]} kills in {rounds} rounds, {sum(f.startswith(stage + ':') for f in found)} differences", flush=True)
+            print(
+                f"{stage:18s} {seconds:5.1f} s alone, {counts[stage]} kills in {rounds} rounds, {sum(f.startswith(stage + ':') for f in found)} differences",
+                flush=True,
+            )
     print(f"{sum(counts.values())} kills, {len(found)} differences")
     print(*sorted(set(found)), sep="\n")
     raise SystemExit(1 if found else 0)

@@ -1,7 +1,7 @@
 """What tests/test_processors.py runs in processes of their own, each told to be an older processor.
 
-    python tests/processors.py train            two steps of every network; the last line names the one under way
-    python tests/processors.py answers out.npz  what the library answers, to be compared between processors
+python tests/processors.py train            two steps of every network; the last line names the one under way
+python tests/processors.py answers out.npz  what the library answers, to be compared between processors
 """
 
 import sys
@@ -41,7 +41,10 @@ def train():
     for width in (2, 3, 4, 6, 8):
         for order, memory_format in ORDERS.items():
             x = torch.rand(4, 3, 32, 32).contiguous(memory_format=memory_format)
-            nets = dict(ResNet=ResNet(1, (1, 1, 1, 1), width=width), ConvNeXt=ConvNeXt(1, (1, 1, 1), (width, 2 * width, 4 * width)))
+            nets = dict(
+                ResNet=ResNet(1, (1, 1, 1, 1), width=width),
+                ConvNeXt=ConvNeXt(1, (1, 1, 1), (width, 2 * width, 4 * width)),
+            )
             nets["Stein"] = ResNet(8, (1, 1, 1), bottleneck=True, width=width, head=16)
             for name, net in nets.items():
                 steps(f"{name} of width {width}, {order}", net.to(memory_format=memory_format), x)
@@ -51,7 +54,12 @@ def train():
     good = torch.ones(4, N_LOG, dtype=torch.bool)
     for width in (4, 6, 8):
         steps(f"VisionTransformer {width}", VisionTransformer(24, 6, width, 1, 2), torch.rand(4, 3, 24, 24))
-        steps(f"RedshiftClassifier {width}", RedshiftClassifier(features=width, templates=width, hidden=width), torch.rand(4, N_LOG), good)
+        steps(
+            f"RedshiftClassifier {width}",
+            RedshiftClassifier(features=width, templates=width, hidden=width),
+            torch.rand(4, N_LOG),
+            good,
+        )
     print("all networks", flush=True)
 
 
@@ -61,10 +69,14 @@ def answers(path):
     images, flux, ivar = (read_rows(survey.path, name, np.arange(8)) for name in ("image", "flux", "ivar"))
     images, flux, ivar = (x.astype(np.float32) for x in (images, flux, ivar))
     torch.manual_seed(0)
-    model = AstroCLIP(VisionTransformer(48, 12, 32, 2, 2), SpecFormer(80, 40, 32, 2, 2, place=4), embed_dim=16).eval()
+    model = AstroCLIP(
+        VisionTransformer(48, 12, 32, 2, 2), SpecFormer(80, 40, 32, 2, 2, place=4), embed_dim=16
+    ).eval()
     classifier, resnet = RedshiftClassifier(features=4, templates=4, hidden=8), ResNet(4, width=8).eval()
     found = dict(rgb=to_rgb(center_crop(images, 96)))
-    found["crops"] = np.concatenate([x.reshape(-1) for x in multicrop(torch.from_numpy(images), 3, Multicrop(64, 32, 2))])
+    found["crops"] = np.concatenate(
+        [x.reshape(-1) for x in multicrop(torch.from_numpy(images), 3, Multicrop(64, 32, 2))]
+    )
     found["image"], found["spectrum"] = model.embed_images(images), model.embed_spectra(flux, ivar=ivar)
     found["logits"] = classifier.logits_of(flux, ivar=ivar).numpy()
     found["resnet"] = embed_images(resnet, images, 64)

@@ -16,7 +16,14 @@ from smoke_runs import papermill
 
 from astroclip.core.artifacts import STAGES, resolve
 from astroclip.core.config import Params, changed_settings, executed_dir, figures_dir, figures_root, find_root
-from astroclip.core.profiles import OWN_PARAMETERS, PROFILES, list_changes, parse_settings, settings, short_name
+from astroclip.core.profiles import (
+    OWN_PARAMETERS,
+    PROFILES,
+    list_changes,
+    parse_settings,
+    settings,
+    short_name,
+)
 from astroclip.evaluation.comparison import comparison_label, parse_runs, run_differences
 
 ROOT = find_root(Path(__file__).parent)
@@ -25,13 +32,22 @@ ROOT = find_root(Path(__file__).parent)
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("align.embed_dims=64", "embed_dims is no setting of align, the nearest is embed_dim; it has embed_dim, num_heads"),
+        (
+            "align.embed_dims=64",
+            "embed_dims is no setting of align, the nearest is embed_dim; it has embed_dim, num_heads",
+        ),
         ("aling.embed_dim=64", "aling is no stage, the nearest is align; there are mock_survey"),
-        ("embed_dim=64", "'embed_dim=64' is not of the form stage.name=value, as pretrain_spectrum.embed_dim=64"),
+        (
+            "embed_dim=64",
+            "'embed_dim=64' is not of the form stage.name=value, as pretrain_spectrum.embed_dim=64",
+        ),
         ("align", "not of the form stage.name=value"),
         ("align.embed_dim = 64", "not of the form stage.name=value"),
         ("align.embed_dim=", "not of the form stage.name=value"),
-        ("align.embed_dim=64.5", "align.embed_dim=64.5 is no value for it: expected a whole number that is not negative"),
+        (
+            "align.embed_dim=64.5",
+            "align.embed_dim=64.5 is no value for it: expected a whole number that is not negative",
+        ),
         ("align.embed_dim=true", "expected a whole number"),
         ("align.embed_dim=-64", "not negative"),
         ("align.embed_dim=none", "expected a whole number"),
@@ -58,11 +74,20 @@ def test_a_slip_is_answered_with_one_sentence(text, said):
 
 
 def test_values_take_the_type_of_the_profile():
-    asked = parse_settings("align.frozen_lr=1 pretrain_image.steps=2e3,align.dropout=0 pretrain_image.photometry=False")
-    assert asked == {"align": {"frozen_lr": 1.0, "dropout": 0.0}, "pretrain_image": {"steps": 2000, "photometry": False}}
-    assert [type(v) for v in asked["align"].values()] == [float, float] and type(asked["pretrain_image"]["steps"]) is int
+    asked = parse_settings(
+        "align.frozen_lr=1 pretrain_image.steps=2e3,align.dropout=0 pretrain_image.photometry=False"
+    )
+    assert asked == {
+        "align": {"frozen_lr": 1.0, "dropout": 0.0},
+        "pretrain_image": {"steps": 2000, "photometry": False},
+    }
+    assert [type(v) for v in asked["align"].values()] == [float, float] and type(
+        asked["pretrain_image"]["steps"]
+    ) is int
     assert parse_settings("train_baselines.budgets=[10, 100]") == {"train_baselines": {"budgets": [10, 100]}}
-    assert parse_settings("pretrain_image.blur=[1,0,1] pretrain_image.balance=centering")["pretrain_image"] == {"blur": [1.0, 0.0, 1.0], "balance": "centering"}
+    assert parse_settings("pretrain_image.blur=[1,0,1] pretrain_image.balance=centering")[
+        "pretrain_image"
+    ] == {"blur": [1.0, 0.0, 1.0], "balance": "centering"}
     assert parse_settings("  ") == {}
 
 
@@ -75,7 +100,10 @@ def test_every_setting_can_be_reached(profile):
                 continue
             text = f"{stage}.{name}={value}"
             assert parse_settings(text) == {stage: {name: value}}
-            assert list_changes(profile, text) == [] and resolve(stage, profile=profile, set=text).key == resolve(stage, profile=profile).key
+            assert (
+                list_changes(profile, text) == []
+                and resolve(stage, profile=profile, set=text).key == resolve(stage, profile=profile).key
+            )
 
 
 def upstream(stage):
@@ -83,9 +111,20 @@ def upstream(stage):
     return {stage}.union(*map(upstream, STAGES[stage]))
 
 
-@pytest.mark.parametrize("text", ["mock_survey.n_pairs=4000", "pretrain_image.steps=2000", "align.embed_dim=64", "embed.batch_size=16", "train_baselines.width=8"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mock_survey.n_pairs=4000",
+        "pretrain_image.steps=2000",
+        "align.embed_dim=64",
+        "embed.batch_size=16",
+        "train_baselines.width=8",
+    ],
+)
 def test_keys_change_downstream_and_nowhere_else(text):
-    changed = {stage for stage in STAGES if resolve(stage, Params(set=text)).key != resolve(stage, Params()).key}
+    changed = {
+        stage for stage in STAGES if resolve(stage, Params(set=text)).key != resolve(stage, Params()).key
+    }
     assert changed == {stage for stage in STAGES if text.split(".")[0] in upstream(stage)}
     made = resolve("embed", Params(set=text))
     for stage, artifact in made.inputs.items():
@@ -123,40 +162,81 @@ def test_captions_and_sidecars_say_it(tmp_path, monkeypatch):
 
 
 def test_every_other_run_has_folders_of_its_own():
-    runs = [Params(), Params(profile="smoke"), Params(seed=1), Params(set="align.embed_dim=64"), Params(seed=1, set="align.embed_dim=64")]
+    runs = [
+        Params(),
+        Params(profile="smoke"),
+        Params(seed=1),
+        Params(set="align.embed_dim=64"),
+        Params(seed=1, set="align.embed_dim=64"),
+    ]
     names = [figures_dir(p).name for p in runs]
-    assert names == ["figures", "mock-smoke", "mock-mini-seed1", "mock-mini-align.embed_dim-64", "mock-mini-seed1-align.embed_dim-64"]
+    assert names == [
+        "figures",
+        "mock-smoke",
+        "mock-mini-seed1",
+        "mock-mini-align.embed_dim-64",
+        "mock-mini-seed1-align.embed_dim-64",
+    ]
     assert len({executed_dir(p) for p in runs}) == 5 and executed_dir(Params()).name == "executed"
-    assert figures_dir(SimpleNamespace(**vars(runs[2]), protocol="released")) == figures_root() / "mock-mini-seed1" / "released"
-    a, b = (Params(set=text) for text in ("align.shift=2 align.embed_dim=64", "align.embed_dim=64,align.shift=2.0"))
-    assert figures_dir(a) == figures_dir(b) and figures_dir(Params(set="align.embed_dim=128")) == figures_root()
+    assert (
+        figures_dir(SimpleNamespace(**vars(runs[2]), protocol="released"))
+        == figures_root() / "mock-mini-seed1" / "released"
+    )
+    a, b = (
+        Params(set=text)
+        for text in ("align.shift=2 align.embed_dim=64", "align.embed_dim=64,align.shift=2.0")
+    )
+    assert (
+        figures_dir(a) == figures_dir(b) and figures_dir(Params(set="align.embed_dim=128")) == figures_root()
+    )
     for p in runs[1:]:
-        ignored = subprocess.run(["git", "check-ignore", "-q", f"figures/{figures_dir(p).name}/redshift.png"], cwd=ROOT)
+        ignored = subprocess.run(
+            ["git", "check-ignore", "-q", f"figures/{figures_dir(p).name}/redshift.png"], cwd=ROOT
+        )
         assert ignored.returncode == 0, figures_dir(p).name
 
 
-VALUES = {"align.embed_dim": st.integers(1, 999), "align.dropout": st.floats(0, 0.99), "pretrain_image.balance": st.text("abc./ ,'", min_size=1, max_size=9)}
+VALUES = {
+    "align.embed_dim": st.integers(1, 999),
+    "align.dropout": st.floats(0, 0.99),
+    "pretrain_image.balance": st.text("abc./ ,'", min_size=1, max_size=9),
+}
 
 
 @examples(derandomize=True, deadline=None, max_examples=80)
 @given(st.fixed_dictionaries({}, optional=VALUES), st.fixed_dictionaries({}, optional=VALUES))
 def test_names_of_folders_are_safe_and_differ(first, second):
     def name(values):
-        return short_name(list_changes("mini", " ".join(f'{k}={v!r}' for k, v in values.items())))
+        return short_name(list_changes("mini", " ".join(f"{k}={v!r}" for k, v in values.items())))
 
     for values in (first, second):
         assert "/" not in name(values) and ".." not in name(values) and len(name(values)) <= 60
-    a, b = (list_changes("mini", " ".join(f"{k}={v!r}" for k, v in values.items())) for values in (first, second))
+    a, b = (
+        list_changes("mini", " ".join(f"{k}={v!r}" for k, v in values.items())) for values in (first, second)
+    )
     assert (name(first) == name(second)) == (a == b)
 
 
 def test_runs_are_read_from_one_line():
     runs = parse_runs("; align.embed_dim=64; seed=3 profile=smoke align.shift=2", Params(set="align.shift=1"))
-    assert [(p.profile, p.seed, p.set) for p in runs.values()] == [("mini", 0, "align.shift=1"), ("mini", 0, "align.shift=1 align.embed_dim=64"), ("smoke", 3, "align.shift=2")]
-    assert {row["setting"] for row in run_differences(parse_runs("; align.embed_dim=64", Params()))} == {"align.embed_dim"}
-    long = "; pretrain_image.balance=centering train_baselines.budgets=[10,100,1000] pretrain_image.blur=[1,0,1]"
+    assert [(p.profile, p.seed, p.set) for p in runs.values()] == [
+        ("mini", 0, "align.shift=1"),
+        ("mini", 0, "align.shift=1 align.embed_dim=64"),
+        ("smoke", 3, "align.shift=2"),
+    ]
+    assert {row["setting"] for row in run_differences(parse_runs("; align.embed_dim=64", Params()))} == {
+        "align.embed_dim"
+    }
+    long = (
+        "; pretrain_image.balance=centering train_baselines.budgets=[10,100,1000] pretrain_image.blur=[1,0,1]"
+    )
     assert len(comparison_label(parse_runs(long, Params()))) < 40
-    for text, said in (("", "is one run"), ("; ", "is there twice"), ("; aling.shift=1", "nearest is align"), ("; profile=huge", "expected one of")):
+    for text, said in (
+        ("", "is one run"),
+        ("; ", "is there twice"),
+        ("; aling.shift=1", "nearest is align"),
+        ("; profile=huge", "expected one of"),
+    ):
         with pytest.raises(ValueError, match=said):
             parse_runs(text, Params())
 
@@ -166,13 +246,19 @@ def test_pages_do_not_call_what_the_parameter_hides():
     import ast
 
     for path in ROOT.glob("nbs/*.ipynb"):
-        code = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+        code = [
+            "".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"
+        ]
         lines = [line for line in "\n".join(code).splitlines() if not line.startswith(("!", "%"))]
-        names = [n for n in ast.walk(ast.parse("\n".join(lines))) if isinstance(n, ast.Name) and n.id == "set"]
+        names = [
+            n for n in ast.walk(ast.parse("\n".join(lines))) if isinstance(n, ast.Name) and n.id == "set"
+        ]
         assert all(isinstance(n.ctx, ast.Store) for n in names), path.name
 
 
-@pytest.mark.parametrize("path", sorted(p for p in ROOT.glob("nbs/*.ipynb") if p.stem != "index"), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted(p for p in ROOT.glob("nbs/*.ipynb") if p.stem != "index"), ids=lambda p: p.stem
+)
 def test_papermill_knows_the_parameter(path):
     "A second equals sign in its line, be it in the comment, and papermill warns of an unknown parameter."
     import papermill
@@ -198,11 +284,39 @@ def test_make_hands_several_settings_over_as_one_word(tmp_path, way):
     text = "align.embed_dim=64 train_baselines.budgets=[10, 50] pretrain_image.balance='centering'"
     given = ([f"SET={text}"], {}) if way == "word" else ([], dict(SET=text))
     common = [f"VENV={tmp_path}", "-o", "install", *given[0]]
-    called = [json.loads(line) for line in make("reproduce", *common, **given[1]).stdout.splitlines() if line.startswith("[")]
-    assert called == [["-m", "astroclip.core.pipeline", "reproduce", "--survey", "mock", "--profile", "mini", "--seed", "0", "--device", "auto", "--set", text]]
-    (page,) = (json.loads(line) for line in make("figure-redshift", *common, **given[1]).stdout.splitlines() if line.startswith("["))
+    called = [
+        json.loads(line)
+        for line in make("reproduce", *common, **given[1]).stdout.splitlines()
+        if line.startswith("[")
+    ]
+    assert called == [
+        [
+            "-m",
+            "astroclip.core.pipeline",
+            "reproduce",
+            "--survey",
+            "mock",
+            "--profile",
+            "mini",
+            "--seed",
+            "0",
+            "--device",
+            "auto",
+            "--set",
+            text,
+        ]
+    ]
+    (page,) = (
+        json.loads(line)
+        for line in make("figure-redshift", *common, **given[1]).stdout.splitlines()
+        if line.startswith("[")
+    )
     assert page[-3:] == ["-r", "set", text] and str(tmp_path / "out" / "redshift.ipynb") in page
-    (page,) = (json.loads(line) for line in make("compare", *common, "RUNS=; align.shift=2", **given[1]).stdout.splitlines() if line.startswith("["))
+    (page,) = (
+        json.loads(line)
+        for line in make("compare", *common, "RUNS=; align.shift=2", **given[1]).stdout.splitlines()
+        if line.startswith("[")
+    )
     assert page[-6:] == ["-r", "set", text, "-r", "runs", "; align.shift=2"]
 
 
@@ -226,7 +340,11 @@ def test_a_change_reaches_what_it_concerns_and_is_compared(home):
     names = {path.stem for path in folder.rglob("*.csv")}
     assert names == {"compare", "compare_settings"} and (folder / "settings.json").is_file()
     table = next(folder.rglob("compare.csv")).read_text()
-    assert "align.embed_dim=16" in table and "True" in table and "False" not in table  # every difference is paired
-    papermill("retrieval", home, "-p", "set", "align.embed_dim=16", "-p", "draws", "50", "-p", "shuffles", "50")
+    assert (
+        "align.embed_dim=16" in table and "True" in table and "False" not in table
+    )  # every difference is paired
+    papermill(
+        "retrieval", home, "-p", "set", "align.embed_dim=16", "-p", "draws", "50", "-p", "shuffles", "50"
+    )
     records = list((home / "figures" / "mock-smoke-align.embed_dim-16").rglob("retrieval.json"))
     assert records and all("align.embed_dim = 16 (default 32)" in path.read_text() for path in records)

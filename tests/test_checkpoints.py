@@ -21,7 +21,10 @@ from astroclip.models.specformer import SpecFormer
 from astroclip.models.unpickle import CheckpointError, Record, TorchArchive, read_pickle
 from astroclip.models.vit import VisionTransformer
 
-NEEDED = {"astroclip_cli_hparams": dict(image_num_heads=4, spectrum_num_heads=4), "astrodino": dict(num_heads=4)}
+NEEDED = {
+    "astroclip_cli_hparams": dict(image_num_heads=4, spectrum_num_heads=4),
+    "astrodino": dict(num_heads=4),
+}
 
 
 def tiny_specformer():
@@ -31,19 +34,35 @@ def tiny_specformer():
 
 def official_names(model):
     "The state dict of a SpecFormer under the names of the original."
-    table = [("norm1.", "layernorm1."), ("norm2.", "layernorm2."), ("attn.qkv.", "attention.attention."), ("attn.proj.", "attention.projection."),
-             ("mlp.fc1.", "mlp.encoder."), ("mlp.fc2.", "mlp.decoder.")]
+    table = [
+        ("norm1.", "layernorm1."),
+        ("norm2.", "layernorm2."),
+        ("attn.qkv.", "attention.attention."),
+        ("attn.proj.", "attention.projection."),
+        ("mlp.fc1.", "mlp.encoder."),
+        ("mlp.fc2.", "mlp.decoder."),
+    ]
+
     def rename(k):
         for a, b in table:
             k = k.replace(a, b)
         return "final_layernorm." + k[5:] if k.startswith("norm.") else k
+
     return {rename(k): v for k, v in model.state_dict().items()}
 
 
 def official(model, **more):
     c = model.config
-    hyper = dict(input_dim=c["window"] + 2, embed_dim=c["embed_dim"], num_layers=c["depth"], num_heads=c["num_heads"], max_len=c["max_len"],
-                 slice_section_length=c["window"], slice_overlap=c["window"] - c["stride"], dropout=0.0)
+    hyper = dict(
+        input_dim=c["window"] + 2,
+        embed_dim=c["embed_dim"],
+        num_layers=c["depth"],
+        num_heads=c["num_heads"],
+        max_len=c["max_len"],
+        slice_section_length=c["window"],
+        slice_overlap=c["window"] - c["stride"],
+        dropout=0.0,
+    )
     return {"epoch": 3, "state_dict": official_names(model), "hyper_parameters": hyper} | more
 
 
@@ -54,13 +73,20 @@ def write(path, obj):
 
 # Layouts
 
+
 def test_prefixes_and_bare_state_dict(tmp_path):
     model = tiny_specformer()
     x = torch.randn(2, 7781)
     expected = model(x)["embedding"]
     state = official_names(model)
-    for i, content in enumerate([official(model), state, {"state_dict": {"module." + k: v for k, v in state.items()}},
-                                 {"teacher": {"module.backbone." + k: v for k, v in state.items()}}]):
+    for i, content in enumerate(
+        [
+            official(model),
+            state,
+            {"state_dict": {"module." + k: v for k, v in state.items()}},
+            {"teacher": {"module.backbone." + k: v for k, v in state.items()}},
+        ]
+    ):
         heads = {} if i == 0 else {"num_heads": 2}
         again = SpecFormer.from_pretrained(write(tmp_path / f"{i}.ckpt", content), device="cpu", **heads)
         assert torch.equal(again(x)["embedding"], expected) and not again.training
@@ -70,13 +96,19 @@ def test_prefixes_and_bare_state_dict(tmp_path):
 def test_block_chunks(tmp_path, chunks):
     torch.manual_seed(0)
     vit = VisionTransformer(48, 12, 24, depth=4, num_heads=3).eval()
+
     def chunked(k):
         if not chunks or not k.startswith("blocks."):
             return k
         i = int(k.split(".")[1])
-        return f"blocks.{i // (4 // chunks)}." + k[len("blocks."):]
-    state = {f"backbone.{chunked(k)}": v.half().float() for k, v in vit.state_dict().items()} | {"dino_head.mlp.0.weight": torch.zeros(3, 3)}
-    again = VisionTransformer.from_pretrained(write(tmp_path / "v.ckpt", {"teacher": state}), device="cpu", num_heads=3)
+        return f"blocks.{i // (4 // chunks)}." + k[len("blocks.") :]
+
+    state = {f"backbone.{chunked(k)}": v.half().float() for k, v in vit.state_dict().items()} | {
+        "dino_head.mlp.0.weight": torch.zeros(3, 3)
+    }
+    again = VisionTransformer.from_pretrained(
+        write(tmp_path / "v.ckpt", {"teacher": state}), device="cpu", num_heads=3
+    )
     assert len(again.blocks) == 4 and again.image_size == 48 and again.patch_size == 12
     assert torch.equal(again.blocks[3].mlp.fc1.weight, vit.blocks[3].mlp.fc1.weight.half().float())
 
@@ -84,19 +116,34 @@ def test_block_chunks(tmp_path, chunks):
 def test_half_precision_becomes_float32(tmp_path):
     content = official(tiny_specformer())
     content["state_dict"] = {k: v.bfloat16() for k, v in content["state_dict"].items()}
-    assert {p.dtype for p in SpecFormer.from_pretrained(write(tmp_path / "h.ckpt", content), device="cpu").parameters()} == {torch.float32}
+    assert {
+        p.dtype
+        for p in SpecFormer.from_pretrained(write(tmp_path / "h.ckpt", content), device="cpu").parameters()
+    } == {torch.float32}
 
 
-@pytest.mark.parametrize("name,cls,parameters", [("specformer", SpecFormer, None), ("astrodino", VisionTransformer, None),
-                                                 ("astroclip", AstroCLIP, None), ("astroclip_cli_hparams", AstroCLIP, None)])
+@pytest.mark.parametrize(
+    "name,cls,parameters",
+    [
+        ("specformer", SpecFormer, None),
+        ("astrodino", VisionTransformer, None),
+        ("astroclip", AstroCLIP, None),
+        ("astroclip_cli_hparams", AstroCLIP, None),
+    ],
+)
 def test_convert_gives_the_same_model(goldens, tmp_path, name, cls, parameters):
     source, heads = goldens / f"{name}.ckpt", NEEDED.get(name, {})
     folder = convert(source, tmp_path / "out", **heads)
-    a, b, c = [cls.from_pretrained(s, device="cpu", **h) for s, h in [(source, heads), (folder, {}), (folder / "model.safetensors", {})]]
+    a, b, c = [
+        cls.from_pretrained(s, device="cpu", **h)
+        for s, h in [(source, heads), (folder, {}), (folder / "model.safetensors", {})]
+    ]
     for k, v in a.state_dict().items():
         assert torch.equal(v, b.state_dict()[k]) and torch.equal(v, c.state_dict()[k])
     about, before = describe(folder), describe(source)
-    assert about["kind"] == before["kind"] == cls.__name__ and about["parameters"] == before["parameters"] == sum(p.numel() for p in a.parameters())
+    assert about["kind"] == before["kind"] == cls.__name__ and about["parameters"] == before[
+        "parameters"
+    ] == sum(p.numel() for p in a.parameters())
     card = (folder / "README.md").read_text()
     assert before["sha256"] in card and about["sha256"] in card and a.config == b.config
     assert json.loads((folder / "config.json").read_text())["sha256"] == about["sha256"]
@@ -110,7 +157,9 @@ def test_loaded_models_are_in_evaluation_mode_and_trainable(goldens):
 def test_sizes_that_are_not_the_published_ones(tmp_path):
     "Windows of 12 every 5, 60 positions only: the file says all of it, and spectra that are too long for it are refused."
     torch.manual_seed(0)
-    model = SpecFormer(window=12, stride=5, embed_dim=12, depth=3, num_heads=3, max_len=60, n_pixels=250, mlp_ratio=2).eval()
+    model = SpecFormer(
+        window=12, stride=5, embed_dim=12, depth=3, num_heads=3, max_len=60, n_pixels=250, mlp_ratio=2
+    ).eval()
     again = SpecFormer.from_pretrained(write(tmp_path / "s.ckpt", official(model)), device="cpu")
     x = torch.randn(2, 250)
     assert torch.equal(again(x)["embedding"], model(x)["embedding"])
@@ -122,13 +171,17 @@ def test_sizes_that_are_not_the_published_ones(tmp_path):
 def test_full_size_loads_into_its_own_memory(tmp_path):
     "370,798,358 parameters load and embed in under 6 GB, and loading does not need the weights twice."
     from astroclip.evaluation.parity import cost, random_astroclip
+
     folder = random_astroclip(tmp_path / "full")
     assert describe(folder)["parameters"] == 370_798_358
     found = cost(folder, n=2, precision="bfloat16", device="cpu")
-    assert found["peak_gb"] < 3.5 and found["image_embeddings"].shape == found["spectrum_embeddings"].shape == (2, 1024)
+    assert found["peak_gb"] < 3.5 and found["image_embeddings"].shape == found[
+        "spectrum_embeddings"
+    ].shape == (2, 1024)
 
 
 # Head counts
+
 
 def test_head_counts_are_never_guessed(goldens):
     with pytest.raises(ValueError, match="give num_heads="):
@@ -155,6 +208,7 @@ def test_head_counts_of_our_own_files(tmp_path):
 
 # Strict loading
 
+
 def broken(**change):
     content = official(tiny_specformer())
     content["state_dict"].update(change)
@@ -162,26 +216,42 @@ def broken(**change):
     return content
 
 
-@pytest.mark.parametrize("change,message", [
-    ({"blocks.1.mlp.encoder.bias": None}, "1 missing: blocks.1.mlp.fc1.bias"),
-    ({"head.bias": None, "final_layernorm.bias": None}, "2 missing: head.bias, norm.bias"),
-    ({"surprise.weight": torch.zeros(2)}, "1 unexpected: surprise.weight"),
-    ({"head.weight": torch.zeros(22, 15)}, r"head.weight \(22, 15\) \(expected"),
-    ({"blocks.0.layernorm1.weight": torch.zeros(16, 1)}, "1 of another shape"),
-    ({"blocks.7.layernorm1.weight": torch.zeros(16)}, "blocks are missing"),
-    ({"blocks.99999.layernorm1.weight": torch.zeros(16)}, "unexpected"),
-    ({"data_embed.weight": torch.zeros(16)}, "expected 2 axes"),
-    ({"data_embed.weight": torch.zeros(0, 22)}, "expected 2 axes"),
-    ({"norm.weight": torch.zeros(16)}, "two tensors are both norm.weight"),
-    ({"number": 3}, "no table of tensors"),
-])
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"blocks.1.mlp.encoder.bias": None}, "1 missing: blocks.1.mlp.fc1.bias"),
+        ({"head.bias": None, "final_layernorm.bias": None}, "2 missing: head.bias, norm.bias"),
+        ({"surprise.weight": torch.zeros(2)}, "1 unexpected: surprise.weight"),
+        ({"head.weight": torch.zeros(22, 15)}, r"head.weight \(22, 15\) \(expected"),
+        ({"blocks.0.layernorm1.weight": torch.zeros(16, 1)}, "1 of another shape"),
+        ({"blocks.7.layernorm1.weight": torch.zeros(16)}, "blocks are missing"),
+        ({"blocks.99999.layernorm1.weight": torch.zeros(16)}, "unexpected"),
+        ({"data_embed.weight": torch.zeros(16)}, "expected 2 axes"),
+        ({"data_embed.weight": torch.zeros(0, 22)}, "expected 2 axes"),
+        ({"norm.weight": torch.zeros(16)}, "two tensors are both norm.weight"),
+        ({"number": 3}, "no table of tensors"),
+    ],
+)
 def test_wrong_tensors_are_listed(tmp_path, change, message):
     with pytest.raises(CheckpointError, match=message):
         SpecFormer.from_pretrained(write(tmp_path / "x.ckpt", broken(**change)), device="cpu", num_heads=2)
 
 
-@pytest.mark.parametrize("hyper", [dict(slice_overlap=20), dict(slice_overlap=30), dict(slice_section_length=30), dict(slice_overlap="x"), dict(num_heads=True),
-                                   dict(num_heads=[2]), dict(num_heads=-2), dict(dropout=-1.0), dict(dropout="x"), dict(slice_overlap=float("nan"))])
+@pytest.mark.parametrize(
+    "hyper",
+    [
+        dict(slice_overlap=20),
+        dict(slice_overlap=30),
+        dict(slice_section_length=30),
+        dict(slice_overlap="x"),
+        dict(num_heads=True),
+        dict(num_heads=[2]),
+        dict(num_heads=-2),
+        dict(dropout=-1.0),
+        dict(dropout="x"),
+        dict(slice_overlap=float("nan")),
+    ],
+)
 def test_senseless_hyper_parameters(tmp_path, hyper):
     content = official(tiny_specformer())
     content["hyper_parameters"].update(hyper)
@@ -212,9 +282,14 @@ def test_hub_repository_from_the_cache(tmp_path, monkeypatch):
     for ref in ("main", "v1"):
         (cache / "models--owner--name" / "refs" / ref).write_text("a" * 40)
     real = hub.snapshot_download
-    monkeypatch.setattr(hub, "snapshot_download", lambda repo, **k: real(repo, cache_dir=cache, local_files_only=True, **k))
+    monkeypatch.setattr(
+        hub, "snapshot_download", lambda repo, **k: real(repo, cache_dir=cache, local_files_only=True, **k)
+    )
     for revision in (None, "v1"):
-        assert SpecFormer.from_pretrained("owner/name", device="cpu", revision=revision).config["embed_dim"] == 16
+        assert (
+            SpecFormer.from_pretrained("owner/name", device="cpu", revision=revision).config["embed_dim"]
+            == 16
+        )
     with pytest.raises(FileNotFoundError, match="owner/other"):
         SpecFormer.from_pretrained("owner/other", device="cpu")
     with pytest.raises(FileNotFoundError, match="hub"):
@@ -223,8 +298,10 @@ def test_hub_repository_from_the_cache(tmp_path, monkeypatch):
 
 # Hostile files: each of these would act, if anything of the file were imported or called
 
+
 class Act:
     "Leaves a mark on the disk when unpickled the ordinary way."
+
     def __init__(self, mark, how="system"):
         self.mark, self.how = str(mark), how
 
@@ -248,27 +325,42 @@ HOW = ["system", "eval", "nested", "state", "items", "reconstruct", "open"]
 
 
 @pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("place", ["hyper_parameters", "inside_hyper_parameters", "optimizer_states", "callbacks", "state_dict", "top"])
+@pytest.mark.parametrize(
+    "place",
+    ["hyper_parameters", "inside_hyper_parameters", "optimizer_states", "callbacks", "state_dict", "top"],
+)
 def test_nothing_of_the_file_runs(tmp_path, how, place):
     mark, model = tmp_path / "mark", tiny_specformer()
     evil, content = Act(mark, how), official(model)
-    if place == "hyper_parameters": content["hyper_parameters"] = evil
-    elif place == "inside_hyper_parameters": content["hyper_parameters"] |= {"image_encoder": [{"deep": (evil,)}], "lr": evil}
-    elif place == "optimizer_states": content["optimizer_states"] = [{"state": {0: {"step": evil}}}]
-    elif place == "callbacks": content["callbacks"] = {"ModelCheckpoint": evil}
-    elif place == "state_dict": content["state_dict"]["evil"] = evil
-    else: content = evil
+    if place == "hyper_parameters":
+        content["hyper_parameters"] = evil
+    elif place == "inside_hyper_parameters":
+        content["hyper_parameters"] |= {"image_encoder": [{"deep": (evil,)}], "lr": evil}
+    elif place == "optimizer_states":
+        content["optimizer_states"] = [{"state": {0: {"step": evil}}}]
+    elif place == "callbacks":
+        content["callbacks"] = {"ModelCheckpoint": evil}
+    elif place == "state_dict":
+        content["state_dict"]["evil"] = evil
+    else:
+        content = evil
     path = write(tmp_path / "evil.ckpt", content)
-    if place in ("inside_hyper_parameters", "optimizer_states", "callbacks"):     # the tensors are fine: it loads, and nothing else happens
+    if place in (
+        "inside_hyper_parameters",
+        "optimizer_states",
+        "callbacks",
+    ):  # the tensors are fine: it loads, and nothing else happens
         assert SpecFormer.from_pretrained(path, device="cpu").config["embed_dim"] == 16
         describe(path)
     else:
         with pytest.raises(ValueError):
             SpecFormer.from_pretrained(path, device="cpu")
     assert not mark.exists()
-    with zipfile.ZipFile(path) as z:      # the file is what it claims to be: an ordinary unpickler acts
-        try: pickle.Unpickler(io.BytesIO(z.read("evil/data.pkl"))).load()
-        except Exception: pass
+    with zipfile.ZipFile(path) as z:  # the file is what it claims to be: an ordinary unpickler acts
+        try:
+            pickle.Unpickler(io.BytesIO(z.read("evil/data.pkl"))).load()
+        except Exception:
+            pass
 
 
 def test_extension_registry_is_refused():
@@ -276,15 +368,45 @@ def test_extension_registry_is_refused():
         read_pickle(b"\x80\x02\x82\x01.")
 
 
-@pytest.mark.parametrize("program", [
-    b"cos\nsystem\n(S'true'\ntR.", b"(S'true'\nios\nsystem\n.", b"(cos\nsystem\nS'true'\no.", b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.",
-    b"\x80\x02cos\nsystem\n(U\x04truetR}b."])
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"(S'true'\nios\nsystem\n.",
+        b"(cos\nsystem\nS'true'\no.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.",
+        b"\x80\x02cos\nsystem\n(U\x04truetR}b.",
+    ],
+)
 def test_every_way_to_write_a_call_gives_a_record(program):
     assert isinstance(read_pickle(program), Record)
 
 
-@pytest.mark.parametrize("program", [b"", b".", b"\x80", b"\x80\x02", b"}", b"(((", b"h\x01.", b"a.", b"s.", b"]K\x01u.", b"K\x01K\x02a.", b"\xff", b"\x8e" + b"\xff" * 8,
-                                     b"B" + b"\xff" * 4, b"I" + b"9" * 6000 + b"\n.", b"2.", b"0.", b"1.", b"\x80\x02K\x01Q.", b"(K\x01}s."])
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"",
+        b".",
+        b"\x80",
+        b"\x80\x02",
+        b"}",
+        b"(((",
+        b"h\x01.",
+        b"a.",
+        b"s.",
+        b"]K\x01u.",
+        b"K\x01K\x02a.",
+        b"\xff",
+        b"\x8e" + b"\xff" * 8,
+        b"B" + b"\xff" * 4,
+        b"I" + b"9" * 6000 + b"\n.",
+        b"2.",
+        b"0.",
+        b"1.",
+        b"\x80\x02K\x01Q.",
+        b"(K\x01}s.",
+    ],
+)
 def test_damaged_programs_are_one_error(program):
     with pytest.raises(CheckpointError):
         read_pickle(program)
@@ -309,8 +431,10 @@ def rewrite(source, target, change=lambda name, data: data, method=zipfile.ZIP_S
     with zipfile.ZipFile(source) as a, zipfile.ZipFile(target, "w") as b:
         for info in a.infolist():
             data = change(info.filename, a.read(info))
-            if data is not None: b.writestr(info.filename, data, compress_type=method)
-        for name, data in more: b.writestr(name, data)
+            if data is not None:
+                b.writestr(info.filename, data, compress_type=method)
+        for name, data in more:
+            b.writestr(name, data)
     return target
 
 
@@ -323,21 +447,38 @@ def test_zip_tricks(tmp_path):
     good = write(tmp_path / "good.ckpt", official(tiny_specformer()))
     refused(rewrite(good, tmp_path / "a.ckpt", method=zipfile.ZIP_DEFLATED), "compressed")
     refused(rewrite(good, tmp_path / "b.ckpt", more=[("other/data.pkl", b"N.")]), "found 2")
-    with pytest.warns(UserWarning): rewrite(good, tmp_path / "c.ckpt", more=[("good/data.pkl", b"N.")])
+    with pytest.warns(UserWarning):
+        rewrite(good, tmp_path / "c.ckpt", more=[("good/data.pkl", b"N.")])
     refused(tmp_path / "c.ckpt", "found 2")
-    with pytest.warns(UserWarning): rewrite(good, tmp_path / "c2.ckpt", more=[("good/data/0", b"N.")])
+    with pytest.warns(UserWarning):
+        rewrite(good, tmp_path / "c2.ckpt", more=[("good/data/0", b"N.")])
     refused(tmp_path / "c2.ckpt", "one name")
     refused(rewrite(good, tmp_path / "d.ckpt", lambda n, d: None if n.endswith("data.pkl") else d), "found 0")
-    refused(rewrite(good, tmp_path / "e.ckpt", lambda n, d: None if n.endswith("/data/3") else d), "missing from the archive")
-    refused(rewrite(good, tmp_path / "f.ckpt", lambda n, d: d[:-4] if n.endswith("/data/3") else d), "bytes, not")
-    refused(rewrite(good, tmp_path / "g.ckpt", lambda n, d: b"big" if n.endswith("byteorder") else d), "big-endian")
-    refused(rewrite(good, tmp_path / "h.ckpt", lambda n, d: b"\x80\x02}." if n.endswith("data.pkl") else d), "no table")
-    refused(rewrite(good, tmp_path / "i.ckpt", lambda n, d: b"\x80\x02K\x01." if n.endswith("data.pkl") else d), "no table")
+    refused(
+        rewrite(good, tmp_path / "e.ckpt", lambda n, d: None if n.endswith("/data/3") else d),
+        "missing from the archive",
+    )
+    refused(
+        rewrite(good, tmp_path / "f.ckpt", lambda n, d: d[:-4] if n.endswith("/data/3") else d), "bytes, not"
+    )
+    refused(
+        rewrite(good, tmp_path / "g.ckpt", lambda n, d: b"big" if n.endswith("byteorder") else d),
+        "big-endian",
+    )
+    refused(
+        rewrite(good, tmp_path / "h.ckpt", lambda n, d: b"\x80\x02}." if n.endswith("data.pkl") else d),
+        "no table",
+    )
+    refused(
+        rewrite(good, tmp_path / "i.ckpt", lambda n, d: b"\x80\x02K\x01." if n.endswith("data.pkl") else d),
+        "no table",
+    )
     data = bytearray(good.read_bytes())
-    data[data.find(b"good/data/2") + 200] ^= 1      # a flipped bit in the numbers: the checksum tells
+    data[data.find(b"good/data/2") + 200] ^= 1  # a flipped bit in the numbers: the checksum tells
     (tmp_path / "j.ckpt").write_bytes(data)
     refused(tmp_path / "j.ckpt", "damaged")
-    for name in ("k.ckpt", "l.ckpt"): (tmp_path / name).write_bytes(b"" if name == "k.ckpt" else pickle.dumps({"state_dict": 1}))
+    for name in ("k.ckpt", "l.ckpt"):
+        (tmp_path / name).write_bytes(b"" if name == "k.ckpt" else pickle.dumps({"state_dict": 1}))
     refused(tmp_path / "k.ckpt", "not a zip archive")
     refused(tmp_path / "l.ckpt", "not a zip archive")
 
@@ -351,7 +492,8 @@ def test_overlapping_entries(tmp_path):
         first = z.infolist()[-1]
         for i in range(1, 50):
             clone = zipfile.ZipInfo(f"x/data/{i}")
-            for a in ("header_offset", "CRC", "file_size", "compress_size", "compress_type"): setattr(clone, a, getattr(first, a))
+            for a in ("header_offset", "CRC", "file_size", "compress_size", "compress_type"):
+                setattr(clone, a, getattr(first, a))
             z.filelist.append(clone)
             z.NameToInfo[clone.filename] = clone
     path = tmp_path / "o.ckpt"
@@ -361,19 +503,47 @@ def test_overlapping_entries(tmp_path):
 
 def tensor_program(size, stride, offset=0, numel=4):
     "A pickle of {'data_embed.weight': tensor of any declared shape}, written by hand."
+
     class Writer(pickle._Pickler):
-        def persistent_id(self, x): return ("storage", torch.FloatStorage, "0", "cuda:0", numel) if isinstance(x, Stand) else None
-    class Stand: pass
+        def persistent_id(self, x):
+            return ("storage", torch.FloatStorage, "0", "cuda:0", numel) if isinstance(x, Stand) else None
+
+    class Stand:
+        pass
+
     class Tensor:
-        def __reduce__(self): return torch._utils._rebuild_tensor_v2, (Stand(), offset, size, stride, False, collections.OrderedDict())
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (
+                Stand(),
+                offset,
+                size,
+                stride,
+                False,
+                collections.OrderedDict(),
+            )
+
     out = io.BytesIO()
     Writer(out, protocol=2).dump({"data_embed.weight": Tensor()})
     return out.getvalue()
 
 
-@pytest.mark.parametrize("size,stride,offset,numel", [
-    ((10**6, 10**6), (10**6, 1), 0, 4), ((10**12,), (0,), 0, 4), ((4,), (1,), 1, 4), ((2,), (-1,), 3, 4), ((2,), (1,), -1, 4), ((2, 2), (1,), 0, 4),
-    ((2**62, 4), (0, 0), 0, 4), ((True,), (1,), 0, 4), ((2.0,), (1,), 0, 4), ((4,), (1,), 0, 2**60), ((4,), (1,), 0, -4), ((1,) * 9, (1,) * 9, 0, 4)])
+@pytest.mark.parametrize(
+    "size,stride,offset,numel",
+    [
+        ((10**6, 10**6), (10**6, 1), 0, 4),
+        ((10**12,), (0,), 0, 4),
+        ((4,), (1,), 1, 4),
+        ((2,), (-1,), 3, 4),
+        ((2,), (1,), -1, 4),
+        ((2, 2), (1,), 0, 4),
+        ((2**62, 4), (0, 0), 0, 4),
+        ((True,), (1,), 0, 4),
+        ((2.0,), (1,), 0, 4),
+        ((4,), (1,), 0, 2**60),
+        ((4,), (1,), 0, -4),
+        ((1,) * 9, (1,) * 9, 0, 4),
+    ],
+)
 def test_oversized_declared_shapes(tmp_path, size, stride, offset, numel):
     path = tmp_path / "s.ckpt"
     with zipfile.ZipFile(path, "w") as z:
@@ -385,18 +555,20 @@ def test_oversized_declared_shapes(tmp_path, size, stride, offset, numel):
 def test_declared_storage_larger_than_its_entry(tmp_path):
     path = tmp_path / "s.ckpt"
     with zipfile.ZipFile(path, "w") as z:
-        z.writestr("s/data.pkl", tensor_program((2**30, 22), (22, 1), 0, 2**30 * 22))     # 94 GB of four numbers
+        z.writestr("s/data.pkl", tensor_program((2**30, 22), (22, 1), 0, 2**30 * 22))  # 94 GB of four numbers
         z.writestr("s/data/0", bytes(16))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused(path)
     with TorchArchive(path) as archive, pytest.raises(CheckpointError, match="16 bytes"):
         archive.tensor(archive.tree["data_embed.weight"])
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000       # kB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
 def test_truncated_at_every_length(tmp_path):
     data = write(tmp_path / "t.ckpt", official(tiny_specformer())).read_bytes()
-    for n in sorted({0, 1, 10, 100, len(data) - 1, len(data) - 22, *random.Random(0).sample(range(len(data)), 40)}):
+    for n in sorted(
+        {0, 1, 10, 100, len(data) - 1, len(data) - 22, *random.Random(0).sample(range(len(data)), 40)}
+    ):
         (tmp_path / "cut.ckpt").write_bytes(data[:n])
         refused(tmp_path / "cut.ckpt")
 
@@ -404,13 +576,17 @@ def test_truncated_at_every_length(tmp_path):
 def test_random_damage_is_one_error_or_harmless(tmp_path):
     "Bytes of the pickle changed at random: whatever the program has become, it ends in a value or in `CheckpointError`."
     source = write(tmp_path / "f.ckpt", official(tiny_specformer(), callbacks={"x": [1.5, {2}, None]}))
-    with zipfile.ZipFile(source) as z: program = z.read("f/data.pkl")
+    with zipfile.ZipFile(source) as z:
+        program = z.read("f/data.pkl")
     rng, errors = random.Random(1), 0
     for _ in range(1500):
         damaged = bytearray(program)
-        for _ in range(rng.choice((1, 1, 2, 8))): damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-        try: read_pickle(bytes(damaged))
-        except CheckpointError: errors += 1
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        try:
+            read_pickle(bytes(damaged))
+        except CheckpointError:
+            errors += 1
     assert 0 < errors < 1500
 
 
@@ -419,23 +595,41 @@ def test_damaged_files_of_ours(tmp_path):
     file, data = folder / "model.safetensors", (folder / "model.safetensors").read_bytes()
     for bad in [data[:-100], data[:50], b"", b"\xff" * 100, struct.pack("<Q", 2**60) + data[8:]]:
         file.write_bytes(bad)
-        with pytest.raises(ValueError): SpecFormer.from_pretrained(folder, device="cpu")
+        with pytest.raises(ValueError):
+            SpecFormer.from_pretrained(folder, device="cpu")
     from safetensors.torch import save_file
-    for config in [None, [], {"kind": "SpecFormer"}, {"kind": "SpecFormer", "config": {"depth": 10**9}}, {"kind": "SpecFormer", "config": {"colour": 1}},
-                   {"kind": "SpecFormer", "config": {"embed_dim": -3}}, {"kind": "SpecFormer", "config": {"embed_dim": "os.system"}}, {"kind": "Unknown", "config": {}}]:
+
+    for config in [
+        None,
+        [],
+        {"kind": "SpecFormer"},
+        {"kind": "SpecFormer", "config": {"depth": 10**9}},
+        {"kind": "SpecFormer", "config": {"colour": 1}},
+        {"kind": "SpecFormer", "config": {"embed_dim": -3}},
+        {"kind": "SpecFormer", "config": {"embed_dim": "os.system"}},
+        {"kind": "Unknown", "config": {}},
+    ]:
         save_file({"a": torch.zeros(2)}, file)
         (folder / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ValueError): SpecFormer.from_pretrained(folder, device="cpu")
+        with pytest.raises(ValueError):
+            SpecFormer.from_pretrained(folder, device="cpu")
     (folder / "config.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError): SpecFormer.from_pretrained(folder, device="cpu")
+    with pytest.raises(ValueError):
+        SpecFormer.from_pretrained(folder, device="cpu")
 
 
 def test_interrupted_save_leaves_no_half_model(tmp_path, monkeypatch):
     import astroclip.models.pretrained as module
-    def fail(*_, **__): raise OSError(28, "No space left on device")
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(module, "save_file", fail)
-    with pytest.raises(OSError): save(tiny_specformer(), tmp_path / "m")
-    assert not list(Path(tmp_path / "m").glob("*.safetensors")) and not (tmp_path / "m" / "config.json").exists()
+    with pytest.raises(OSError):
+        save(tiny_specformer(), tmp_path / "m")
+    assert (
+        not list(Path(tmp_path / "m").glob("*.safetensors")) and not (tmp_path / "m" / "config.json").exists()
+    )
 
 
 def test_the_same_weights_make_the_same_file(tmp_path):

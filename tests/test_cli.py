@@ -15,8 +15,10 @@ from astroclip.search.similarity import SimilarityIndex
 
 def run(capsys, *words):
     "(status, stdout, stderr) of the program."
-    try: status = main([str(w) for w in words])
-    except SystemExit as leave: status = leave.code
+    try:
+        status = main([str(w) for w in words])
+    except SystemExit as leave:
+        status = leave.code
     return (status, *capsys.readouterr())
 
 
@@ -29,9 +31,14 @@ def fails(capsys, *words, says):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     from astroclip import AstroCLIP, SpecFormer, VisionTransformer
+
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("cli") / "model"
-    AstroCLIP(VisionTransformer(image_size=96, patch_size=12, embed_dim=24, depth=1, num_heads=2), SpecFormer(window=80, stride=40, embed_dim=24, depth=1, num_heads=2), embed_dim=16).save_pretrained(folder)
+    AstroCLIP(
+        VisionTransformer(image_size=96, patch_size=12, embed_dim=24, depth=1, num_heads=2),
+        SpecFormer(window=80, stride=40, embed_dim=24, depth=1, num_heads=2),
+        embed_dim=16,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -77,27 +84,48 @@ def test_info_and_convert(capsys, model, tmp_path):
 @pytest.mark.skipif(not shared_root(), reason="needs the golden checkpoints")
 def test_convert_an_official_checkpoint(capsys, tmp_path):
     sources = sorted(shared_root().rglob("*.ckpt"))
-    if not sources: pytest.skip("no official checkpoint at hand")
+    if not sources:
+        pytest.skip("no official checkpoint at hand")
     for source in sources[:3]:
         status, out, err = run(capsys, "convert", source, tmp_path / source.stem)
-        if status == 0: return  # head counts may have to be given for the others
+        if status == 0:
+            return  # head counts may have to be given for the others
     assert "num_heads" in err or "heads" in err
 
 
 def test_embed_and_search(capsys, index, tmp_path):
     i = SimilarityIndex.load(index)
     assert len(i) == 128 and set(i.modality) == {"image", "spectrum"}
-    status, out, _ = run(capsys, "search", index, i.ids[7], "-k", 3, "--where", "modality=spectrum", "--where", "redshift=0:0.4", "-o", tmp_path / "hits.csv")
+    status, out, _ = run(
+        capsys,
+        "search",
+        index,
+        i.ids[7],
+        "-k",
+        3,
+        "--where",
+        "modality=spectrum",
+        "--where",
+        "redshift=0:0.4",
+        "-o",
+        tmp_path / "hits.csv",
+    )
     assert status == 0 and len(out.strip().splitlines()) == 6
     rows = (tmp_path / "hits.csv").read_text().splitlines()
-    assert rows[0].startswith("rank,id,modality,similarity,redshift") and len(rows) == 4 and str(i.ids[7]) not in rows[1]
+    assert (
+        rows[0].startswith("rank,id,modality,similarity,redshift")
+        and len(rows) == 4
+        and str(i.ids[7]) not in rows[1]
+    )
 
 
 def test_bad_input_is_one_line(capsys, model, index, tmp_path):
     fails(capsys, "embed", model, tmp_path / "nowhere", "-o", tmp_path / "x.h5", says="no such file")
     fails(capsys, "embed", tmp_path, sample_path(), "-o", tmp_path / "x.h5", says=str(tmp_path))
     (tmp_path / "broken.fits").write_bytes(b"SIMPLE  =                    T")
-    fails(capsys, "embed", model, tmp_path, "-o", tmp_path / "x.h5", "--device", "cpu", says="nothing to embed")
+    fails(
+        capsys, "embed", model, tmp_path, "-o", tmp_path / "x.h5", "--device", "cpu", says="nothing to embed"
+    )
     cut = tmp_path / "cut.h5"
     cut.write_bytes(sample_path().read_bytes()[:100_000])
     fails(capsys, "embed", model, cut, "-o", tmp_path / "x.h5", "--device", "cpu", says="truncated")
@@ -108,18 +136,50 @@ def test_bad_input_is_one_line(capsys, model, index, tmp_path):
     fails(capsys, "search", index, 2**62, "--where", "colour=1", says="no column")
     fails(capsys, "search", index, 2**62, "--where", "redshift", says="column=value")
     fails(capsys, "search", index, sample_path(), says="--model")
-    fails(capsys, "train-image", tmp_path / "none.h5", tmp_path / "run", "--profile", "smoke", "--device", "cpu", says="none.h5")
-    fails(capsys, "train-spectrum", tmp_path / "none.h5", "-o", tmp_path / "run", "--profile", "smoke", "--device", "cpu", says="none.h5")
-    fails(capsys, "align", sample_path(), tmp_path / "run", "--image", tmp_path / "vit", "--spectrum", tmp_path / "spec", says="vit")
+    fails(
+        capsys,
+        "train-image",
+        tmp_path / "none.h5",
+        tmp_path / "run",
+        "--profile",
+        "smoke",
+        "--device",
+        "cpu",
+        says="none.h5",
+    )
+    fails(
+        capsys,
+        "train-spectrum",
+        tmp_path / "none.h5",
+        "-o",
+        tmp_path / "run",
+        "--profile",
+        "smoke",
+        "--device",
+        "cpu",
+        says="none.h5",
+    )
+    fails(
+        capsys,
+        "align",
+        sample_path(),
+        tmp_path / "run",
+        "--image",
+        tmp_path / "vit",
+        "--spectrum",
+        tmp_path / "spec",
+        says="vit",
+    )
     fails(capsys, "mock", tmp_path / "survey", "--pairs", "-1", says="-1")
-    assert run(capsys, "app")[0] == 2      # not listed before it exists
+    assert run(capsys, "app")[0] == 2  # not listed before it exists
 
 
 @pytest.mark.skipif(not shared_root(), reason="needs real files")
 def test_real_files_in_a_folder(capsys, model, tmp_path):
     "Whatever lies in a folder: readable files are embedded, the others named, each on a line."
     images = [p for p in sorted((shared_root() / "real").rglob("*.fits*")) if p.stat().st_size < 2e6][:12]
-    if not images: pytest.skip("no small FITS files")
+    if not images:
+        pytest.skip("no small FITS files")
     status, out, err = run(capsys, "embed", model, *images, "-o", tmp_path / "i.h5", "--device", "cpu")
     assert status == 0 and "Traceback" not in err
     found = SimilarityIndex.load(tmp_path / "i.h5")

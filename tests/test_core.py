@@ -52,7 +52,10 @@ def test_bad_parameters_stop_the_run(cell, message):
 def test_a_key_depends_on_everything_upstream():
     base = resolve("embed", profile="smoke")
     assert base.key == resolve("embed", profile="smoke").key
-    assert len({base.key, resolve("embed", profile="smoke", seed=1).key, resolve("embed", profile="mini").key}) == 3
+    assert (
+        len({base.key, resolve("embed", profile="smoke", seed=1).key, resolve("embed", profile="mini").key})
+        == 3
+    )
 
 
 def test_every_stage_has_the_same_settings_in_every_profile():
@@ -73,7 +76,9 @@ with create(resolve("mock_survey", profile="smoke")) as folder:
     print("go", flush=True); time.sleep(60)
 """
     environment = dict(os.environ, ASTROCLIP_HOME=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "go\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -94,7 +99,9 @@ def test_the_sidecar_records_settings_inputs_and_files(tmp_path, monkeypatch):
     with create(artifact) as folder:
         (folder / "weights").write_text("w")
     record = json.loads((artifact.path / "artifact.json").read_text())
-    assert record["settings"] == artifact.settings and record["inputs"] == {"mock_survey": artifact.inputs["mock_survey"].key}
+    assert record["settings"] == artifact.settings and record["inputs"] == {
+        "mock_survey": artifact.inputs["mock_survey"].key
+    }
     assert set(record["files"]) == {"weights"} and len(record["files"]["weights"]) == 64
 
 
@@ -128,6 +135,9 @@ else:
     print("found", (a.path / "made").read_text(), flush=True)
 """
     environment = dict(os.environ, ASTROCLIP_HOME=str(tmp_path))
-    runs = [subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     assert sorted(run.communicate()[0] for run in runs) == ["claimed\n", "found once\n"]
     assert not list(tmp_path.rglob(".partial-*"))

@@ -33,7 +33,9 @@ def test_one_bin_is_the_score_of_the_page_redshift():
     (row,) = binned_scores(GUESS, Z, Z, [0, 1], "spectrum", draws=50, seed=3)
     whole = redshift_scores(GUESS, Z, "spectrum", 50, 3)
     for name, score in whole.items():
-        assert [row[name], row[f"{name}_low"], row[f"{name}_high"]] == pytest.approx([*score], abs=1e-12), name
+        assert [row[name], row[f"{name}_low"], row[f"{name}_high"]] == pytest.approx([*score], abs=1e-12), (
+            name
+        )
     assert row["n"] == 300
 
 
@@ -92,7 +94,11 @@ def test_ties_cannot_be_won_by_the_order_of_the_rows():
 def test_gain_runs_from_oracle_to_worse_than_chance():
     loss = RNG.exponential(size=400)
     one = risk_coverage(loss, loss, 50)
-    assert one["gain"] == pytest.approx(1) and one["spearman"] == pytest.approx(1) and one["gain_low"] == pytest.approx(1)
+    assert (
+        one["gain"] == pytest.approx(1)
+        and one["spearman"] == pytest.approx(1)
+        and one["gain_low"] == pytest.approx(1)
+    )
     assert risk_coverage(-loss, loss, 5)["gain"] < -0.5
     nothing = risk_coverage(RNG.random(400), loss, 200)
     assert nothing["gain_low"] < 0 < nothing["gain_high"]
@@ -101,7 +107,11 @@ def test_gain_runs_from_oracle_to_worse_than_chance():
     assert r["aurc_oracle"] < r["aurc"] < r["aurc_random"] == pytest.approx(loss.mean())
     assert r["spearman"] == pytest.approx(spearmanr(noisy, loss).statistic)
     assert risk_coverage(np.exp(noisy), loss, 5)["gain"] == pytest.approx(r["gain"])  # only the order counts
-    assert r["coverage"][-1] == 1 and r["risk"][-1] == pytest.approx(loss.mean()) and len(r["risk_low"]) == len(r["coverage"])
+    assert (
+        r["coverage"][-1] == 1
+        and r["risk"][-1] == pytest.approx(loss.mean())
+        and len(r["risk_low"]) == len(r["coverage"])
+    )
 
 
 def test_nothing_to_rank_is_no_number():
@@ -115,7 +125,9 @@ def test_gain_difference_is_paired():
     loss = RNG.exponential(size=200)
     good, poor = loss + 0.3 * RNG.normal(size=200), RNG.random(200)
     d = gain_difference(good, poor, loss, 100)
-    assert d.low > 0 and d.value == pytest.approx(risk_coverage(good, loss, 1)["gain"] - risk_coverage(poor, loss, 1)["gain"])
+    assert d.low > 0 and d.value == pytest.approx(
+        risk_coverage(good, loss, 1)["gain"] - risk_coverage(poor, loss, 1)["gain"]
+    )
     assert tuple(gain_difference(good, 2 * good, loss, 20)) == (0, 0, 0)
 
 
@@ -127,7 +139,10 @@ def test_roc_area_equals_scikit_learn():
 
 def test_two_samples():
     pool = RNG.normal(size=(300, 12))
-    same, shifted = two_sample_test(RNG.normal(size=(40, 12)), pool, 8), two_sample_test(RNG.normal(size=(40, 12)) + 1, pool, 8)
+    same, shifted = (
+        two_sample_test(RNG.normal(size=(40, 12)), pool, 8),
+        two_sample_test(RNG.normal(size=(40, 12)) + 1, pool, 8),
+    )
     assert shifted["area_low"] > same["control_high"] and 0.3 < same["area"] < 0.7 and same["n"] == 40
     with pytest.raises(ValueError, match="too few"):
         two_sample_area(pool[:6], pool[6:12])

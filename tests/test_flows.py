@@ -158,8 +158,13 @@ def test_saved_flows_and_posteriors_resume(ensemble, tmp_path):
 
 def test_released_protocol_is_the_originals():
     configs = released_configs()
-    assert len(configs) == 10 and all(16 <= c.hidden <= 32 and c.transforms in (2, 3) and c.bins == 8 for c in configs)
-    assert all((c.lr, c.final_lr, c.epochs, c.batch_size, c.patience, c.bottleneck) == (5e-4, 1e-6, 25, 128, 0, ()) for c in configs)
+    assert len(configs) == 10 and all(
+        16 <= c.hidden <= 32 and c.transforms in (2, 3) and c.bins == 8 for c in configs
+    )
+    assert all(
+        (c.lr, c.final_lr, c.epochs, c.batch_size, c.patience, c.bottleneck) == (5e-4, 1e-6, 25, 128, 0, ())
+        for c in configs
+    )
     assert configs == released_configs() and configs != released_configs(seed=1)
 
 
@@ -181,7 +186,9 @@ def gaussian(n=800, width=1.0, shift=0.0, seed=0):
     return x + rng.normal(0, 1, (n, 2)), x[:, None] + shift + width * rng.normal(0, 1, (n, 100, 2)), x
 
 
-@pytest.mark.parametrize("width, shift, calibrated", [(1, 0, True), (0.6, 0, False), (1.6, 0, False), (1, 0.4, False)])
+@pytest.mark.parametrize(
+    "width, shift, calibrated", [(1, 0, True), (0.6, 0, False), (1.6, 0, False), (1, 0.4, False)]
+)
 def test_pit_and_tarp_see_a_wrong_posterior(width, shift, calibrated):
     truth, samples, _ = gaussian(width=width, shift=shift)
     band = calibration.band(len(truth))
@@ -221,7 +228,9 @@ def test_conformal_margin_and_guarantee():
     held = []
     for seed in range(40):
         truth, samples, _ = gaussian(300, width=0.5, seed=seed)
-        found = calibration.conformal(samples[:100, :, 0], truth[:100, 0], samples[100:, :, 0], truth[100:, 0], 0.9)
+        found = calibration.conformal(
+            samples[:100, :, 0], truth[:100, 0], samples[100:, :, 0], truth[100:, 0], 0.9
+        )
         held.append(found["low"] <= found["covered"] <= found["high"])
         assert found["raw"] < 0.8 < found["covered"] and found["width"] > found["raw_width"]
     assert np.mean(held) >= 0.85

@@ -10,11 +10,13 @@ fuzz_files = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fuzz_files)
 
 
-@pytest.mark.parametrize("kinds, n", [(("fits", "text", "npz"), 70), (("hdf5", "checkpoint", "safetensors", "jpeg"), 80)])
+@pytest.mark.parametrize(
+    "kinds, n", [(("fits", "text", "npz"), 70), (("hdf5", "checkpoint", "safetensors", "jpeg"), 80)]
+)
 def test_damaged_files_are_refused_in_one_sentence(kinds, n):
     import sys
 
-    sys.modules["fuzz_files"] = fuzz_files                              # the workers import it by name
+    sys.modules["fuzz_files"] = fuzz_files  # the workers import it by name
     said = []
     rows, failures = fuzz_files.fuzz(n, seed=3, kinds=kinds, echo=said.append)
     assert not failures, "\n".join(said)
@@ -28,7 +30,8 @@ def test_a_fault_is_found(tmp_path):
     import textwrap
 
     script = tmp_path / "watch.py"
-    script.write_text(textwrap.dedent(f"""
+    script.write_text(
+        textwrap.dedent(f"""
         import os, sys, subprocess
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import fuzz_files as f
@@ -48,6 +51,9 @@ def test_a_fault_is_found(tmp_path):
         if __name__ == "__main__":
             rows, failures = f.fuzz(6, kinds=("text",), echo=lambda line: None)
             print(sorted(result for _, _, result, _ in failures), len(rows["text"]))
-    """))
+    """)
+    )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
-    assert done.stdout.split("\n")[0] == "['CRASH', 'EXECUTED', 'HANG', 'UNEXPECTED RuntimeError'] 6", done.stderr[-2000:]
+    assert done.stdout.split("\n")[0] == "['CRASH', 'EXECUTED', 'HANG', 'UNEXPECTED RuntimeError'] 6", (
+        done.stderr[-2000:]
+    )

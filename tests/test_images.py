@@ -6,7 +6,17 @@ import torch
 from astropy.io import fits
 
 from astroclip.data.images import (
-    PIXEL_SCALE, NotAnImage, center_crop, check_images, image_flags, missing_pixels, read_cutout, resample_cutout, stretch, to_rgb)
+    PIXEL_SCALE,
+    NotAnImage,
+    center_crop,
+    check_images,
+    image_flags,
+    missing_pixels,
+    read_cutout,
+    resample_cutout,
+    stretch,
+    to_rgb,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +37,21 @@ def test_stretch_golden(golden, how):
 def test_stretch_other_constants(golden):
     # the original ignores the Q it is given and uses 20; ours does what it is told
     raw = golden["raw_hwc"][0].transpose(2, 0, 1)
-    np.testing.assert_allclose(to_rgb(raw, (5, 3.4, 2.2), m=0.05).transpose(1, 2, 0), golden["rgb_hwc_g5_m005_Q10"], atol=1e-5)
-    assert np.abs(to_rgb(raw, (5, 3.4, 2.2), m=0.05, q=10).transpose(1, 2, 0) - golden["rgb_hwc_g5_m005_Q10"]).max() > 0.01
+    np.testing.assert_allclose(
+        to_rgb(raw, (5, 3.4, 2.2), m=0.05).transpose(1, 2, 0), golden["rgb_hwc_g5_m005_Q10"], atol=1e-5
+    )
+    assert (
+        np.abs(
+            to_rgb(raw, (5, 3.4, 2.2), m=0.05, q=10).transpose(1, 2, 0) - golden["rgb_hwc_g5_m005_Q10"]
+        ).max()
+        > 0.01
+    )
 
 
 def test_stretch_edge_values():
     image = np.zeros((3, 2, 2), np.float32)
-    image[:, 0, 0] = -1          # I = 0: black
-    image[:, 0, 1] = 1e4         # saturated
+    image[:, 0, 0] = -1  # I = 0: black
+    image[:, 0, 1] = 1e4  # saturated
     rgb = to_rgb(image)
     assert rgb[:, 0, 0].max() == 0 and rgb[:, 0, 1].max() == 1 and np.isfinite(rgb).all()
     tensor = torch.tensor(image, requires_grad=True)
@@ -52,21 +69,29 @@ def test_center_crop():
         center_crop(x, 6)
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda x: x[:, :2], "2 bands"),
-    (lambda x: np.moveaxis(x, 1, -1), "transpose"),
-    (lambda x: x[0, 0], "expected \\(N, 3, H, W\\)"),
-    (lambda x: x[..., :20], "smaller than the crop"),
-    (lambda x: to_rgb(x), "display-scaled"),
-    (lambda x: np.round(to_rgb(x) * 255).astype(np.uint8), "picture"),
-    (lambda x: np.round(to_rgb(x) * 255), "display-scaled"),
-    (lambda x: np.where(x > 0.02, np.nan, x), "NaN"),
-    (lambda x: np.where(x > 0.02, np.inf, x), "NaN or infinity"),
-    (lambda x: x * np.float32([1, 1, 0])[:, None, None], "without any data"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda x: x[:, :2], "2 bands"),
+        (lambda x: np.moveaxis(x, 1, -1), "transpose"),
+        (lambda x: x[0, 0], "expected \\(N, 3, H, W\\)"),
+        (lambda x: x[..., :20], "smaller than the crop"),
+        (lambda x: to_rgb(x), "display-scaled"),
+        (lambda x: np.round(to_rgb(x) * 255).astype(np.uint8), "picture"),
+        (lambda x: np.round(to_rgb(x) * 255), "display-scaled"),
+        (lambda x: np.where(x > 0.02, np.nan, x), "NaN"),
+        (lambda x: np.where(x > 0.02, np.inf, x), "NaN or infinity"),
+        (lambda x: x * np.float32([1, 1, 0])[:, None, None], "without any data"),
+    ],
+)
 def test_check_images_says_what_is_wrong(spoil, message):
     x = np.random.default_rng(0).normal(0, 0.01, (2, 3, 32, 32)).astype(np.float32)
-    assert check_images(x, 32).dtype == np.float32 and check_images(torch.tensor(x[0]), 32).shape == (1, 3, 32, 32)
+    assert check_images(x, 32).dtype == np.float32 and check_images(torch.tensor(x[0]), 32).shape == (
+        1,
+        3,
+        32,
+        32,
+    )
     with pytest.raises(ValueError, match=message):
         check_images(spoil(x), 32)
 
@@ -83,11 +108,11 @@ def test_missing_pixels():
 def test_resampling_conserves_flux(scale, n):
     d = (np.arange(n) - n / 2 + 0.5) * scale
     profile = np.exp(-0.5 * (d / 1.5) ** 2)
-    image = 100 * np.outer(profile, profile) / (2 * np.pi * 1.5**2) * PIXEL_SCALE**2      # as the server gives it
+    image = 100 * np.outer(profile, profile) / (2 * np.pi * 1.5**2) * PIXEL_SCALE**2  # as the server gives it
     out = resample_cutout(np.stack([image] * 3), scale)
     assert out.shape == (3, 152, 152)
     np.testing.assert_allclose(out.sum((1, 2)), 100, rtol=1e-3)
-    true = image * (scale / PIXEL_SCALE) ** 2                                             # flux per own pixel
+    true = image * (scale / PIXEL_SCALE) ** 2  # flux per own pixel
     np.testing.assert_allclose(resample_cutout(true, scale, per_pixel=True), out[0], rtol=1e-5)
 
 
@@ -99,11 +124,13 @@ def test_native_cutouts_pass_unchanged(real):
 
 
 def test_same_galaxy_at_two_scales(real):
-    coarse, fine = (read_cutout(real / "pair_J094651.40-010228.5" / f) for f in ("temp_small.fits", "example_a.fits"))
+    coarse, fine = (
+        read_cutout(real / "pair_J094651.40-010228.5" / f) for f in ("temp_small.fits", "example_a.fits")
+    )
     np.testing.assert_allclose(fine.image.sum((1, 2)), coarse.image.sum((1, 2)), rtol=0.01)
     y, x = np.mgrid[:152, :152] - 75.5
     aperture = np.hypot(x, y) * PIXEL_SCALE < 1.5
-    for cutout in (coarse, fine):        # the README's 3 arcsec fluxes of this galaxy
+    for cutout in (coarse, fine):  # the README's 3 arcsec fluxes of this galaxy
         np.testing.assert_allclose((cutout.image * aperture).sum((1, 2)), (133, 322, 681), rtol=0.06)
 
 
@@ -134,6 +161,6 @@ def test_files_that_are_no_cutout(real, tmp_path):
     fits.writeto(tmp_path / "two.fits", data[:2], header)
     with pytest.raises(NotAnImage, match="z missing"):
         read_cutout(tmp_path / "two.fits")
-    header["BANDS"] = "griz"                                  # DR10: the i band is left out
+    header["BANDS"] = "griz"  # DR10: the i band is left out
     fits.writeto(tmp_path / "four.fits", data[[0, 1, 1, 2]], header)
     np.testing.assert_allclose(read_cutout(tmp_path / "four.fits").image, read_cutout(source).image)

@@ -1,4 +1,5 @@
 "Losses against the numbers of the original implementation, and the gather over two processes."
+
 import json
 import math
 
@@ -13,7 +14,15 @@ from golden_files import golden_file
 from astroclip.losses.contrastive import clip_loss, contrastive_logits, gather_rows
 from astroclip.losses.masked import chunk_mask, masked_spectrum_loss
 from astroclip.losses.selfdistill import (
-    DINOHead, center_probs, dino_loss, ibot_loss, koleo_loss, mask_weights, sinkhorn_knopp, update_center)
+    DINOHead,
+    center_probs,
+    dino_loss,
+    ibot_loss,
+    koleo_loss,
+    mask_weights,
+    sinkhorn_knopp,
+    update_center,
+)
 from astroclip.training.loop import update_average
 
 
@@ -23,7 +32,9 @@ def golden(name):
 
 
 def close(value, expected, rtol=1e-5, atol=1e-5):
-    torch.testing.assert_close(torch.as_tensor(value).double(), torch.as_tensor(expected).double(), rtol=rtol, atol=atol)
+    torch.testing.assert_close(
+        torch.as_tensor(value).double(), torch.as_tensor(expected).double(), rtol=rtol, atol=atol
+    )
 
 
 def test_clip_loss_golden():
@@ -40,7 +51,8 @@ def test_clip_loss_golden():
 
 def test_clip_loss_is_float32_under_autocast():
     u, v = torch.randn(32, 16), torch.randn(32, 16)
-    with torch.autocast("cpu", dtype=torch.bfloat16): inside = clip_loss(u, v)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = clip_loss(u, v)
     assert inside.dtype == torch.float32
     close(inside, clip_loss(u, v), atol=1e-6)
 
@@ -53,7 +65,8 @@ def gather_worker(rank, path, queue):
     loss.backward()
     dist.all_reduce(w.grad)
     queue.put((loss.item(), (w.grad / 2).tolist()))
-    dist.barrier(); dist.destroy_process_group()
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def gather_problem():
@@ -70,7 +83,8 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
     whole = clip_loss(u @ w, v)
     whole.backward()
     for loss, gradient in (queue.get(), queue.get()):
-        close(loss, whole.item()); close(torch.tensor(gradient), w.grad)
+        close(loss, whole.item())
+        close(torch.tensor(gradient), w.grad)
 
 
 @pytest.mark.parametrize("i", range(3))
@@ -82,7 +96,8 @@ def test_dino_golden(i):
     local = g[f"dino_student_local_{i}"].view(8, 6, 32)
     close(dino_loss(local, teacher.view(2, 6, 32)), g[f"dino_loss_local_{i}"])
     close(dino_loss(g[f"dino_student_global_{i}"][None], teacher[None]), g[f"dino_loss_global_{i}"])
-    if i < 2: close(update_center(center, g[f"dino_teacher_{i}"]), g[f"dino_center_used_{i + 1}"])
+    if i < 2:
+        close(update_center(center, g[f"dino_teacher_{i}"]), g[f"dino_center_used_{i + 1}"])
 
 
 @pytest.mark.parametrize("i", range(3))
@@ -94,7 +109,8 @@ def test_ibot_golden(i):
     masks = g[f"ibot_mask_{i}"]
     close(mask_weights(masks), g[f"ibot_masks_weight_{i}"])
     close(ibot_loss(g[f"ibot_student_{i}"], teacher, masks), g[f"ibot_loss_{i}"])
-    if i < 2: close(update_center(center, g[f"ibot_teacher_{i}"]), g[f"ibot_center_used_{i + 1}"][0])
+    if i < 2:
+        close(update_center(center, g[f"ibot_teacher_{i}"]), g[f"ibot_center_used_{i + 1}"][0])
 
 
 @pytest.mark.parametrize("name", ["dino", "ibot"])
@@ -113,7 +129,9 @@ def test_head_golden():
     g = golden("losses_io")
     c = json.loads(str(g["head_config_json"]))
     head = DINOHead(c["in_dim"], c["out_dim"], c["hidden_dim"], c["bottleneck_dim"], c["nlayers"])
-    head.load_state_dict({k.removeprefix("head_weight."): v for k, v in g.items() if k.startswith("head_weight.")})
+    head.load_state_dict(
+        {k.removeprefix("head_weight."): v for k, v in g.items() if k.startswith("head_weight.")}
+    )
     close(head(g["head_input"]), g["head_output"])
 
 
@@ -129,15 +147,19 @@ def test_masked_loss_golden():
     tokens, changed = g["preprocessed"], g["masked_tokens"].bool()
     assert int((changed[..., None] & (tokens != 0)).sum()) == int(g["masked_loss_n_elements"])
     from astroclip.models.specformer import SpecFormer  # the network that made the golden loss
+
     model = SpecFormer.from_pretrained(golden_file("specformer.ckpt"), device="cpu").eval()
-    with torch.no_grad(): prediction = model.head(model.forward_tokens(g["masked_input"]))
+    with torch.no_grad():
+        prediction = model.head(model.forward_tokens(g["masked_input"]))
     close(masked_spectrum_loss(prediction, tokens, changed), g["masked_loss"])
 
 
 def test_chunk_mask_hides_the_same_share_everywhere():
     mask = chunk_mask(4000, 778, 6, 50, torch.Generator().manual_seed(1))
     assert (mask.sum(1) == 300).all() and not mask[:, 0].any()
-    assert (mask[:, 1:].any(0)).sum() > 770 and mask[:, 1].any() and mask[:, -1].any()      # every part of the spectrum is hidden somewhere
+    assert (
+        (mask[:, 1:].any(0)).sum() > 770 and mask[:, 1].any() and mask[:, -1].any()
+    )  # every part of the spectrum is hidden somewhere
 
 
 def test_losses_at_initialisation():

@@ -1,4 +1,5 @@
 """Masked modelling and the label-free rest frame: a killed run resumes to the same weights; masks, views, released configuration."""
+
 import os
 import signal
 import subprocess
@@ -14,13 +15,21 @@ from astroclip.models.redshift import RedshiftNetwork
 from astroclip.models.rest_frame import unfilled
 from astroclip.models.specformer import SpecFormer
 from astroclip.training.shift_consistency import Placing, consistency_loss, learn_place, two_views
-from astroclip.training.masked_modelling import SpectrumPretraining, fill_masked, hidden_tokens, load_flux, pretrain_spectrum
+from astroclip.training.masked_modelling import (
+    SpectrumPretraining,
+    fill_masked,
+    hidden_tokens,
+    load_flux,
+    pretrain_spectrum,
+)
 from astroclip.surveys.log_spectra import LogSpectra
 from astroclip.data.spectrum_augment import degrade, move, move_to_redshift
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIG = SpectrumPretraining(steps=8, batch_size=4, warmup=2, validate_every=4, checkpoint_every=1, chunk_width=13)
+CONFIG = SpectrumPretraining(
+    steps=8, batch_size=4, warmup=2, validate_every=4, checkpoint_every=1, chunk_width=13
+)
 RUN = """
 import sys, torch
 sys.path.insert(0, "tests")
@@ -47,9 +56,14 @@ def same(a, b):
 def test_killed_process_resumes_to_the_same_weights(tmp_path):
     whole = new_model()
     list(pretrain_spectrum(whole, toy_flux(), toy_flux()[:2], CONFIG))
-    process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path / "c.pt")], stdout=subprocess.PIPE, text=True,
-                               cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    while process.stdout.readline().strip() != "3": assert process.poll() is None
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(tmp_path / "c.pt")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+    )
+    while process.stdout.readline().strip() != "3":
+        assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     resumed = new_model()
@@ -62,7 +76,13 @@ def test_seed_decides():
     runs = []
     for seed in (0, 0, 1):
         model = new_model()
-        for _ in pretrain_spectrum(model, toy_flux(), toy_flux()[:2], SpectrumPretraining(steps=2, batch_size=4, warmup=1, seed=seed, validate_every=9)): pass
+        for _ in pretrain_spectrum(
+            model,
+            toy_flux(),
+            toy_flux()[:2],
+            SpectrumPretraining(steps=2, batch_size=4, warmup=1, seed=seed, validate_every=9),
+        ):
+            pass
         runs.append(model)
     assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
 
@@ -88,7 +108,8 @@ def test_place_survives_saving(tmp_path):
     model = new_model().eval()
     model.save_pretrained(tmp_path / "s")
     again = SpecFormer.from_pretrained(tmp_path / "s", device="cpu").eval()
-    with torch.no_grad(): assert torch.equal(model(toy_flux()[:1])["embedding"], again(toy_flux()[:1])["embedding"])
+    with torch.no_grad():
+        assert torch.equal(model(toy_flux()[:1])["embedding"], again(toy_flux()[:1])["embedding"])
 
 
 def test_filled_pixels_are_recognised():
@@ -114,7 +135,9 @@ def test_missing_pixels_never_enter():
     ivar = torch.ones_like(flux)
     flux[0, 900:1000], ivar[0, 900:1000] = 1e9, 0
     f, good = to_log_grid(flux, 3600 + 0.8 * np.arange(7781), ivar)
-    assert torch.allclose(f[good], torch.tensor(1.)) and (f[~good] == 0).all() and 0.9 < good.float().mean() < 1
+    assert (
+        torch.allclose(f[good], torch.tensor(1.0)) and (f[~good] == 0).all() and 0.9 < good.float().mean() < 1
+    )
 
 
 def test_views_are_functions_of_the_generator_and_labels_move_along():
@@ -135,20 +158,31 @@ def test_edges_of_two_views_do_not_tell_the_move():
 
 
 def test_consistency_prefers_answers_that_move_along():
-    peak = lambda s: 40. * torch.eye(50)[torch.tensor([s])]
+    def peak(s):
+        return 40.0 * torch.eye(50)[torch.tensor([s])]
+
     d = torch.tensor([5])
     assert consistency_loss(peak(10), peak(15), d) < 1e-3 < consistency_loss(peak(10), peak(10), d)
 
 
 def test_place_resumes_to_the_same_weights(tmp_path):
     generator = torch.Generator().manual_seed(0)
-    spectra = LogSpectra(torch.randn(16, N_LOG, generator=generator).half(), torch.ones(16, N_LOG, dtype=torch.bool), torch.zeros(16))
+    spectra = LogSpectra(
+        torch.randn(16, N_LOG, generator=generator).half(),
+        torch.ones(16, N_LOG, dtype=torch.bool),
+        torch.zeros(16),
+    )
     config = Placing(steps=4, batch_size=2, warmup=1, checkpoint_every=2)
-    def network(): torch.manual_seed(0); return RedshiftNetwork(features=2, templates=2, hidden=4)
+
+    def network():
+        torch.manual_seed(0)
+        return RedshiftNetwork(features=2, templates=2, hidden=4)
+
     whole, killed, resumed = network(), network(), network()
     list(learn_place(whole, spectra, config))
     for record in learn_place(killed, spectra, config, tmp_path / "c.pt"):
-        if record["step"] == 2: break
+        if record["step"] == 2:
+            break
     assert next(iter(learn_place(resumed, spectra, config, tmp_path / "c.pt")))["step"] == 2
     resumed = network()
     list(learn_place(resumed, spectra, config, tmp_path / "c.pt"))

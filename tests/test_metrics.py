@@ -5,7 +5,14 @@ import pytest
 from sklearn.metrics import r2_score
 
 from astroclip.metrics.regression import OUTLIER, bias, dz, outlier_fraction, r2, sigma_nmad
-from astroclip.metrics.bootstrap import Score, bootstrap, draw_rows, mean_interval, paired_bootstrap, redshift_scores
+from astroclip.metrics.bootstrap import (
+    Score,
+    bootstrap,
+    draw_rows,
+    mean_interval,
+    paired_bootstrap,
+    redshift_scores,
+)
 
 
 def test_hand_computed_values():
@@ -78,7 +85,9 @@ def test_a_score_writes_itself():
 
 def test_a_score_is_a_number_three_numbers_and_three_columns():
     s = Score(0.2, -0.1, 0.4)
-    assert float(s) == 0.2 and tuple(s) == (0.2, -0.1, 0.4) and dict(zip("abc", s)) == dict(a=0.2, b=-0.1, c=0.4)
+    assert (
+        float(s) == 0.2 and tuple(s) == (0.2, -0.1, 0.4) and dict(zip("abc", s)) == dict(a=0.2, b=-0.1, c=0.4)
+    )
     assert s.columns("r2") == dict(r2=0.2, r2_low=-0.1, r2_high=0.4)
     assert not s.excludes(0) and s.excludes(0.5) and s.excludes(-0.2) and not s.excludes(0.4)
     assert not Score(0.2).excludes(9) and not Score(*[float("nan")] * 3).excludes(0)

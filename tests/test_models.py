@@ -43,12 +43,19 @@ def vit(goldens):
 
 def read_astroclip(goldens, name):
     config = json.loads(str(npz(goldens, "astroclip")["config_json"]))
-    heads = {} if name == "astroclip" else dict(
-        image_num_heads=config["image_backbone"]["num_heads"], spectrum_num_heads=config["spectrum_backbone"]["num_heads"])
+    heads = (
+        {}
+        if name == "astroclip"
+        else dict(
+            image_num_heads=config["image_backbone"]["num_heads"],
+            spectrum_num_heads=config["spectrum_backbone"]["num_heads"],
+        )
+    )
     return AstroCLIP.from_pretrained(goldens / f"{name}.ckpt", device="cpu", **heads)
 
 
 # The spectrum transformer
+
 
 def test_specformer_preprocessing(goldens, specformer):
     z = npz(goldens, "specformer")
@@ -81,6 +88,7 @@ def test_specformer_masked(goldens, specformer):
 
 # The image transformer
 
+
 @pytest.mark.parametrize("size", [144, 60])
 def test_vit_outputs(goldens, vit, size):
     z = npz(goldens, "astrodino")
@@ -101,6 +109,7 @@ def test_vit_details(goldens, vit):
 
 # Both towers
 
+
 @pytest.mark.parametrize("name", ["astroclip", "astroclip_cli_hparams"])
 def test_astroclip_outputs(goldens, name):
     z, model = npz(goldens, "astroclip"), read_astroclip(goldens, name)
@@ -108,9 +117,15 @@ def test_astroclip_outputs(goldens, name):
     tokens = model.image_encoder.tokens(images)
     image, spectrum = model(images, spectra)
     assert deviation(tokens, z["image_tokens"]) < TOLERANCE
-    assert deviation(model.image_encoder.head.cross_attention(tokens)[:, None], z["image_cross_attention"]) < TOLERANCE
+    assert (
+        deviation(model.image_encoder.head.cross_attention(tokens)[:, None], z["image_cross_attention"])
+        < TOLERANCE
+    )
     tokens = model.spectrum_encoder.tokens(spectra)
-    assert deviation(model.spectrum_encoder.head.cross_attention(tokens)[:, None], z["spectrum_cross_attention"]) < TOLERANCE
+    assert (
+        deviation(model.spectrum_encoder.head.cross_attention(tokens)[:, None], z["spectrum_cross_attention"])
+        < TOLERANCE
+    )
     assert deviation(image, z["image_embeddings"]) < TOLERANCE
     assert deviation(spectrum, z["spectrum_embeddings"]) < TOLERANCE
 
@@ -120,12 +135,13 @@ def test_batch_of_one_size_and_order(goldens):
     for encoder, x in [(model.image_encoder, z["images"]), (model.spectrum_encoder, z["spectra"])]:
         x = torch.from_numpy(x)
         whole = encoder(x)
-        assert deviation(torch.cat([encoder(x[i:i + 1]) for i in range(len(x))]), whole.numpy()) < TOLERANCE
+        assert deviation(torch.cat([encoder(x[i : i + 1]) for i in range(len(x))]), whole.numpy()) < TOLERANCE
         assert deviation(encoder(x.flip(0)).flip(0), whole.numpy()) < TOLERANCE
 
 
 def test_logits_and_loss(goldens):
     from astroclip.losses.contrastive import clip_loss
+
     z, model = npz(goldens, "astroclip"), read_astroclip(goldens, "astroclip")
     image, spectrum = model(torch.from_numpy(z["images"]), torch.from_numpy(z["spectra"]))
     assert abs(float(clip_loss(image, spectrum, logit_scale=15.5)) - z["clip_loss"]) < TOLERANCE
@@ -135,10 +151,17 @@ def test_logits_and_loss(goldens):
 
 # Any weights
 
+
 def small(configuration="corrected", **options):
     torch.manual_seed(0)
-    model = AstroCLIP(VisionTransformer(48, 12, 32, 2, 2, layer_scale=0.5), SpecFormer(80, 40, 32, 2, 2), embed_dim=16, num_heads=2,
-                      configuration=configuration, **options).eval()
+    model = AstroCLIP(
+        VisionTransformer(48, 12, 32, 2, 2, layer_scale=0.5),
+        SpecFormer(80, 40, 32, 2, 2),
+        embed_dim=16,
+        num_heads=2,
+        configuration=configuration,
+        **options,
+    ).eval()
     torch.nn.init.normal_(model.image_encoder.backbone.pos_embed)
     return model
 
@@ -173,7 +196,10 @@ def test_released_ignores_patch_order_and_corrected_does_not():
     x = torch.rand(2, 3, 48, 48)
     patches = x.unfold(2, 12, 12).unfold(3, 12, 12).reshape(2, 3, 16, 12, 12)[:, :, torch.randperm(16)]
     shuffled = patches.reshape(2, 3, 4, 4, 12, 12).permute(0, 1, 2, 4, 3, 5).reshape(2, 3, 48, 48)
-    change = {c: deviation(small(c).image_encoder(shuffled), small(c).image_encoder(x).numpy()) for c in ("released", "corrected")}
+    change = {
+        c: deviation(small(c).image_encoder(shuffled), small(c).image_encoder(x).numpy())
+        for c in ("released", "corrected")
+    }
     assert change["released"] < TOLERANCE < 1e-2 < change["corrected"]
 
 
@@ -182,7 +208,11 @@ def test_attention_weights_sum_to_one(configuration):
     model = small(configuration)
     image = model.image_attention(nanomaggies())
     spectrum = model.spectrum_attention(np.random.default_rng(0).normal(size=(2, 7781)))
-    assert image.shape == (3, 2, 4, 4) and spectrum.shape == (2, 2, model.spectrum_encoder.backbone.num_tokens)
+    assert image.shape == (3, 2, 4, 4) and spectrum.shape == (
+        2,
+        2,
+        model.spectrum_encoder.backbone.num_tokens,
+    )
     assert np.allclose(image.sum((2, 3)), 1, atol=1e-5) and np.allclose(spectrum.sum(2), 1, atol=1e-5)
     assert image.min() >= 0 and spectrum.min() >= 0
 
@@ -202,8 +232,16 @@ def test_embed_arrays():
     assert not model.training
 
 
-@pytest.mark.parametrize("bad", [
-    nanomaggies()[:, :2], nanomaggies()[0, 0], nanomaggies(size=40), np.full((1, 3, 56, 56), np.nan, "float32"), nanomaggies().transpose(0, 2, 3, 1)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        nanomaggies()[:, :2],
+        nanomaggies()[0, 0],
+        nanomaggies(size=40),
+        np.full((1, 3, 56, 56), np.nan, "float32"),
+        nanomaggies().transpose(0, 2, 3, 1),
+    ],
+)
 def test_bad_images_are_refused(bad):
     with pytest.raises(ValueError):
         small().embed_images(bad)
@@ -212,8 +250,14 @@ def test_bad_images_are_refused(bad):
 def test_bad_spectra_are_refused():
     model, flux = small(), np.ones((2, 7781), "float32")
     wavelength = 3600 + 0.8 * np.arange(7781)
-    for arguments in [dict(flux=flux[:, :500]), dict(flux=flux * np.nan), dict(flux=flux, ivar=np.zeros_like(flux)), dict(flux=flux, wavelength=wavelength[:50]),
-                      dict(flux=flux, wavelength=wavelength + 50_000), dict(flux=flux[None, None])]:
+    for arguments in [
+        dict(flux=flux[:, :500]),
+        dict(flux=flux * np.nan),
+        dict(flux=flux, ivar=np.zeros_like(flux)),
+        dict(flux=flux, wavelength=wavelength[:50]),
+        dict(flux=flux, wavelength=wavelength + 50_000),
+        dict(flux=flux[None, None]),
+    ]:
         with pytest.raises(ValueError):
             model.embed_spectra(**arguments)
 
@@ -231,7 +275,10 @@ def test_bad_network_inputs_are_refused():
 def test_published_sizes():
     with torch.device("meta"):
         model = AstroCLIP(VisionTransformer(), SpecFormer(), configuration="released")
-    count = lambda m: sum(p.numel() for p in m.parameters())
+
+    def count(m):
+        return sum(p.numel() for p in m.parameters())
+
     assert count(model.spectrum_encoder.backbone) == 43_177_750
     assert count(model.image_encoder.backbone) == 302_954_496
     assert count(model) == 370_798_358
@@ -239,6 +286,7 @@ def test_published_sizes():
 
 def test_stochastic_depth_keeps_the_mean():
     from astroclip.models.layers import drop_path
+
     torch.manual_seed(0)
     x = torch.zeros(10, 2, 3)
     mean = torch.stack([drop_path(x, torch.ones_like, 0.3) for _ in range(400)]).mean(0)
@@ -251,10 +299,14 @@ def test_stochastic_depth_keeps_the_mean():
 def test_gpu_equals_cpu(goldens):
     z, model = npz(goldens, "astroclip"), read_astroclip(goldens, "astroclip").cuda()
     image, spectrum = model(torch.from_numpy(z["images"]).cuda(), torch.from_numpy(z["spectra"]).cuda())
-    assert deviation(image.cpu(), z["image_embeddings"]) < TOLERANCE and deviation(spectrum.cpu(), z["spectrum_embeddings"]) < TOLERANCE
+    assert (
+        deviation(image.cpu(), z["image_embeddings"]) < TOLERANCE
+        and deviation(spectrum.cpu(), z["spectrum_embeddings"]) < TOLERANCE
+    )
 
 
 def test_every_golden_file(shared):
     from astroclip.evaluation.parity import deviations
+
     rows = deviations(shared / "goldens")
     assert len({r["file"] for r in rows}) == 8 and all(r["deviation"] < TOLERANCE for r in rows), rows

@@ -33,7 +33,9 @@ BANK, QUERY = rng.normal(size=(900, 24)).astype("f4"), rng.normal(size=(37, 24))
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("chunk, block", [(4096, 256), (100, 8), (7, 1)])
 def test_equals_scikit_learn(metric, chunk, block):
-    distance, expected = NearestNeighbors(n_neighbors=12, metric=metric, algorithm="brute").fit(BANK).kneighbors(QUERY)
+    distance, expected = (
+        NearestNeighbors(n_neighbors=12, metric=metric, algorithm="brute").fit(BANK).kneighbors(QUERY)
+    )
     rows, value = nearest(QUERY, BANK, 12, metric, chunk=chunk, block=block)
     np.testing.assert_array_equal(rows, expected)
     np.testing.assert_allclose(1 - value if metric == "cosine" else value, distance, atol=1e-5)
@@ -42,7 +44,10 @@ def test_equals_scikit_learn(metric, chunk, block):
 def test_half_precision_candidates_and_unit_vectors_give_the_same():
     rows, _ = nearest(QUERY, BANK, 10)
     np.testing.assert_array_equal(nearest(QUERY, BANK, 10, precision="bfloat16")[0], rows)
-    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
     np.testing.assert_array_equal(nearest(unit(QUERY), unit(BANK), 10, "dot")[0], rows)
 
 
@@ -50,14 +55,26 @@ def test_skip_ties_and_edges():
     rows, _ = nearest(BANK[:50], BANK, 5, skip=np.arange(50))
     assert not (rows == np.arange(50)[:, None]).any()
     same = np.ones((6, 3), np.float32)
-    np.testing.assert_array_equal(nearest(same[:1], same, 6)[0], [[0, 1, 2, 3, 4, 5]])  # the earlier row first
+    np.testing.assert_array_equal(
+        nearest(same[:1], same, 6)[0], [[0, 1, 2, 3, 4, 5]]
+    )  # the earlier row first
     assert nearest(QUERY[:1], BANK[:1], 1)[0].tolist() == [[0]]
     short = np.float32([[1e-6, 0], [0, 1]])
-    assert nearest(np.float32([[1, 0]]), short, 2)[1][0, 0] == pytest.approx(1e-3)  # max(norm, 1e-3), as the loss
+    assert nearest(np.float32([[1, 0]]), short, 2)[1][0, 0] == pytest.approx(
+        1e-3
+    )  # max(norm, 1e-3), as the loss
 
 
-@pytest.mark.parametrize("query, bank, k, message", [
-    (QUERY[:, :3], BANK, 5, "expected"), (QUERY, BANK, 901, "only 900"), (QUERY, BANK, 0, "k = 0"), (QUERY * np.nan, BANK, 5, "finite"), (QUERY[0], BANK, 5, "shape")])
+@pytest.mark.parametrize(
+    "query, bank, k, message",
+    [
+        (QUERY[:, :3], BANK, 5, "expected"),
+        (QUERY, BANK, 901, "only 900"),
+        (QUERY, BANK, 0, "k = 0"),
+        (QUERY * np.nan, BANK, 5, "finite"),
+        (QUERY[0], BANK, 5, "shape"),
+    ],
+)
 def test_refuses(query, bank, k, message):
     with pytest.raises(ValueError, match=message):
         nearest(query, bank, k)
@@ -76,8 +93,10 @@ def test_memory_does_not_grow_with_the_bank():
 def test_several_threads_at_once():
     expected, answers = nearest(QUERY, BANK, 8)[0], []
     threads = [threading.Thread(target=lambda: answers.append(nearest(QUERY, BANK, 8)[0])) for _ in range(4)]
-    for t in threads: t.start()
-    for t in threads: t.join()
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
     assert len(answers) == 4 and all((a == expected).all() for a in answers)
 
 
@@ -88,7 +107,11 @@ def test_regression_equals_scikit_learn(weights):
     y = np.stack([x[:, 0], x[:, 8] / 1e3], 1)
     x[650] = x[3]  # an exact match
     scaler = StandardScaler().fit(x[:600])
-    theirs = KNeighborsRegressor(16, weights=weights).fit(scaler.transform(x[:600]), y[:600]).predict(scaler.transform(x[600:]))
+    theirs = (
+        KNeighborsRegressor(16, weights=weights)
+        .fit(scaler.transform(x[:600]), y[:600])
+        .predict(scaler.transform(x[600:]))
+    )
     np.testing.assert_allclose(knn_regress(x[:600], y[:600], x[600:], weights=weights), theirs, atol=2e-4)
     np.testing.assert_allclose(inverse_distance(np.array([[0.0, 1.0], [2.0, 4.0]])), [[1, 0], [0.5, 0.25]])
 
@@ -104,8 +127,14 @@ def test_pair_ranks_against_sorting():
     expected = (np.argsort(-s, axis=1) == np.arange(80)[:, None]).argmax(1) + 1
     np.testing.assert_array_equal(pair_ranks(q, g, block=7), expected)
     scores = retrieval_scores(expected, draws=50)
-    assert scores["recall_at_10"] == (expected <= 10).mean() and scores["n"] == 80 and scores["chance_at_10"] == 10 / 80
-    assert pair_ranks(np.ones((9, 2)), np.ones((9, 2))).tolist() == [5] * 9  # a collapsed encoder gains nothing
+    assert (
+        scores["recall_at_10"] == (expected <= 10).mean()
+        and scores["n"] == 80
+        and scores["chance_at_10"] == 10 / 80
+    )
+    assert (
+        pair_ranks(np.ones((9, 2)), np.ones((9, 2))).tolist() == [5] * 9
+    )  # a collapsed encoder gains nothing
 
 
 def test_neighbour_contrast_orders_itself():
@@ -121,7 +150,11 @@ def test_leaks_are_found():
     ra, dec, prints = rng.uniform(0, 10, n), rng.uniform(-5, 5, n), rng.normal(size=(n, 6)).astype("f4")
     assert not any(rows.any() for rows in leaks(ids, split, ra, dec, prints).values())
     ids[95], prints[96], ra[97], dec[97] = 3, prints[4], ra[5], dec[5] + 0.5 / 3600
-    assert [list(np.flatnonzero(rows)) for rows in leaks(ids, split, ra, dec, prints).values()] == [[95], [97], [96]]
+    assert [list(np.flatnonzero(rows)) for rows in leaks(ids, split, ra, dec, prints).values()] == [
+        [95],
+        [97],
+        [96],
+    ]
 
 
 def test_pair_ranks_in_euclidean_distance():
@@ -158,7 +191,10 @@ def test_rare_class_against_its_null():
     x = own.normal(size=(400, 6))
     member = x[:, 0] > 1.2
     blind = found_rows(own.normal(size=x.shape), x, 10)
-    good, chance = class_retrieval(found_rows(x[:, :1], x[:, :1], 10, metric="euclidean"), member, 200), class_retrieval(blind, member, 200)
+    good, chance = (
+        class_retrieval(found_rows(x[:, :1], x[:, :1], 10, metric="euclidean"), member, 200),
+        class_retrieval(blind, member, 200),
+    )
     assert good["ndcg"] > 0.8 and good["p"] == 1 / 201 and good["low"] > good["null_high"]
     assert 0.01 < chance["p"] and chance["ndcg"] < 0.3 and abs(chance["null"] - member.mean()) < 0.02
     assert good["n_query"] == member.sum() and good["n"] == 400
@@ -169,10 +205,20 @@ def test_rare_class_against_its_null():
 def test_rare_classes_come_from_truth_or_from_votes():
     class Real:
         simulated = False
-        votes = staticmethod(lambda question: {"merging": np.array([[0, 0, 4, 2], [9, 0, 0, 1]]), "bar": np.array([[2, 1, 0], [3, 3, 1]]), "disk-edge-on": np.array([[1, 5], [5, 1]])}[question])
+        votes = staticmethod(
+            lambda question: {
+                "merging": np.array([[0, 0, 4, 2], [9, 0, 0, 1]]),
+                "bar": np.array([[2, 1, 0], [3, 3, 1]]),
+                "disk-edge-on": np.array([[1, 5], [5, 1]]),
+            }[question]
+        )
 
     found = {name: member.tolist() for name, (member, _) in rare_classes(Real(), np.arange(2)).items()}
-    assert found == {"mergers": [True, False], "bars": [False, True], "edge-on discs": [False, True]}  # three voters are too few
+    assert found == {
+        "mergers": [True, False],
+        "bars": [False, True],
+        "edge-on discs": [False, True],
+    }  # three voters are too few
     survey = Survey(sample_path())
     classes = rare_classes(survey, np.arange(64))
     np.testing.assert_array_equal(classes["mergers"][0], survey.truth("merger") == 1)

@@ -16,7 +16,12 @@ from astroclip.models.pretrained import describe, model_hash
 
 FOLDER = Path(__file__).parent / "old_models"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
-KINDS = {"vit": "VisionTransformer", "specformer": "SpecFormer", "astroclip": "AstroCLIP", "redshift": "RedshiftClassifier"}
+KINDS = {
+    "vit": "VisionTransformer",
+    "specformer": "SpecFormer",
+    "astroclip": "AstroCLIP",
+    "redshift": "RedshiftClassifier",
+}
 
 
 def pixels():
@@ -82,4 +87,6 @@ def test_old_models_are_written_again_as_they_were(old_model, tmp_path):
 @pytest.mark.parametrize("profile", EXPECTED["artifact_keys"])
 def test_artifacts_keep_their_keys(profile):
     "Settings alone make a key: what lies on a disk is found again."
-    assert {stage: resolve(stage, profile=profile, seed=0).key for stage in STAGES} == EXPECTED["artifact_keys"][profile]
+    assert {stage: resolve(stage, profile=profile, seed=0).key for stage in STAGES} == EXPECTED[
+        "artifact_keys"
+    ][profile]

@@ -13,7 +13,15 @@ import pytest
 from astroclip.core import pipeline
 from astroclip.core.artifacts import STAGES
 from astroclip.core.config import find_root
-from astroclip.core.pipeline import Task, TaskFailed, check_tasks, page_tasks, run_tasks, stage_tasks, study_tasks
+from astroclip.core.pipeline import (
+    Task,
+    TaskFailed,
+    check_tasks,
+    page_tasks,
+    run_tasks,
+    stage_tasks,
+    study_tasks,
+)
 
 ROOT = find_root(Path(__file__).parent)
 
@@ -65,7 +73,11 @@ os.remove(name)
 def test_a_failure_has_a_name_and_ends_the_others(tmp_path):
     def command(task):
         if task.name == "bad":
-            return [sys.executable, "-c", "import time; time.sleep(0.3); raise SystemExit('no such spectrum')"]
+            return [
+                sys.executable,
+                "-c",
+                "import time; time.sleep(0.3); raise SystemExit('no such spectrum')",
+            ]
         return [sys.executable, "-c", f"import time; time.sleep(30); open(r'{tmp_path}/done', 'w')"]
 
     begin = time.perf_counter()

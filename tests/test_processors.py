@@ -1,4 +1,5 @@
 "The same right answer on every processor: networks under older instruction sets, each in a process of its own."
+
 import os
 import platform
 import signal
@@ -11,16 +12,41 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("processors.py")
 OLDER = {
-    "avx2": dict(ONEDNN_MAX_CPU_ISA="AVX2", ATEN_CPU_CAPABILITY="avx2", MKL_ENABLE_INSTRUCTIONS="AVX2", OPENBLAS_CORETYPE="Haswell", NUMBA_CPU_NAME="generic"),
-    "sse41": dict(ONEDNN_MAX_CPU_ISA="SSE41", ATEN_CPU_CAPABILITY="default", MKL_ENABLE_INSTRUCTIONS="SSE4_2", OPENBLAS_CORETYPE="Nehalem", NUMBA_CPU_NAME="generic"),
+    "avx2": dict(
+        ONEDNN_MAX_CPU_ISA="AVX2",
+        ATEN_CPU_CAPABILITY="avx2",
+        MKL_ENABLE_INSTRUCTIONS="AVX2",
+        OPENBLAS_CORETYPE="Haswell",
+        NUMBA_CPU_NAME="generic",
+    ),
+    "sse41": dict(
+        ONEDNN_MAX_CPU_ISA="SSE41",
+        ATEN_CPU_CAPABILITY="default",
+        MKL_ENABLE_INSTRUCTIONS="SSE4_2",
+        OPENBLAS_CORETYPE="Nehalem",
+        NUMBA_CPU_NAME="generic",
+    ),
 }
-pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="instruction sets of Intel and AMD processors")
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="instruction sets of Intel and AMD processors"
+)
 
 
 def run(arguments, isa=None, **more):
     "The script's last line; a crash is a failure that names its signal and the network under way."
-    given = os.environ | OLDER.get(isa, {}) | more | dict(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
-    done = subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], env=given, capture_output=True, text=True, timeout=300)
+    given = (
+        os.environ
+        | OLDER.get(isa, {})
+        | more
+        | dict(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    )
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        env=given,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     last = (done.stdout.splitlines() or ["the imports"])[-1]
     if done.returncode < 0:
         pytest.fail(f"{signal.Signals(-done.returncode).name} under {isa or 'this processor'} during: {last}")
@@ -30,7 +56,10 @@ def run(arguments, isa=None, **more):
 
 def checked_memory():
     "Environment in which glibc looks at the borders of every buffer that is freed; empty where there is no such library."
-    if platform.libc_ver()[0] != "glibc" or not any(Path(folder, "libc_malloc_debug.so.0").exists() for folder in ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64")):
+    if platform.libc_ver()[0] != "glibc" or not any(
+        Path(folder, "libc_malloc_debug.so.0").exists()
+        for folder in ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64")
+    ):
         return {}
     return dict(LD_PRELOAD="libc_malloc_debug.so.0", GLIBC_TUNABLES="glibc.malloc.check=3")
 
@@ -53,7 +82,9 @@ def here(tmp_path_factory):
 def test_every_processor_gives_the_same_answers(isa, here, tmp_path):
     said = run(["answers", tmp_path / "answers.npz"], isa)
     found = dict(np.load(tmp_path / "answers.npz"))
-    assert said == {"avx2": "AVX2 False", "sse41": "DEFAULT False"}[isa], "the older instruction set was not used, or bfloat16 was"
+    assert said == {"avx2": "AVX2 False", "sse41": "DEFAULT False"}[isa], (
+        "the older instruction set was not used, or bfloat16 was"
+    )
     assert set(found) == set(here)
     for name, values in here.items():
         if values.dtype.kind in "iu":

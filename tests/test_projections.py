@@ -42,7 +42,9 @@ def test_principal_components_keep_distances_and_do_not_look_at_other_rows():
     x = rng.normal(size=(60, 6)).astype(np.float32)
     scores, share = principal(x, np.arange(60) < 50, 6)
     assert share == pytest.approx(1)
-    np.testing.assert_allclose(np.linalg.norm(scores[3] - scores[55]), np.linalg.norm(x[3] - x[55]), rtol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(scores[3] - scores[55]), np.linalg.norm(x[3] - x[55]), rtol=1e-5
+    )
     other = x.copy()
     other[55:] += 100
     np.testing.assert_allclose(principal(other, np.arange(60) < 50, 6)[0][:50], scores[:50], atol=1e-5)
@@ -54,10 +56,14 @@ def test_quality_equals_scikit_learn_and_knows_the_perfect_map():
     rng = np.random.default_rng(2)
     high, low = rng.normal(size=(90, 5)), rng.normal(size=(90, 2))
     quality = map_quality(high, low, 7)
-    assert quality["trustworthiness"].mean() == pytest.approx(trustworthiness(high, low, n_neighbors=7), abs=1e-9)
+    assert quality["trustworthiness"].mean() == pytest.approx(
+        trustworthiness(high, low, n_neighbors=7), abs=1e-9
+    )
     assert quality["continuity"].mean() == pytest.approx(trustworthiness(low, high, n_neighbors=7), abs=1e-9)
     assert quality["kept"].shape == (90,) and quality["kept"].mean() < 0.3
-    assert all(v.min() == 1 for v in map_quality(low, -2 * low[:, ::-1], 7).values())  # turned, mirrored, stretched
+    assert all(
+        v.min() == 1 for v in map_quality(low, -2 * low[:, ::-1], 7).values()
+    )  # turned, mirrored, stretched
     with pytest.raises(ValueError, match="k = 45"):
         map_quality(high, low, 45)
 
@@ -85,7 +91,9 @@ def test_gap_by_hand():
     x, y = np.tile([1.0, 0.0], (6, 1)), np.tile([0.0, 1.0], (6, 1))
     found = modality_gap(x, y, draws=20)
     assert found["gap"] == found["paired"] == found["random"] == pytest.approx(np.sqrt(2))
-    assert found["gap_over_paired"] == pytest.approx(1) and found["gap_low"] == found["gap_high"] == pytest.approx(np.sqrt(2))
+    assert found["gap_over_paired"] == pytest.approx(1) and found["gap_low"] == found[
+        "gap_high"
+    ] == pytest.approx(np.sqrt(2))
     assert modality_gap(x, x, draws=20)["gap"] == 0
 
 
@@ -99,7 +107,10 @@ def test_bridge_and_removed_centroids_close_the_gap(pairs):
         assert after["gap"] < 0.2 * before["gap"]
         np.testing.assert_allclose(np.linalg.norm(moved[0], axis=1), 1)
     swapped = bridge(x, y, *means, 2)  # the modalities change sides
-    gap = lambda a, b: (a.mean(0) - b.mean(0))[0]
+
+    def gap(a, b):
+        return (a.mean(0) - b.mean(0))[0]
+
     assert gap(*swapped) == pytest.approx(-gap(x, y), rel=0.3)
 
 
@@ -127,7 +138,12 @@ def test_neighbour_mean_leaves_the_galaxy_itself_out():
 def test_interactive_page_is_small_exact_and_the_same_every_time(tmp_path):
     ids = 2**62 + np.arange(4)
     z = np.array([0.1, np.nan, 0.3, 0.4])
-    make = lambda: interactive_map(np.eye(4)[:, :2], [True, True, False, False], ids, {"redshift": z}, {"redshift": ("z", 0, 0.5)})
+
+    def make():
+        return interactive_map(
+            np.eye(4)[:, :2], [True, True, False, False], ids, {"redshift": z}, {"redshift": ("z", 0, 0.5)}
+        )
+
     first, second = (write_interactive(make(), tmp_path / name, "map").read_text() for name in "ab")
     assert first == second and 'id="map"' in first and len(first) < 30_000
     record = json.loads(make().to_json())

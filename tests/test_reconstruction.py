@@ -49,7 +49,9 @@ def test_hidden_pixels_against_a_count_pixel_by_pixel(window, stride):
     expected = np.zeros((2, model.n_pixels), bool)
     for b in range(2):
         for pixel in range(0, model.n_pixels, 7):
-            holders = [t for t in range(1, model.num_tokens) if (t - 1) * stride <= pixel < (t - 1) * stride + window]
+            holders = [
+                t for t in range(1, model.num_tokens) if (t - 1) * stride <= pixel < (t - 1) * stride + window
+            ]
             expected[b, pixel] = bool(holders) and all(masked[b, t] for t in holders)
     np.testing.assert_array_equal(hidden_pixels(model, masked)[:, ::7], expected[:, ::7])
     assert not hidden_pixels(model, np.zeros_like(masked)).any()
@@ -79,7 +81,9 @@ def test_released_is_the_training_answer_and_covers_more():
 def test_batches_do_not_change_the_answer():
     model, flux = tower(), spectra(5)
     masked = mask(model, 5)
-    np.testing.assert_allclose(*(reconstruct(model, flux, masked, batch_size=b)[0] for b in (2, 5)), rtol=1e-4)
+    np.testing.assert_allclose(
+        *(reconstruct(model, flux, masked, batch_size=b)[0] for b in (2, 5)), rtol=1e-4
+    )
 
 
 def test_blind_keeps_mean_and_spread_of_what_is_visible():
@@ -117,7 +121,9 @@ def test_masked_tokens_hide_the_whole_stretch_and_little_more():
 def test_straight_line_by_hand():
     flux = np.array([[0.0, 2, 99, 99, 99, 8, 10, 99, 99]])
     hidden = flux == 99
-    np.testing.assert_allclose(interpolate(flux, hidden, edge=1)[0], [np.nan, np.nan, 3.5, 5, 6.5, np.nan, np.nan, 10, 10])
+    np.testing.assert_allclose(
+        interpolate(flux, hidden, edge=1)[0], [np.nan, np.nan, 3.5, 5, 6.5, np.nan, np.nan, 10, 10]
+    )
     first = interpolate(flux, hidden, edge=2)[0]
     np.testing.assert_allclose(first[2:5], np.interp([2, 3, 4], [0.5, 5.5], [1, 9]))
 
@@ -134,7 +140,11 @@ def test_components_recover_their_own_family_and_use_the_weights():
     spoiled, weights = flux.copy(), ivar.copy()
     spoiled[:, 300:320], weights[:, 300:320] = 1e3, 0
     np.testing.assert_allclose(model.fill(spoiled, weights, hidden)[hidden], flux[hidden], atol=0.02)
-    np.testing.assert_allclose(Components(train, 0).fill(7 + 4 * train.mean(0, keepdims=True), ivar[:1], hidden[:1])[0, 100:200], (7 + 4 * train.mean(0))[100:200], rtol=0.05)
+    np.testing.assert_allclose(
+        Components(train, 0).fill(7 + 4 * train.mean(0, keepdims=True), ivar[:1], hidden[:1])[0, 100:200],
+        (7 + 4 * train.mean(0))[100:200],
+        rtol=0.05,
+    )
 
 
 def test_scores_by_hand():
@@ -147,7 +157,11 @@ def test_scores_by_hand():
     assert np.isnan(list(mean_interval([np.nan]))).all()
     q = running_quantiles(np.array([0.5] * 30 + [1.5] * 3), np.arange(33.0), [0, 1, 2])
     assert q[0, 0] == 14.5 and np.isnan(q[1]).all()
-    assert rank_correlation([1, 2, 3], [3, 2, 1]) == -1 and rank_correlation([1, 1, 2], [5, 5, 9]) == 1 and rank_correlation([1, 2], [4, 4]) == 0
+    assert (
+        rank_correlation([1, 2, 3], [3, 2, 1]) == -1
+        and rank_correlation([1, 1, 2], [5, 5, 9]) == 1
+        and rank_correlation([1, 2], [4, 4]) == 0
+    )
 
 
 def test_a_perfect_answer_has_the_noise_alone():

@@ -1,4 +1,5 @@
 """The redshift classifier: any grid, bad input, shifts, calibration, saving, resuming; real spectra once trained (slow tests elsewhere)."""
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +7,15 @@ import torch
 from astroclip.data.log_grid import LOG_STEP, N_LOG, line_channels
 from astroclip.models.redshift import RIGHT, RedshiftClassifier, correlate, estimate
 from astroclip.training.redshift_classifier import (
-    Classification, calibrate, classification_loss, fit_calibration, hard_copies, reliability_table, soft_target, train_classifier)
+    Classification,
+    calibrate,
+    classification_loss,
+    fit_calibration,
+    hard_copies,
+    reliability_table,
+    soft_target,
+    train_classifier,
+)
 from astroclip.training.loop import NonFiniteLoss
 from astroclip.surveys.log_spectra import LogSpectra
 
@@ -21,7 +30,12 @@ def small(seed=0):
 def galaxy(wavelength, z, noise=0.1, seed=0):
     rest = wavelength / (1 + z)
     lines = sum(a * np.exp(-0.5 * ((rest - w) / 2.5) ** 2) for w, a in LINES)
-    return 1 + 0.3 * np.tanh((rest - 4000) / 200) + lines + noise * np.random.default_rng(seed).normal(size=len(wavelength))
+    return (
+        1
+        + 0.3 * np.tanh((rest - 4000) / 200)
+        + lines
+        + noise * np.random.default_rng(seed).normal(size=len(wavelength))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -29,23 +43,42 @@ def spectra():
     generator, x = torch.Generator().manual_seed(0), torch.linspace(np.log(3600), np.log(9824), N_LOG)
     y = 0.05 + 0.35 * torch.rand(64, generator=generator)
     lines = sum(a * torch.exp(-0.5 * ((x - np.log(w) - y[:, None]) / 6e-4) ** 2) for w, a in LINES)
-    return LogSpectra((1 + lines + 0.1 * torch.randn(64, N_LOG, generator=generator)).half(), torch.ones(64, N_LOG, dtype=torch.bool), y)
+    return LogSpectra(
+        (1 + lines + 0.1 * torch.randn(64, N_LOG, generator=generator)).half(),
+        torch.ones(64, N_LOG, dtype=torch.bool),
+        y,
+    )
 
 
 @pytest.fixture(scope="module")
 def trained(spectra):
     torch.set_num_threads(1)
     model = small()
-    list(train_classifier(model, spectra, spectra[:8], Classification(steps=40, batch_size=16, warmup=5, lr=1e-2, noise=0.5, validate_every=99, checkpoint_every=99)))
+    list(
+        train_classifier(
+            model,
+            spectra,
+            spectra[:8],
+            Classification(
+                steps=40, batch_size=16, warmup=5, lr=1e-2, noise=0.5, validate_every=99, checkpoint_every=99
+            ),
+        )
+    )
     calibrate(model, spectra[:32], copies=1)
     return model
 
 
 def test_learns_and_reads_every_grid(trained):
-    desi, sdss, manga = 3600 + 0.8 * np.arange(7781), 10 ** np.arange(3.58, 3.9638, 1e-4), 10 ** np.linspace(np.log10(3622), np.log10(10354), 4563)
+    desi, sdss, manga = (
+        3600 + 0.8 * np.arange(7781),
+        10 ** np.arange(3.58, 3.9638, 1e-4),
+        10 ** np.linspace(np.log10(3622), np.log10(10354), 4563),
+    )
     for z in (0.12, 0.3):
         for wavelength in (desi, sdss, manga):
-            found, probability = trained.predict(galaxy(wavelength, z), None if wavelength is desi else wavelength)
+            found, probability = trained.predict(
+                galaxy(wavelength, z), None if wavelength is desi else wavelength
+            )
             assert found.shape == probability.shape == (1,) and found.dtype == probability.dtype == np.float32
             assert abs(found[0] - z) / (1 + z) < RIGHT, (z, len(wavelength))
             assert 0 < probability[0] < 1
@@ -57,8 +90,12 @@ def test_units_zero_point_and_bad_pixels_do_not_matter(trained):
     bad, where = flux.copy(), slice(3000, 3400)
     bad[where] = 1e6
     ivar[where] = 0
-    z = [trained.predict(flux)[0], trained.predict(50 * flux + 9)[0], trained.predict(bad, ivar=ivar)[0],
-         trained.predict(np.where(ivar > 0, flux, np.nan))[0]]
+    z = [
+        trained.predict(flux)[0],
+        trained.predict(50 * flux + 9)[0],
+        trained.predict(bad, ivar=ivar)[0],
+        trained.predict(np.where(ivar > 0, flux, np.nan))[0],
+    ]
     assert np.ptp(z) < 1e-3
 
 
@@ -70,12 +107,21 @@ def test_batches_and_order_do_not_matter(trained):
     np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("flux, kwargs, message", [
-    (np.full(7781, np.nan), {}, "all NaN"), (np.ones(7781), dict(ivar=np.zeros(7781)), "all masked"), (np.ones(4000), {}, "give wavelength="),
-    (np.ones(500), dict(wavelength=np.linspace(5000, 6000, 500)), "too little"), (np.ones((2, 3, 4, 5)), {}, "shape"),
-    (np.ones(7781), dict(ivar=np.ones(7780)), "ivar"), (np.ones(900), dict(wavelength=np.linspace(9800, 3600, 900)), "increas|rising|ascend")])
+@pytest.mark.parametrize(
+    "flux, kwargs, message",
+    [
+        (np.full(7781, np.nan), {}, "all NaN"),
+        (np.ones(7781), dict(ivar=np.zeros(7781)), "all masked"),
+        (np.ones(4000), {}, "give wavelength="),
+        (np.ones(500), dict(wavelength=np.linspace(5000, 6000, 500)), "too little"),
+        (np.ones((2, 3, 4, 5)), {}, "shape"),
+        (np.ones(7781), dict(ivar=np.ones(7780)), "ivar"),
+        (np.ones(900), dict(wavelength=np.linspace(9800, 3600, 900)), "increas|rising|ascend"),
+    ],
+)
 def test_bad_input_is_one_clear_error(flux, kwargs, message):
-    with pytest.raises(ValueError, match=message): small().predict(flux, **kwargs)
+    with pytest.raises(ValueError, match=message):
+        small().predict(flux, **kwargs)
 
 
 def test_correlation_is_the_sum_it_says():
@@ -90,18 +136,20 @@ def test_line_channels_ignore_scale_and_zero_point():
 
 
 def test_estimate_takes_one_peak():
-    centres = LOG_STEP * torch.arange(1000)
+    centers = LOG_STEP * torch.arange(1000)
     p = torch.full((1000,), 1e-9)
     p[200], p[800] = 0.6, 0.4
-    y, raw = estimate(p.log()[None], centres)
+    y, raw = estimate(p.log()[None], centers)
     assert abs(float(y) - 200 * LOG_STEP) < LOG_STEP and abs(float(raw) - 0.6) < 0.01
 
 
 def test_soft_target_and_loss():
-    centres = torch.arange(50) * 0.1
-    target = soft_target(torch.tensor([2.0]), centres)
+    centers = torch.arange(50) * 0.1
+    target = soft_target(torch.tensor([2.0]), centers)
     assert abs(float(target.sum()) - 1) < 1e-5 and int(target.argmax()) == 20
-    assert abs(float(classification_loss(torch.zeros(1, 50), torch.tensor([2.0]), centres)) - np.log(50)) < 1e-4
+    assert (
+        abs(float(classification_loss(torch.zeros(1, 50), torch.tensor([2.0]), centers)) - np.log(50)) < 1e-4
+    )
 
 
 def test_calibration_makes_stated_equal_observed():
@@ -127,15 +175,20 @@ def test_resume_equals_uninterrupted(spectra, tmp_path):
     whole, killed, resumed = small(), small(), small()
     list(train_classifier(whole, spectra, spectra[:4], config))
     for record in train_classifier(killed, spectra, spectra[:4], config, tmp_path / "c.pt"):
-        if record["step"] == 2: break
-    assert [r["step"] for r in train_classifier(resumed, spectra, spectra[:4], config, tmp_path / "c.pt")] == [2, 3]
+        if record["step"] == 2:
+            break
+    assert [
+        r["step"] for r in train_classifier(resumed, spectra, spectra[:4], config, tmp_path / "c.pt")
+    ] == [2, 3]
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
 
 
 def test_non_finite_loss_stops(spectra):
     model = small()
-    with torch.no_grad(): model.vote[2].bias.fill_(float("nan"))
-    with pytest.raises(NonFiniteLoss, match="step 0"): next(train_classifier(model, spectra, spectra[:4], Classification(steps=2)))
+    with torch.no_grad():
+        model.vote[2].bias.fill_(float("nan"))
+    with pytest.raises(NonFiniteLoss, match="step 0"):
+        next(train_classifier(model, spectra, spectra[:4], Classification(steps=2)))
 
 
 def test_saving_keeps_answers_and_calibration(trained, tmp_path):

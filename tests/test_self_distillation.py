@@ -1,4 +1,5 @@
 "The whole self-distillation step against the original, the statistics of its masks, and a run that is really killed."
+
 import json
 import os
 import re
@@ -14,12 +15,33 @@ import torch
 
 from golden_files import golden_file
 
-from astroclip.training.self_distillation import ImageConfig, SelfDistillation, image_stream, make_views, pretrain_image, schedules
+from astroclip.training.self_distillation import (
+    ImageConfig,
+    SelfDistillation,
+    image_stream,
+    make_views,
+    pretrain_image,
+    schedules,
+)
 from astroclip.training.loop import NonFiniteLoss, read_curves
 from astroclip.losses.masked import batch_masks, block_mask
 
-SMALL = ImageConfig(image_size=48, cutout=60, local_size=24, embed_dim=32, depth=2, num_heads=1, drop_path=0.25, n_prototypes=64,
-                    hidden_dim=64, bottleneck_dim=16, steps=14, batch_size=8, warmup=3, checkpoint_every=5)
+SMALL = ImageConfig(
+    image_size=48,
+    cutout=60,
+    local_size=24,
+    embed_dim=32,
+    depth=2,
+    num_heads=1,
+    drop_path=0.25,
+    n_prototypes=64,
+    hidden_dim=64,
+    bottleneck_dim=16,
+    steps=14,
+    batch_size=8,
+    warmup=3,
+    checkpoint_every=5,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +50,9 @@ def survey(tmp_path_factory):
     path = tmp_path_factory.mktemp("survey") / "survey.h5"
     rng = np.random.default_rng(0)
     y, x = np.indices((152, 152)) - 76
-    spots = np.exp(-(x**2 + y**2) / 2 / rng.uniform(3, 12, (48, 1, 1, 1))**2) * rng.uniform(0.1, 1, (48, 3, 1, 1))
+    spots = np.exp(-(x**2 + y**2) / 2 / rng.uniform(3, 12, (48, 1, 1, 1)) ** 2) * rng.uniform(
+        0.1, 1, (48, 3, 1, 1)
+    )
     with h5py.File(path, "w") as f:
         f["targetid"], f["redshift"], f["magnitude"] = np.arange(48), rng.random(48), np.full((48, 3), 17.0)
         f["image"] = (spots + 0.01 * rng.standard_normal((48, 3, 152, 152))).astype(np.float16)
@@ -38,31 +62,56 @@ def survey(tmp_path_factory):
 def load_golden_step(balance):
     data = np.load(golden_file("ssl_step_io.npz"))
     g = {k: data[k] for k in data.files}
-    c = json.loads(str(g["config_json"])); head = c["head"]
-    model = SelfDistillation(ImageConfig(
-        image_size=c["global_crops_size"], patch_size=c["patch_size"], embed_dim=c["embed_dim"], depth=c["depth"], num_heads=c["num_heads"],
-        cutout=60, n_local=c["local_crops_number"], local_size=c["local_crops_size"], n_prototypes=head["out_dim"],
-        hidden_dim=head["hidden_dim"], bottleneck_dim=head["bottleneck_dim"], balance=balance))
+    c = json.loads(str(g["config_json"]))
+    head = c["head"]
+    model = SelfDistillation(
+        ImageConfig(
+            image_size=c["global_crops_size"],
+            patch_size=c["patch_size"],
+            embed_dim=c["embed_dim"],
+            depth=c["depth"],
+            num_heads=c["num_heads"],
+            cutout=60,
+            n_local=c["local_crops_number"],
+            local_size=c["local_crops_size"],
+            n_prototypes=head["out_dim"],
+            hidden_dim=head["hidden_dim"],
+            bottleneck_dim=head["bottleneck_dim"],
+            balance=balance,
+        )
+    )
     for who in ("student", "teacher"):
-        getattr(model, who).load_state_dict({ours(k[8:]): torch.from_numpy(v) for k, v in g.items() if k.startswith(f"{who}.")})
+        getattr(model, who).load_state_dict(
+            {ours(k[8:]): torch.from_numpy(v) for k, v in g.items() if k.startswith(f"{who}.")}
+        )
     return model, g
 
 
-def ours(name): return re.sub(r"blocks\.\d+\.(\d+)", r"blocks.\1", name)
+def ours(name):
+    return re.sub(r"blocks\.\d+\.(\d+)", r"blocks.\1", name)
 
 
 @pytest.mark.parametrize("balance", ["centering", "sinkhorn_knopp"])
 def test_whole_step_golden(balance):
     model, g = load_golden_step(balance)
     for i in range(2):
-        batch = [torch.from_numpy(g[f"batch_{i}_collated_{k}"]) for k in ("global_crops", "local_crops", "masks")]
+        batch = [
+            torch.from_numpy(g[f"batch_{i}_collated_{k}"]) for k in ("global_crops", "local_crops", "masks")
+        ]
         model.zero_grad()
         loss, parts = model(*batch, float(g[f"batch_{i}_teacher_temp"]))
         loss.backward()
-        logged = dict(total=loss, dino_local_crops_loss=parts["dino_local"], dino_global_crops_loss=parts["dino_global"],
-                      koleo_loss=parts["koleo"] / 2, ibot_loss=parts["ibot"] / 2)      # the original logs half of these two
-        for k, v in logged.items(): assert v.item() == pytest.approx(float(g[f"{balance}_{i}_{k}"]), rel=1e-5, abs=1e-5)
-        if balance == "centering": check_gradients_and_centers(model, g, i)
+        logged = dict(
+            total=loss,
+            dino_local_crops_loss=parts["dino_local"],
+            dino_global_crops_loss=parts["dino_global"],
+            koleo_loss=parts["koleo"] / 2,
+            ibot_loss=parts["ibot"] / 2,
+        )  # the original logs half of these two
+        for k, v in logged.items():
+            assert v.item() == pytest.approx(float(g[f"{balance}_{i}_{k}"]), rel=1e-5, abs=1e-5)
+        if balance == "centering":
+            check_gradients_and_centers(model, g, i)
 
 
 def check_gradients_and_centers(model, g, i):
@@ -85,7 +134,9 @@ def test_block_masks_have_the_original_statistics():
         error = np.hypot(g["count_mean_stderr"][i], counts.std() / n**0.5)
         assert abs(counts.mean() - g["count_mean"][i]) < 5 * error and counts.max() <= target
         p = g["heatmap"][i]
-        assert (np.abs(masks.mean(0) - p) < 5 * np.sqrt(p * (1 - p) * (1 / n + 1 / g["n_draws"])) + 1e-3).all()
+        assert (
+            np.abs(masks.mean(0) - p) < 5 * np.sqrt(p * (1 - p) * (1 / n + 1 / g["n_draws"])) + 1e-3
+        ).all()
 
 
 def test_batch_masks_have_the_original_statistics():
@@ -94,17 +145,25 @@ def test_batch_masks_have_the_original_statistics():
     counts = np.array([np.sort(batch_masks(64, (12, 12), rng).sum(1)) for _ in range(200)])
     assert ((counts > 0).sum(1) == int(g["collate_n_samples_masked"][0])).all()
     total = counts.sum(1)
-    assert abs(total.mean() - g["collate_total_masked_mean"]) < 5 * total.std() * (2 / 200)**0.5
+    assert abs(total.mean() - g["collate_total_masked_mean"]) < 5 * total.std() * (2 / 200) ** 0.5
     np.testing.assert_allclose(counts.mean(0), g["collate_sorted_counts_mean"], atol=0.3)
 
 
 def test_resume_equals_uninterrupted(survey, tmp_path):
     for record in pretrain_image(survey, SMALL, tmp_path / "killed", "cpu", every=1e9):
-        if record["step"] == 7: break                                        # last checkpoint: after step 4
-    for run in ("killed", "whole"): list(pretrain_image(survey, SMALL, tmp_path / run, "cpu", every=1e9))
-    a, b = [torch.load(tmp_path / run / "checkpoint.pt", weights_only=True)["parts"] for run in ("killed", "whole")]
+        if record["step"] == 7:
+            break  # last checkpoint: after step 4
+    for run in ("killed", "whole"):
+        list(pretrain_image(survey, SMALL, tmp_path / run, "cpu", every=1e9))
+    a, b = [
+        torch.load(tmp_path / run / "checkpoint.pt", weights_only=True)["parts"]
+        for run in ("killed", "whole")
+    ]
     assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
-    curves = [[{k: v for k, v in r.items() if k != "seconds"} for r in read_curves(tmp_path / run / "curves.csv")] for run in ("killed", "whole")]
+    curves = [
+        [{k: v for k, v in r.items() if k != "seconds"} for r in read_curves(tmp_path / run / "curves.csv")]
+        for run in ("killed", "whole")
+    ]
     assert curves[0] == curves[1] and [r["step"] for r in curves[0]] == list(range(14))
 
 
@@ -119,25 +178,41 @@ for record in pretrain_image(sys.argv[1], ImageConfig(**eval(sys.argv[2])), sys.
 @pytest.mark.slow
 def test_killed_process_resumes(survey, tmp_path):
     "SIGKILL in the middle, run again: the teacher's backbone is that of a run left alone, byte for byte."
-    command = lambda run: [sys.executable, "-c", RUN, str(survey), repr(asdict(replace(SMALL, steps=30))), str(tmp_path / run)]
+
+    def command(run):
+        return [
+            sys.executable,
+            "-c",
+            RUN,
+            str(survey),
+            repr(asdict(replace(SMALL, steps=30))),
+            str(tmp_path / run),
+        ]
+
     process = subprocess.Popen(command("killed"), stdout=subprocess.PIPE, text=True)
-    while int(process.stdout.readline()) < 12: pass
-    os.kill(process.pid, signal.SIGKILL); process.wait()
+    while int(process.stdout.readline()) < 12:
+        pass
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
     assert not (tmp_path / "killed" / "vit").exists()
-    for run in ("killed", "whole"): subprocess.run(command(run), check=True, stdout=subprocess.DEVNULL)
+    for run in ("killed", "whole"):
+        subprocess.run(command(run), check=True, stdout=subprocess.DEVNULL)
     weights = [(tmp_path / run / "vit" / "model.safetensors").read_bytes() for run in ("killed", "whole")]
     assert weights[0] == weights[1]
 
 
 def test_non_finite_loss_stops_before_the_weights_move(survey, tmp_path, monkeypatch):
     original = SelfDistillation.forward
+
     def poisoned(self, *views):
         loss, parts = original(self, *views)
         poisoned.calls += 1
         return (loss * float("nan"), parts) if poisoned.calls == 7 else (loss, parts)
+
     poisoned.calls = 0
     monkeypatch.setattr(SelfDistillation, "forward", poisoned)
-    with pytest.raises(NonFiniteLoss, match="step 6") as error: list(pretrain_image(survey, SMALL, tmp_path, "cpu"))
+    with pytest.raises(NonFiniteLoss, match="step 6") as error:
+        list(pretrain_image(survey, SMALL, tmp_path, "cpu"))
     assert set(error.value.parts) == {"loss", "dino_global", "dino_local", "ibot", "koleo"}
     assert len(read_curves(tmp_path / "curves.csv")) == 6
 
@@ -163,9 +238,32 @@ def test_runs_on_cuda(survey, tmp_path):
 
 
 def test_paper_settings_are_expressible():
-    c = ImageConfig(image_size=144, cutout=152, local_size=60, n_local=8, embed_dim=1024, depth=24, num_heads=16, layer_scale=1e-5, drop_path=0.3,
-                    n_prototypes=65536, hidden_dim=2048, bottleneck_dim=256, balance="centering", teacher_temp=(0.04, 0.07),
-                    teacher_temp_warmup=37500, steps=250_000, batch_size=72, weight_decay=(1e-3, 1e-2), momentum=(0.992, 1.0),
-                    layer_decay=0.9, patch_embed_lr=0.2, warmup=40_000, freeze_last_layer=1250)
-    assert schedules(0, c)["temperature"] == 0.04 and schedules(37499, c)["temperature"] == pytest.approx(0.07)
+    c = ImageConfig(
+        image_size=144,
+        cutout=152,
+        local_size=60,
+        n_local=8,
+        embed_dim=1024,
+        depth=24,
+        num_heads=16,
+        layer_scale=1e-5,
+        drop_path=0.3,
+        n_prototypes=65536,
+        hidden_dim=2048,
+        bottleneck_dim=256,
+        balance="centering",
+        teacher_temp=(0.04, 0.07),
+        teacher_temp_warmup=37500,
+        steps=250_000,
+        batch_size=72,
+        weight_decay=(1e-3, 1e-2),
+        momentum=(0.992, 1.0),
+        layer_decay=0.9,
+        patch_embed_lr=0.2,
+        warmup=40_000,
+        freeze_last_layer=1250,
+    )
+    assert schedules(0, c)["temperature"] == 0.04 and schedules(37499, c)["temperature"] == pytest.approx(
+        0.07
+    )
     assert schedules(1249, c)["last_layer_lr"] == 0.0

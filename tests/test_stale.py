@@ -33,10 +33,15 @@ if claim(artifact):
 
 def notebook(path, *cells):
     "A stage's notebook: parameters, configuration, work."
-    cells = [dict(cell_type="code", id=f"cell{i}", metadata={}, source=[c], outputs=[], execution_count=None) for i, c in enumerate(cells)]
+    cells = [
+        dict(cell_type="code", id=f"cell{i}", metadata={}, source=[c], outputs=[], execution_count=None)
+        for i, c in enumerate(cells)
+    ]
     cells[0]["metadata"] = dict(tags=["parameters"])
     kernel = dict(name="python3", display_name="python3", language="python")
-    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)))
+    path.write_text(
+        json.dumps(dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5))
+    )
 
 
 class Clone:
@@ -44,7 +49,9 @@ class Clone:
 
     def __init__(self, folder, root):
         self.folder = folder
-        shutil.copytree(root / "astroclip", folder / "astroclip", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            root / "astroclip", folder / "astroclip", ignore=shutil.ignore_patterns("__pycache__")
+        )
         shutil.copy(root / "settings.ini", folder)
         (folder / "nbs").mkdir()
         notebook(folder / "nbs" / "mock_survey.ipynb", PARAMETERS, CONFIG, SURVEY, "print('drawn')")
@@ -54,7 +61,9 @@ class Clone:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("ASTROCLIP")}
         clean |= dict(PYTHONPATH=str(self.folder), ASTROCLIP_HOME=str(self.folder / "home")) | environment
         code = f"from astroclip.core.artifacts import ensure, resolve\n{code}"
-        done = subprocess.run([sys.executable, "-c", code], cwd=self.folder, env=clean, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=self.folder, env=clean, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
@@ -62,7 +71,11 @@ class Clone:
         return self.run(f"ensure({stage!r}, profile='smoke'{more})", **environment)
 
     def state(self, stage, **environment):
-        return self.run(f"print(resolve({stage!r}, profile='smoke'))", **environment).split(", ")[-1].strip(")\n")
+        return (
+            self.run(f"print(resolve({stage!r}, profile='smoke'))", **environment)
+            .split(", ")[-1]
+            .strip(")\n")
+        )
 
     def append(self, module, text):
         with open(self.folder / "astroclip" / f"{module.replace('.', '/')}.py", "a") as file:
@@ -73,7 +86,10 @@ class Clone:
 def clone(tmp_path_factory, root):
     clone = Clone(tmp_path_factory.mktemp("clone"), root)
     said = clone.ensure("pretrain_spectrum")
-    assert "pretrain_spectrum (mock, smoke) is missing" in said and "mock_survey (mock, smoke) is missing" in said
+    assert (
+        "pretrain_spectrum (mock, smoke) is missing" in said
+        and "mock_survey (mock, smoke) is missing" in said
+    )
     return clone
 
 
@@ -98,10 +114,15 @@ def test_an_edit_is_said_and_answered(clone):
     assert clone.state("pretrain_spectrum") == "made before a change of losses.contrastive"
     assert clone.state("mock_survey") == "ready"
     kept = clone.ensure("pretrain_spectrum", ", reuse=True")
-    assert kept == "pretrain_spectrum (mock, smoke) was made before a change of losses.contrastive: reused all the same.\n"
+    assert (
+        kept
+        == "pretrain_spectrum (mock, smoke) was made before a change of losses.contrastive: reused all the same.\n"
+    )
     assert "reused all the same" in clone.ensure("pretrain_spectrum", ASTROCLIP_REUSE="1")
     said = clone.ensure("pretrain_spectrum")
-    assert said.startswith("pretrain_spectrum (mock, smoke) was made before a change of losses.contrastive: running nbs/pretrain_spectrum.ipynb")
+    assert said.startswith(
+        "pretrain_spectrum (mock, smoke) was made before a change of losses.contrastive: running nbs/pretrain_spectrum.ipynb"
+    )
     assert "mock_survey" not in said and said.count("losses.contrastive") == 1
     assert clone.state("pretrain_spectrum") == "ready"
 
@@ -149,9 +170,15 @@ except KeyboardInterrupt as end:
 
 def kept_by(path):
     "First arguments of the calls `Artifact(...)` in a notebook, however they are laid out."
-    code = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    code = [
+        "".join(cell["source"])
+        for cell in json.loads(path.read_text())["cells"]
+        if cell["cell_type"] == "code"
+    ]
     lines = [line for line in "\n".join(code).splitlines() if not line.startswith(("!", "%"))]
-    calls = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.Call) and node.args]
+    calls = [
+        node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.Call) and node.args
+    ]
     return {ast.literal_eval(call.args[0]) for call in calls if getattr(call.func, "id", "") == "Artifact"}
 
 
@@ -181,7 +208,11 @@ def test_only_what_is_computed_is_hashed(comment, docstring, number, other, blan
     from astroclip.core.provenance import tree_hash
 
     plain = f"def f(x, *, y=1):\n    return x * {number!r} + y\n"
-    dressed = f"{docstring!r}\n" + "\n" * blank + f"def f(x, *,\n      y=1):  # {comment}\n    {docstring!r}\n    return (x * {number!r}\n  + y)\n"
+    dressed = (
+        f"{docstring!r}\n"
+        + "\n" * blank
+        + f"def f(x, *,\n      y=1):  # {comment}\n    {docstring!r}\n    return (x * {number!r}\n  + y)\n"
+    )
     assert tree_hash(ast.parse(plain)) == tree_hash(ast.parse(dressed))
     changed = plain.replace(repr(number), repr(other))
     assert (tree_hash(ast.parse(plain)) == tree_hash(ast.parse(changed))) == (repr(number) == repr(other))

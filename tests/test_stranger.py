@@ -31,15 +31,33 @@ def test_every_badge_has_the_same_first_cell():
     assert len(badges) == 23
     assert len({code_cells(p)[0] for p in badges}) == 1
     for line in code_cells(badges[0])[0].splitlines():
-        assert line.startswith("![ ! -e /content ] || ") and "-e " not in line.replace("-e /content", ""), line
+        assert line.startswith("![ ! -e /content ] || ") and "-e " not in line.replace("-e /content", ""), (
+            line
+        )
     for p in badges:
-        assert f"colab.research.google.com/github/astroclip/astroclip/blob/main/nbs/{p.name})" in p.read_text()
+        assert (
+            f"colab.research.google.com/github/astroclip/astroclip/blob/main/nbs/{p.name})" in p.read_text()
+        )
 
 
 # What Colab had installed when this was written; the bounds of the core must not replace a library that the kernel has loaded.
-COLAB = dict(torch="2.6.0", numpy="2.0.2", scipy="1.14.1", h5py="3.13.0", safetensors="0.5.3", astropy="7.0.1")
-COLAB |= {"scikit-learn": "1.6.1", "numba": "0.60.0", "pandas": "2.2.2", "matplotlib": "3.10.0", "seaborn": "0.13.2"}
-COLAB |= {"ipykernel": "6.17.1", "huggingface-hub": "0.30.2", "platformdirs": "4.3.7", "filelock": "3.18.0", "tqdm": "4.67.1"}
+COLAB = dict(
+    torch="2.6.0", numpy="2.0.2", scipy="1.14.1", h5py="3.13.0", safetensors="0.5.3", astropy="7.0.1"
+)
+COLAB |= {
+    "scikit-learn": "1.6.1",
+    "numba": "0.60.0",
+    "pandas": "2.2.2",
+    "matplotlib": "3.10.0",
+    "seaborn": "0.13.2",
+}
+COLAB |= {
+    "ipykernel": "6.17.1",
+    "huggingface-hub": "0.30.2",
+    "platformdirs": "4.3.7",
+    "filelock": "3.18.0",
+    "tqdm": "4.67.1",
+}
 
 
 def test_bounds_admit_what_colab_has():
@@ -61,8 +79,12 @@ def bare_environment(folder):
     (folder / "bin" / "pip").write_text(f'#!/bin/sh\nexec {folder}/bin/python -m pip "$@"\n')
     (folder / "bin" / "pip").chmod(0o755)
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("ASTROCLIP", "PYTHON", "PIP_", "GIT_"))}
-    clean |= dict(PATH=f"{folder}/bin:{os.environ['PATH']}", HOME=str(folder), IPYTHONDIR=str(folder / "ipython"))
-    clean |= dict(PIP_NO_INDEX="1", PIP_NO_DEPS="1", PIP_NO_BUILD_ISOLATION="0", PIP_DISABLE_PIP_VERSION_CHECK="1")
+    clean |= dict(
+        PATH=f"{folder}/bin:{os.environ['PATH']}", HOME=str(folder), IPYTHONDIR=str(folder / "ipython")
+    )
+    clean |= dict(
+        PIP_NO_INDEX="1", PIP_NO_DEPS="1", PIP_NO_BUILD_ISOLATION="0", PIP_DISABLE_PIP_VERSION_CHECK="1"
+    )
     return clean | dict(OMP_NUM_THREADS="1", PIP_ROOT_USER_ACTION="ignore"), folder / "bin" / "python"
 
 
@@ -104,7 +126,9 @@ def test_colab(forge, tmp_path):
     environment, python = bare_environment(tmp_path / "venv")
     content = tmp_path / "content"
     content.mkdir()
-    environment |= dict(GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0=f"url.file://{forge}.insteadOf", GIT_CONFIG_VALUE_0=URL)
+    environment |= dict(
+        GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0=f"url.file://{forge}.insteadOf", GIT_CONFIG_VALUE_0=URL
+    )
     cells = code_cells(ROOT / "nbs" / "redshift.ipynb")[:3]
     cells[0] = cells[0].replace("/content", str(content))
 
@@ -115,7 +139,10 @@ def test_colab(forge, tmp_path):
         return done.stdout
 
     first = opened()
-    assert f"package {tmp_path}/venv/lib" in first and f"root {content}/astroclip-repository stage {content}" in first
+    assert (
+        f"package {tmp_path}/venv/lib" in first
+        and f"root {content}/astroclip-repository stage {content}" in first
+    )
     assert sorted(p.name for p in content.iterdir()) == ["astroclip-repository"]
     shutil.copytree(forge, content / "astroclip")  # somebody has cloned it beside the notebook as well
     again = opened()
@@ -127,10 +154,19 @@ def test_an_editable_install_is_not_hidden_by_a_clone(forge, tmp_path):
     "`make install` in a clone called astroclip, then Python in the folder that holds it."
     environment, python = bare_environment(tmp_path / "venv")
     shutil.copytree(forge, tmp_path / "astroclip")
-    subprocess.run([str(python), "-m", "pip", "install", "-q", "-e", str(tmp_path / "astroclip")], env=environment, check=True)
+    subprocess.run(
+        [str(python), "-m", "pip", "install", "-q", "-e", str(tmp_path / "astroclip")],
+        env=environment,
+        check=True,
+    )
     code = "import astroclip.core.config as c; from astroclip import __version__; print(c.__file__, c.find_root())"
-    done = subprocess.run([str(python), "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == [str(tmp_path / "astroclip/astroclip/core/config.py"), str(tmp_path / "astroclip")], done.stderr
+    done = subprocess.run(
+        [str(python), "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [
+        str(tmp_path / "astroclip/astroclip/core/config.py"),
+        str(tmp_path / "astroclip"),
+    ], done.stderr
 
 
 USE = """
@@ -154,7 +190,9 @@ def read_only(folder):
     "A prefix to a command that mounts a folder read-only for it alone; [] where that is not allowed."
     mount = f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder}"
     prefix = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
-    allowed = shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
+    allowed = (
+        shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
+    )
     return prefix if allowed else []
 
 
@@ -166,22 +204,41 @@ def test_a_read_only_installation_without_a_home(forge, tmp_path):
     from astroclip import AstroCLIP, SpecFormer, VisionTransformer
     from astroclip.surveys.pairs import Survey
 
-    towers = VisionTransformer(image_size=96, embed_dim=24, depth=1, num_heads=2), SpecFormer(window=80, stride=40, embed_dim=24, depth=1)
+    towers = (
+        VisionTransformer(image_size=96, embed_dim=24, depth=1, num_heads=2),
+        SpecFormer(window=80, stride=40, embed_dim=24, depth=1),
+    )
     torch.manual_seed(0)
     AstroCLIP(*towers, embed_dim=16).save_pretrained(tmp_path / "model")
     np.save(tmp_path / "model" / "images.npy", Survey(sample_path()).images(slice(0, 2)))
     environment, python = bare_environment(tmp_path / "venv")
     site = tmp_path / "site"
-    subprocess.run([str(python), "-m", "pip", "install", "-q", "--target", str(site), str(forge)], env=environment, check=True)
+    subprocess.run(
+        [str(python), "-m", "pip", "install", "-q", "--target", str(site), str(forge)],
+        env=environment,
+        check=True,
+    )
     for cache in site.rglob("__pycache__"):
         shutil.rmtree(cache)
-    (site / "astroclip" / "data" / "__pycache__").touch()  # a file in its place: no cache there, for root neither
-    bare = dict(PATH=os.environ["PATH"], HOME="/proc/none", PYTHONPATH=str(site), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
+    (
+        site / "astroclip" / "data" / "__pycache__"
+    ).touch()  # a file in its place: no cache there, for root neither
+    bare = dict(
+        PATH=os.environ["PATH"],
+        HOME="/proc/none",
+        PYTHONPATH=str(site),
+        PYTHONDONTWRITEBYTECODE="1",
+        OMP_NUM_THREADS="1",
+    )
     command = [*read_only(site), str(python), "-c", USE, str(site), str(tmp_path / "model")]
     done = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shape, sentence = done.stdout.splitlines()
-    assert shape == "(2, 16)" and "cannot write /proc/none" in sentence and "set ASTROCLIP_HOME to a folder that you may write" in sentence
+    assert (
+        shape == "(2, 16)"
+        and "cannot write /proc/none" in sentence
+        and "set ASTROCLIP_HOME to a folder that you may write" in sentence
+    )
 
 
 def test_a_user_without_home_and_name_is_told(monkeypatch, tmp_path):
@@ -208,11 +265,23 @@ def test_a_full_disk_says_what_to_do_whoever_writes(write, tmp_path):
         numpy="import numpy as np; np.save(folder / 'x', np.ones(200_000))",
     )
     code = "from astroclip.core.artifacts import create, resolve\nwith create(resolve('mock_survey', profile='smoke')) as folder: "
-    command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", code + lines[write]]
+    command = [
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        f'{mount} && exec "$@"',
+        "sh",
+        sys.executable,
+        "-c",
+        code + lines[write],
+    ]
     environment = os.environ | dict(ASTROCLIP_HOME=str(tmp_path))
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     last = [line for line in done.stderr.splitlines() if line.startswith("OSError")]
-    assert last and "the disk is full while writing" in last[-1] and "run the same command again" in last[-1], done.stderr
+    assert (
+        last and "the disk is full while writing" in last[-1] and "run the same command again" in last[-1]
+    ), done.stderr
 
 
 LINK = re.compile(r'\]\(([^)\s]+)\)|(?:src|href)="([^"]+)"')
@@ -256,7 +325,12 @@ def test_kernels_start_without_a_warning(forge, tmp_path):
     folder = tmp_path / "venv" / "etc" / "ipython"
     folder.mkdir(parents=True)
     shutil.copy(ROOT / ".ci" / "ipython_kernel_config.py", folder)
-    nb = dict(cells=[], metadata=dict(kernelspec=dict(name="python3", display_name="python3")), nbformat=4, nbformat_minor=5)
+    nb = dict(
+        cells=[],
+        metadata=dict(kernelspec=dict(name="python3", display_name="python3")),
+        nbformat=4,
+        nbformat_minor=5,
+    )
     (tmp_path / "a.ipynb").write_text(json.dumps(nb))
     command = [str(python), "-m", "papermill", "a.ipynb", "b.ipynb", "-k", "python3", "--no-progress-bar"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -1,4 +1,5 @@
 "Supervised training: resumption, early stopping, evaluation mode, order of predictions."
+
 import itertools
 
 import h5py
@@ -7,7 +8,15 @@ import pytest
 import torch
 
 from astroclip.models.baselines import ConvAttention, ConvNeXt, ResNet, perceptron
-from astroclip.training.supervised import ArrayFeed, ImageFeed, Labels, SpectrumFeed, Supervised, predict, train_supervised
+from astroclip.training.supervised import (
+    ArrayFeed,
+    ImageFeed,
+    Labels,
+    SpectrumFeed,
+    Supervised,
+    predict,
+    train_supervised,
+)
 
 N = 96
 TRAIN, VALIDATION, TEST = (np.arange(N) % 3 == i for i in range(3))
@@ -19,7 +28,10 @@ def survey(tmp_path_factory):
     with h5py.File(path, "w") as f:
         f["targetid"], f["redshift"] = np.arange(N), rng.random(N, np.float32)
         f["image"] = rng.normal(0.02, 0.05, (N, 3, 40, 40)).astype(np.float16)
-        f["flux"], f["ivar"] = rng.normal(1, 1, (N, 1200)).astype(np.float16), (rng.random((N, 1200)) > 0.05).astype(np.float16)
+        f["flux"], f["ivar"] = (
+            rng.normal(1, 1, (N, 1200)).astype(np.float16),
+            (rng.random((N, 1200)) > 0.05).astype(np.float16),
+        )
     return path
 
 
@@ -41,17 +53,25 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, stop):
     whole = net()
     rows = list(train_supervised(whole, feed, labels, TRAIN, VALIDATION, config))
     file = tmp_path / "checkpoint.pt"
-    for _ in itertools.islice(train_supervised(net(), feed, labels, TRAIN, VALIDATION, config, file), stop): pass
+    for _ in itertools.islice(train_supervised(net(), feed, labels, TRAIN, VALIDATION, config, file), stop):
+        pass
     resumed = net(1)
     again = list(train_supervised(resumed, feed, labels, TRAIN, VALIDATION, config, file))
-    assert again == rows[again[0]["step"]:]
-    for a, b in zip(whole.parameters(), resumed.parameters()): assert torch.equal(a, b)
+    assert again == rows[again[0]["step"] :]
+    for a, b in zip(whole.parameters(), resumed.parameters()):
+        assert torch.equal(a, b)
 
 
 def test_it_stops_early_and_keeps_the_best():
     x, y = table()
-    y[VALIDATION] = np.random.default_rng(1).normal(0, 1, (VALIDATION.sum(), 2))   # nothing to learn: validation soon worsens
-    feed, labels, config = ArrayFeed(x, TRAIN), Labels(y, TRAIN), Supervised(epochs=60, batch_size=8, patience=3, lr=3e-3)
+    y[VALIDATION] = np.random.default_rng(1).normal(
+        0, 1, (VALIDATION.sum(), 2)
+    )  # nothing to learn: validation soon worsens
+    feed, labels, config = (
+        ArrayFeed(x, TRAIN),
+        Labels(y, TRAIN),
+        Supervised(epochs=60, batch_size=8, patience=3, lr=3e-3),
+    )
     model = net()
     rows = list(train_supervised(model, feed, labels, TRAIN, VALIDATION, config))
     losses = [r["val_loss"] for r in rows if r["val_loss"] is not None]
@@ -72,7 +92,11 @@ def test_the_schedule_is_on_and_batches_are_whole():
 @pytest.mark.parametrize("kind", ["image", "spectrum"])
 def test_predictions_are_in_order_and_forget_nobody(survey, kind):
     torch.manual_seed(0)
-    model, feed = (ResNet(2, width=8), ImageFeed(survey, 32)) if kind == "image" else (ConvAttention(2), SpectrumFeed(survey))
+    model, feed = (
+        (ResNet(2, width=8), ImageFeed(survey, 32))
+        if kind == "image"
+        else (ConvAttention(2), SpectrumFeed(survey))
+    )
     model.train()
     all_at_once, by_fives = (predict(model, feed, TEST, size) for size in (256, 5))
     assert all_at_once.shape == (TEST.sum(), 2) and model.training
@@ -82,11 +106,22 @@ def test_predictions_are_in_order_and_forget_nobody(survey, kind):
     np.testing.assert_allclose(model.eval()(x[3:4]).detach(), all_at_once[3:4], atol=1e-5)
 
 
-@pytest.mark.parametrize("model, kind", [(ResNet(2, width=8), "image"), (ConvNeXt(2, (1, 1, 1, 1), (8, 16, 16, 16)), "image"), (ConvAttention(2), "spectrum")])
+@pytest.mark.parametrize(
+    "model, kind",
+    [
+        (ResNet(2, width=8), "image"),
+        (ConvNeXt(2, (1, 1, 1, 1), (8, 16, 16, 16)), "image"),
+        (ConvAttention(2), "spectrum"),
+    ],
+)
 def test_every_baseline_trains(survey, model, kind):
     feed = ImageFeed(survey, 32) if kind == "image" else SpectrumFeed(survey)
     before = [p.clone() for p in model.parameters()]
-    rows = list(train_supervised(model, feed, Labels(table()[1], TRAIN), TRAIN, VALIDATION, Supervised(epochs=2, batch_size=16)))
+    rows = list(
+        train_supervised(
+            model, feed, Labels(table()[1], TRAIN), TRAIN, VALIDATION, Supervised(epochs=2, batch_size=16)
+        )
+    )
     assert len(rows) == 4 and np.isfinite([r["loss"] for r in rows]).all()
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters())) and not model.training
 
@@ -94,25 +129,40 @@ def test_every_baseline_trains(survey, model, kind):
 @pytest.mark.parametrize("train", [False, True])
 def test_kept_rows_are_the_rows_of_the_file(survey, monkeypatch, train):
     def walk():
-        found = [(x.sum((1, 2, 3)).numpy(), r) for x, r in ImageFeed(survey, 40, shift=0)(TRAIN, 10, train=train)]
+        found = [
+            (x.sum((1, 2, 3)).numpy(), r) for x, r in ImageFeed(survey, 40, shift=0)(TRAIN, 10, train=train)
+        ]
         x, rows = (np.concatenate(part) for part in zip(*found))
         order = np.argsort(rows)
         return rows[order], x[order], [len(r) for _, r in found]
+
     kept = walk()
     monkeypatch.setattr("astroclip.training.supervised.KEEP", 0)
     streamed = walk()
     assert kept[2] == streamed[2] == ([10, 10, 10] if train else [10, 10, 10, 2])
-    both, i, j = np.intersect1d(kept[0], streamed[0], return_indices=True)     # the two orders leave out other rows
+    both, i, j = np.intersect1d(
+        kept[0], streamed[0], return_indices=True
+    )  # the two orders leave out other rows
     assert len(both) >= (28 if train else 32)
     np.testing.assert_allclose(kept[1][i], streamed[1][j], rtol=1e-4)
 
 
 def test_few_labels_are_fewer_than_a_batch(survey):
     few = TRAIN & (np.arange(N) < 12)
-    rows = list(train_supervised(ResNet(2, width=8), ImageFeed(survey, 32), Labels(table()[1], few), few, VALIDATION, Supervised(epochs=2)))
+    rows = list(
+        train_supervised(
+            ResNet(2, width=8),
+            ImageFeed(survey, 32),
+            Labels(table()[1], few),
+            few,
+            VALIDATION,
+            Supervised(epochs=2),
+        )
+    )
     assert len(rows) == 2
 
 
 @pytest.mark.parametrize("bad", [np.full(N, np.nan), np.zeros((N, 2, 2))])
 def test_bad_labels_are_refused(bad):
-    with pytest.raises(ValueError): Labels(bad, TRAIN)
+    with pytest.raises(ValueError):
+        Labels(bad, TRAIN)

@@ -11,9 +11,21 @@ from astroclip.surveys.labels import ASKED_OF, QUESTIONS
 def galaxies(n, seed=0, **changes):
     rng = np.random.default_rng(seed)
     kind = rng.choice(4, n, p=[0.22, 0.23, 0.5, 0.05]).astype(np.int8)
-    b_t = np.select([kind == 0, kind == 1, kind == 2], [1.0, rng.uniform(0.3, 0.7, n), rng.uniform(0, 0.4, n)], 0.0)
-    pop = dict(z=rng.uniform(0.03, 0.3, n), log_mstar=rng.uniform(9, 11.3, n), morph_type=kind, bulge_to_total=b_t, cos_i=rng.random(n))
-    g = pop | draw_structure(rng, pop) | dict(magnitude=rng.uniform(16, 19.5, (n, 3)), psf_fwhm=rng.uniform(1.1, 1.6, (n, 3)))
+    b_t = np.select(
+        [kind == 0, kind == 1, kind == 2], [1.0, rng.uniform(0.3, 0.7, n), rng.uniform(0, 0.4, n)], 0.0
+    )
+    pop = dict(
+        z=rng.uniform(0.03, 0.3, n),
+        log_mstar=rng.uniform(9, 11.3, n),
+        morph_type=kind,
+        bulge_to_total=b_t,
+        cos_i=rng.random(n),
+    )
+    g = (
+        pop
+        | draw_structure(rng, pop)
+        | dict(magnitude=rng.uniform(16, 19.5, (n, 3)), psf_fwhm=rng.uniform(1.1, 1.6, (n, 3)))
+    )
     return g | {k: np.full(n, v) for k, v in changes.items()}
 
 
@@ -22,7 +34,11 @@ def test_counts_go_down_the_tree():
     assert list(drawn) == list(QUESTIONS)
     for question, parent in ASKED_OF.items():
         counts = drawn[question]
-        assert counts.dtype == np.int16 and counts.shape == (400, len(QUESTIONS[question])) and (counts >= 0).all()
+        assert (
+            counts.dtype == np.int16
+            and counts.shape == (400, len(QUESTIONS[question]))
+            and (counts >= 0).all()
+        )
         if parent is not None:
             columns = [QUESTIONS[parent[0]].index(a) for a in parent[1]]
             np.testing.assert_array_equal(counts.sum(1), drawn[parent[0]][:, columns].sum(1))

@@ -1,4 +1,5 @@
 "Many tasks at once: results, errors, output and threads of the workers."
+
 import math
 import os
 import subprocess
@@ -27,7 +28,13 @@ if __name__ == "__main__":
 
 def test_workers_of_a_script_use_one_thread_and_speak_in_whole_lines(tmp_path):
     (tmp_path / "run.py").write_text(SCRIPT)
-    said = subprocess.run([sys.executable, tmp_path / "run.py"], capture_output=True, text=True, check=True, env=os.environ | dict(OMP_NUM_THREADS="3", NUMBA_NUM_THREADS="3")).stdout.splitlines()
+    said = subprocess.run(
+        [sys.executable, tmp_path / "run.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | dict(OMP_NUM_THREADS="3", NUMBA_NUM_THREADS="3"),
+    ).stdout.splitlines()
     assert said.count("counted in a worker") == 4 and "threads {(1, 1)}" in said and len(said) == 5
 
 

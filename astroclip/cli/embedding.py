@@ -8,33 +8,40 @@ __all__ = ['say', 'say_loading', 'model_files', 'load_model', 'embed_items', 'em
 
 # %% ../../nbs/cli/20_embedding.ipynb #d41ebeab
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 
-from ..data.spectrum_units import FLUX_UNIT
 from .objects import READABLE, REPORT, SURVEYS, Row, account, embed_each, gather, name_rows
 from .objects import read_rows, some, summary
 from ..core.outputs import check_output, write_table
+from ..data.spectrum_units import FLUX_UNIT
 
 # %% ../../nbs/cli/20_embedding.ipynb #4c08eb34
-def say(line):
+def say(line: str) -> None:
+    "A line on stderr, at once: stdout is for results."
     print(line, file=sys.stderr, flush=True)
 
 
-def say_loading():
+def say_loading() -> None:
     "One line before the import that takes seconds; none where torch is loaded already."
     if "torch" not in sys.modules:
         say("loading torch ...")
 
 
-def model_files(source) -> list:
+def model_files(
+    source,  # path of a folder or a file, or a name at the hub
+) -> list[Path]:
     "What an output must not overwrite: the files of a model that lies on this disk."
     path = Path(source)
     return [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path] if path.is_file() else []
 
 
-def load_model(source, device):
+def load_model(
+    source,  # path of a folder or a file, or a name at the hub
+    device: str,
+):  # the AstroCLIP
     "An AstroCLIP from a path or the hub; a path that is none is found out before torch is loaded."
     from astroclip.files.weight_files import locate
 
@@ -45,7 +52,11 @@ def load_model(source, device):
     return AstroCLIP.from_pretrained(path, device=device)
 
 # %% ../../nbs/cli/20_embedding.ipynb #471df58e
-def embed_items(model, rows, batch_size):
+def embed_items(
+    model,  # AstroCLIP
+    rows: list[Row],  # those with an item are embedded; no row keeps its item
+    batch_size: int,
+) -> None:
     "Embed the cutouts and spectra that rows hold (in place): each gets a vector, or the reason why not."
     held = [r for r in rows if r.item is not None]
     images, spectra = ([r for r in held if r.modality == kind] for kind in ("image", "spectrum"))
@@ -79,8 +90,14 @@ def embed_items(model, rows, batch_size):
         r.item = None
 
 
-def embed_files(model, paths, modalities, batch_size=256, **images) -> list[Row]:
-    "A row for every object of every file: embedded, or with the reason why not. images: unit, pixel_scale."
+def embed_files(
+    model,  # AstroCLIP
+    paths: list[Path],
+    modalities: list[str],  # "image", "spectrum" or both
+    batch_size: int = 256,
+    **images,  # unit and pixel_scale, for files that do not say them
+) -> list[Row]:
+    "A row for every object of every file: embedded, or with the reason why not."
     from tqdm import tqdm
 
     rows, waiting = [], []
@@ -98,7 +115,11 @@ def embed_files(model, paths, modalities, batch_size=256, **images) -> list[Row]
     return rows
 
 # %% ../../nbs/cli/20_embedding.ipynb #04cff79f
-def held_by(survey, modalities, fields):
+def held_by(
+    survey,  # Survey
+    modalities: list[str],  # "image", "spectrum" or both
+    fields: dict,  # {modality: names of its columns}
+) -> list[str]:
     "Those of both modalities that a survey file holds, said where it is one."
     if len(modalities) < 2:
         return modalities
@@ -114,7 +135,12 @@ def held_by(survey, modalities, fields):
     return held or modalities
 
 
-def embed_survey_file(model, path, modalities, batch_size=256):
+def embed_survey_file(
+    model,  # AstroCLIP
+    path: Path,
+    modalities: list[str],  # "image", "spectrum" or both
+    batch_size: int = 256,
+) -> tuple[list[Row], dict]:
     "(rows, columns) of a survey file: a row for each galaxy and modality, images first."
     from tqdm import tqdm
     from astroclip.surveys.pairs import Survey, batches
@@ -149,7 +175,12 @@ def embed_survey_file(model, path, modalities, batch_size=256):
     return [r for kind in modalities for r in rows[kind]], columns
 
 # %% ../../nbs/cli/20_embedding.ipynb #9ff91091
-def tell(rows, passed, modalities, report, most=20):
+def tell(
+    rows: list[Row],
+    passed: list[Path],  # files that were passed over
+    report: Path,  # where all lines stand
+    most: int = 20,  # lines on stderr
+) -> None:
     "Say on stderr what was left out, flagged or passed over: the first lines, the number of the rest."
 
     def where(r):
@@ -166,13 +197,19 @@ def tell(rows, passed, modalities, report, most=20):
         say(f"passed over {len(passed)} that are not read in folders: {names}")
 
 
-def images_as(args) -> dict:
+def images_as(
+    args: Namespace,  # unit and pixel_scale, or None
+) -> dict:
     "What the command line says about images that do not say it themselves."
     said = dict(unit=getattr(args, "unit", None), pixel_scale=getattr(args, "pixel_scale", None))
     return {name: value for name, value in said.items() if value is not None}
 
 
-def index_of(model, rows, columns=None):
+def index_of(
+    model,  # AstroCLIP
+    rows: list[Row],
+    columns: dict | None = None,  # of a survey file, one value for each of its rows
+):  # SimilarityIndex
     "The index of the rows that have a vector; `ValueError` if none has."
     from astroclip.search.similarity import SimilarityIndex
 
@@ -193,7 +230,9 @@ def index_of(model, rows, columns=None):
     return SimilarityIndex.build(np.stack(all_of("vector")), all_of("id"), all_of("modality"), table, model)
 
 
-def embed(args):
+def embed(
+    args: Namespace,  # model, sources, output, modality, unit, pixel_scale, batch_size, overwrite, device
+) -> None:
     "Embed a survey file, or files and folders of them: writes an index, and beside it the account."
     overwrite = getattr(args, "overwrite", False)
     modalities = ["image", "spectrum"] if args.modality == "both" else [args.modality]
@@ -216,7 +255,7 @@ def embed(args):
         rows, columns = embed_files(model, paths, modalities, args.batch_size, **images_as(args)), None
         for line in name_rows(rows):
             say(line)
-    tell(rows, passed, modalities, report)
+    tell(rows, passed, report)
     index = index_of(model, rows, columns)
     index.save(output)
     write_table(account(rows, passed), report)

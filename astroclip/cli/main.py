@@ -4,16 +4,22 @@
 
 # %% auto #0
 __all__ = ['DEVICE', 'OVERWRITE', 'SEED', 'PROFILES', 'TRAINING', 'SURVEY', 'RUN', 'HEADS', 'MODALITY', 'IMAGES', 'CONDITION',
-           'COMMANDS', 'RESUMES', 'arg', 'parser', 'one_line', 'interrupted', 'main']
+           'COMMANDS', 'RESUMES', 'WORK', 'arg', 'parser', 'one_line', 'interrupted', 'work_of', 'main']
 
 # %% ../../nbs/cli/50_main.ipynb #24b5a093
 import argparse
 import errno
 import os
 import sys
+from collections.abc import Callable
+from importlib import import_module
 
 # %% ../../nbs/cli/50_main.ipynb #203a23b0
-def arg(*names, **options):
+def arg(
+    *names: str,  # "survey", or "-o", "--output"
+    **options,  # what `add_argument` takes
+) -> tuple[tuple, dict]:
+    "An argument of a command, before there is a parser to add it to."
     return names, options
 
 
@@ -128,7 +134,7 @@ COMMANDS = {  # name: (what it does, an example, its arguments)
             arg(
                 "--train-image-tower",
                 action="store_true",
-                help="train the image tower along (default: both frozen, as in the paper)",
+                help="fine-tune the image tower (default: both frozen, as in the paper)",
             ),
             *TRAINING,
         ],
@@ -159,9 +165,16 @@ def parser() -> argparse.ArgumentParser:
 
 # %% ../../nbs/cli/50_main.ipynb #5e140bb1
 RESUMES = {"mock", "train-image", "train-spectrum", "align"}
+WORK = {  # command: the module of its function
+    "convert": "checkpoints",
+    "info": "checkpoints",
+    "embed": "embedding",
+    "search": "searching",
+    **dict.fromkeys(sorted(RESUMES), "training"),
+}
 
 
-def one_line(error) -> str:
+def one_line(error: BaseException) -> str:
     "The message of an error on one line: KeyError's quotes removed, faults of the machine in plain words."
     from astroclip.core.outputs import is_full
 
@@ -181,7 +194,7 @@ def one_line(error) -> str:
     return said or type(error).__name__
 
 
-def interrupted(command) -> str:
+def interrupted(command: str) -> str:
     "What Ctrl-C leaves behind."
     if command in RESUMES:
         return "interrupted: the same command resumes it"
@@ -190,7 +203,14 @@ def interrupted(command) -> str:
     return "interrupted"
 
 
-def main(argv=None) -> int:
+def work_of(command: str) -> Callable:
+    "The function that does the work of a command; its module is imported now, and only that."
+    return getattr(import_module(f"astroclip.cli.{WORK[command]}"), command.replace("-", "_"))
+
+
+def main(
+    argv=None,  # words, else those of the shell
+) -> int:
     "The program: returns the exit status."
     grammar = parser()
     args = grammar.parse_args(argv)
@@ -200,9 +220,8 @@ def main(argv=None) -> int:
         print(f"astroclip {__version__}") if args.version else grammar.print_help()
         return 0
     try:
-        from astroclip.cli import searching as commands
-
-        return getattr(commands, args.command.replace("-", "_"))(args) or 0
+        work_of(args.command)(args)
+        return 0
     except KeyboardInterrupt:
         print(f"\nastroclip {args.command}: {interrupted(args.command)}", file=sys.stderr)
         return 130

@@ -8,6 +8,7 @@ __all__ = ['SURVEYS', 'SPECTRA', 'READABLE', 'REPORT', 'is_input', 'gather', 'fi
 
 # %% ../../nbs/cli/10_objects.ipynb #19214279
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,9 @@ def is_input(path: Path) -> bool:
     return path.is_file() and not ours and is_readable(path, READABLE)
 
 
-def gather(sources) -> tuple[list[Path], list[Path]]:
+def gather(
+    sources,  # paths of files and folders
+) -> tuple[list[Path], list[Path]]:
     "(files to read, files passed over) of files and folders, in a fixed order, each file once."
     found, passed, seen = [], [], set()
     for source in map(Path, sources):
@@ -47,18 +50,26 @@ def gather(sources) -> tuple[list[Path], list[Path]]:
     return found, passed
 
 
-def fits_files(sources) -> list[Path]:
+def fits_files(
+    sources,  # paths of files and folders
+) -> list[Path]:
     "The files among `sources`, folders replaced by what can be read below them."
     return gather(sources)[0]
 
 
-def some(names, n=3) -> str:
+def some(
+    names,  # anything with a text
+    n: int = 3,  # how many are named
+) -> str:
     "'a, b, c and 5 more'."
     names = [str(name) for name in names]
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 # %% ../../nbs/cli/10_objects.ipynb #0c91b10a
-def read_objects(path, **images):
+def read_objects(
+    path: Path,
+    **images,  # unit and pixel_scale, for files that do not say them
+) -> tuple[str, list]:
     "('image', [Cutout]) or ('spectrum', [Spectrum, ...]) of a file; an error says why it is neither."
     from astroclip.data.images import NotAnImage, read_cutout
     from astroclip.data.spectra import read_spectrum
@@ -94,13 +105,16 @@ class Row:
         return "left out" if self.vector is None else "flagged" if self.flag else "embedded"
 
 
-def sentence(error) -> str:
+def sentence(error: Exception) -> str:
     "An error on one line; types that are no answer to a user say their name."
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
 
 
-def read_rows(path, **images) -> list[Row]:
+def read_rows(
+    path: Path,
+    **images,  # unit and pixel_scale, for files that do not say them
+) -> list[Row]:
     "All galaxies of a file, or one row with the reason why there is none; no file stops the next one."
     try:
         kind, items = read_objects(path, **images)
@@ -115,7 +129,9 @@ def read_rows(path, **images) -> list[Row]:
     return rows or [Row(path, reason="it holds no object")]
 
 # %% ../../nbs/cli/10_objects.ipynb #7eb4d795
-def distinct_names(paths) -> dict[Path, str]:
+def distinct_names(
+    paths,  # of different files
+) -> dict[Path, str]:
     "{path: the shortest name that no other of the paths has}: its bare name, then with folders before it."
     groups = defaultdict(list)
     for path in paths:
@@ -133,7 +149,9 @@ def distinct_names(paths) -> dict[Path, str]:
     return names
 
 
-def name_rows(rows) -> list[str]:
+def name_rows(
+    rows: list[Row],  # their `id` is set
+) -> list[str]:
     "Give the rows distinct names (in place); returns sentences about names that two files share."
     said = []
     names = distinct_names({r.file for r in rows if r.modality == "image"})
@@ -161,8 +179,11 @@ def name_rows(rows) -> list[str]:
     return said
 
 # %% ../../nbs/cli/10_objects.ipynb #c2824288
-def embed_each(call, n):
-    "[(vector or None, reason)] of n galaxies; call(indices) embeds some, `ValueError` if one is bad."
+def embed_each(
+    call: Callable,  # indices (m,) -> (m, D); `ValueError` if one of them is bad
+    n: int,  # galaxies
+) -> list[tuple]:
+    "[(vector or None, reason)] of n galaxies, the bad ones found by halving."
 
     def part(rows):
         try:
@@ -177,7 +198,9 @@ def embed_each(call, n):
     return part(np.arange(n)) if n else []
 
 
-def checked(vector):
+def checked(
+    vector: np.ndarray,  # (D,)
+) -> tuple:
     "(vector, '') or (None, reason): an embedding that is not finite or has no length is none."
     length = np.sqrt(np.square(vector, dtype=np.float64).sum())
     if not np.isfinite(length):
@@ -185,7 +208,10 @@ def checked(vector):
     return (vector, "") if length >= 1e-3 else (None, "its embedding has no length")
 
 # %% ../../nbs/cli/10_objects.ipynb #6f596fb1
-def account(rows, passed=()):
+def account(
+    rows: list[Row],
+    passed=(),  # paths that were passed over
+):  # astropy's Table
     "Table of all that was given: file, row, id, modality, status, reason; a line for each galaxy or file."
     from astropy.table import Table
 
@@ -197,7 +223,7 @@ def account(rows, passed=()):
     return Table(rows=lines, names=("file", "row", "id", "modality", "status", "reason"))
 
 
-def summary(rows) -> str:
+def summary(rows: list[Row]) -> str:
     "'2 of 5 embedded (1 flagged), 3 left out'."
     found = Counter(r.status for r in rows)
     flagged = f" ({found['flagged']} flagged)" if found["flagged"] else ""

@@ -7,20 +7,29 @@ __all__ = ['need', 'new_folder', 'mock', 'train_image', 'train_spectrum', 'align
 
 # %% ../../nbs/cli/40_training.ipynb #c0fa9486
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 from .embedding import say_loading
 from ..core.outputs import check_folder
 
 # %% ../../nbs/cli/40_training.ipynb #c9b43a52
-def need(*surveys):
+def need(
+    *surveys,  # paths
+) -> None:
     "`FileNotFoundError` for the first survey file that is not there."
     for path in surveys:
         if not Path(path).is_file():
             raise FileNotFoundError(f"no survey file {path}; `astroclip mock FOLDER` makes one")
 
 
-def new_folder(folder, model, inputs=(), overwrite=False, option="folder") -> Path:
+def new_folder(
+    folder,  # path
+    model: str,  # name of the folder in it that gets the model
+    inputs=(),  # paths of what is read
+    overwrite: bool = False,
+    option: str = "folder",  # what the user calls it
+) -> Path:
     "The folder of a training run; refused where `model` stands in it already, unless that may be replaced."
     folder = check_folder(folder, inputs, option)
     if (folder / model / "config.json").exists() and not overwrite:
@@ -34,7 +43,9 @@ def new_folder(folder, model, inputs=(), overwrite=False, option="folder") -> Pa
     return folder
 
 # %% ../../nbs/cli/40_training.ipynb #c61a3a43
-def mock(args):
+def mock(
+    args: Namespace,  # folder, pairs, spectra, seed, processes, overwrite
+) -> None:
     "Make a simulated survey: survey.h5 and spectra.h5 (resumes what was interrupted)."
     folder = check_folder(args.folder)
     try:
@@ -50,7 +61,9 @@ def mock(args):
         print(f"written: {path}")
 
 
-def train_image(args):
+def train_image(
+    args: Namespace,  # survey, folder, profile, steps or None, seed, device, overwrite
+) -> None:
     "Pre-train an image transformer by self-distillation; writes <folder>/vit and curves.csv."
     need(args.survey)
     folder = new_folder(args.folder, "vit", [args.survey], getattr(args, "overwrite", False))
@@ -66,20 +79,22 @@ def train_image(args):
     print(f"written: {folder / 'vit'}")
 
 
-def train_spectrum(args):
+def train_spectrum(
+    args: Namespace,  # surveys, folder, profile, steps or None, seed, device, overwrite
+) -> None:
     "Pre-train a spectrum transformer by masked modelling; writes <folder>/specformer and curves.csv."
     need(*args.surveys)
     folder = new_folder(args.folder, "specformer", args.surveys, getattr(args, "overwrite", False), "-o")
     say_loading()
     from astroclip.core.config import seed_everything
     from astroclip.core.profiles import settings
-    from astroclip.surveys.pairs import TRAIN, VALIDATION
     from astroclip.models.pretrained import resolve_device
     from astroclip.models.specformer import SpecFormer
-    from astroclip.training.shift_consistency import Placing, learn_place
+    from astroclip.surveys.log_spectra import load_log_spectra
+    from astroclip.surveys.pairs import TRAIN, VALIDATION
     from astroclip.training.loop import divide, follow
     from astroclip.training.masked_modelling import SpectrumPretraining, load_flux, pretrain_spectrum
-    from astroclip.surveys.log_spectra import load_log_spectra
+    from astroclip.training.shift_consistency import Placing, learn_place
 
     device, asked = resolve_device(args.device), settings(args.profile, "pretrain_spectrum", steps=args.steps)
     network, config = divide(asked, SpectrumPretraining, seed=args.seed)
@@ -99,7 +114,10 @@ def train_spectrum(args):
     print(f"written: {folder / 'specformer'}")
 
 # %% ../../nbs/cli/40_training.ipynb #ff1135a1
-def alignment_of(args, s):
+def alignment_of(
+    args: Namespace,  # train_image_tower, steps or None, seed
+    s: dict,  # settings of a profile for the stage `align`
+):  # Alignment
     "The `Alignment` settings of a profile: those of the frozen or of the tuned run, without its prefix."
     from astroclip.training.alignment import Alignment
 
@@ -110,7 +128,9 @@ def alignment_of(args, s):
     return Alignment(**own | ({"steps": args.steps} if args.steps else {}))
 
 
-def align(args):
+def align(
+    args: Namespace,  # survey, folder, image, spectrum, train_image_tower, and as in `train_image`
+) -> None:
     "Align two pre-trained towers on the pairs of a survey; writes <folder>/astroclip and curves.csv."
     from astroclip.files.weight_files import locate
 
@@ -131,10 +151,8 @@ def align(args):
     device, s = resolve_device(args.device), settings(args.profile, "align")
     config = alignment_of(args, s)
     seed_everything(args.seed)
-    vit, specformer = (
-        kind.from_pretrained(path, device="cpu")
-        for kind, path in ((VisionTransformer, image), (SpecFormer, spectrum))
-    )
+    vit = VisionTransformer.from_pretrained(image, device="cpu")
+    specformer = SpecFormer.from_pretrained(spectrum, device="cpu")
     model = AstroCLIP(vit, specformer, s["embed_dim"], s["num_heads"], dropout=s["dropout"]).to(device)
     pairs = load_pairs(args.survey, model, config, device)
     records = run(model, pairs, config, folder / "checkpoint.pt", device)

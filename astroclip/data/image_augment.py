@@ -209,7 +209,7 @@ def augment_images(
     images,  # (N, 3, H, W) torch, raw or display-scaled
     size,  # side of the result
     generator=None,  # torch.Generator on the CPU
-    shift=4,  # largest shift of the crop from the center, pixels
+    shift=4,  # largest shift of the crop from the centre, pixels
     symmetries=True,  # flips and transposition, each with probability 1/2
 ):  # (N, 3, size, size)
     "A random symmetry and a random shift of every image, in one gather on the device of `images`."

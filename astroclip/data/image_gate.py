@@ -70,9 +70,9 @@ def _pictures(s):
     "(N,) bool: nothing below zero and everything within [0, 1] or 0-255, as no sky-subtracted image is."
     low, high, loud = s["low"].min(1), s["high"].max(1), (s["noise"] > NOISE_LIMIT / 6).any(1)
     clipped = (s["low"] == 0).any(1) | (s["high"] == 1).any(1)
-    grey = s["p50"].max(1) < 1.5 * s["p50"].min(1)
+    gray = s["p50"].max(1) < 1.5 * s["p50"].min(1)
     flat = (s["p50"] - s["p5"] < 0.15 * (s["p99"] - s["p5"])).all(1) & (s["p5"] > 0.02).all(1)
-    unit = (high > 0) & (high <= 1) & (clipped | loud | flat & grey)
+    unit = (high > 0) & (high <= 1) & (clipped | loud | flat & gray)
     byte = (high > 1) & (high <= 255.5) & (s["noise"] > NOISE_LIMIT).any(1)
     return (low >= 0) & (unit | byte)
 
@@ -248,14 +248,22 @@ def picture_images(
     if judge:
         same = (x[:, 0] == x[:, 1]).all((1, 2)) & (x[:, 1] == x[:, 2]).all((1, 2))
         flat = (x.max((2, 3)) == x.min((2, 3))).any(1)
-        flat_said, grey_said = "have a constant channel: no image", "are grey: red, green, blue are the same"
-        _refuse([flat_said if f else grey_said if g else "" for f, g in zip(flat, same)], first)
+        flat_said, gray_said = "have a constant channel: no image", "are grey: red, green, blue are the same"
+        _refuse([flat_said if f else gray_said if g else "" for f, g in zip(flat, same)], first)
     return x if pixel_scale is None else resample_cutout(x, float(pixel_scale), size)
 
 # %% ../../nbs/data/16_image_gate.ipynb #c7e2d737
 def gate(
-    images, size, unit=None, zeropoint=None, pixel_scale=None, kind="flux", mask=None, judge=True, first=0
-):
+    images,  # (N, 3, H, W) or (3, H, W), any container
+    size: int,  # pixels that the encoder needs
+    unit=None,  # of flux, where the numbers do not say it
+    zeropoint=None,  # AB magnitude of one count, or three
+    pixel_scale: float | None = None,  # arcsec, where it is not 0.262
+    kind: str = "flux",  # or rgb: pictures
+    mask=None,  # True where a pixel of flux was not observed
+    judge: bool = True,  # False: shapes and units only, no look at the pixels
+    first: int = 0,  # number of the first row in the user's array
+) -> np.ndarray:  # (N, 3, H, W) float32
     "Images of either kind, fit for the network; `judge=False` converts what was judged before."
     if kind == "flux":
         return flux_images(images, size, unit, zeropoint, pixel_scale, mask, judge, first)

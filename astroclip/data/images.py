@@ -75,7 +75,7 @@ def check_images(
     size,  # pixels the encoder needs in both directions
     unit=None,  # what the numbers are: "Jy", "maggy", "erg/s/cm2/Hz", "adu", ...; a Quantity says it itself
     zeropoint=None,  # AB magnitude of one count, or three for g, r, z
-    pixel_scale=None,  # arcsec per pixel where it is not 0.262: resampled about the center to `size`
+    pixel_scale=None,  # arcsec per pixel where it is not 0.262: resampled about the centre to `size`
     kind="flux",  # "rgb": pictures, channels red, green, blue = z, r, g of the viewer's stretch
     mask=None,  # like images, or without the axis of bands: True where a pixel was not observed
 ):  # (N, 3, H, W) float32; nanomaggies, or display values in [0, 1] for pictures
@@ -129,7 +129,7 @@ def resample_cutout(
     image,  # (..., H, W) flux per native 0.262" pixel (as the cutout service gives it at any scale)
     scale,  # arcsec per pixel of `image`, or (x, y) where pixels are not square
     size=152,  # pixels of the result
-    center=None,  # (x, y) of the new center in pixels from the lower left edge; None: the middle
+    center=None,  # (x, y) of the new centre in pixels from the lower left edge; None: the middle
     per_pixel=False,  # True: values are flux per pixel of this image, not per native pixel
 ):  # (..., size, size) float32, nanomaggies per native pixel
     "Area-average a cutout onto native pixels; flux is conserved."
@@ -154,7 +154,7 @@ class Cutout:
 
     # (3, size, size) float32, rows = y up: g, r, z nanomaggies; z, r, g in [0, 1] if kind is "rgb"
     image: np.ndarray
-    ra: float  # degrees, center of the image; NaN where the file does not say
+    ra: float  # degrees, centre of the image; NaN where the file does not say
     dec: float
     flags: list = field(default_factory=list)
     source: str = ""  # survey, release and file

@@ -16,12 +16,12 @@ from .spectrum_grid import bin_edges
 N_LOG = 4096  # N, pixels
 LOG_EDGES = np.linspace(np.log(3599.6), np.log(9824.4), N_LOG + 1)  # ln(A), borders of the pixels
 LOG_STEP = float(LOG_EDGES[1] - LOG_EDGES[0])  # Delta, one pixel in ln(1 + z)
-LOG_WAVELENGTH = np.exp((LOG_EDGES[1:] + LOG_EDGES[:-1]) / 2)  # (N,) A, centers
+LOG_WAVELENGTH = np.exp((LOG_EDGES[1:] + LOG_EDGES[:-1]) / 2)  # (N,) A, centres
 
 # %% ../../nbs/data/40_log_grid.ipynb #b19d67a8
 def rebin(
     values: torch.Tensor,  # (..., L), per A (a density)
-    wavelength,  # (L,) A, rising centers of the old pixels
+    wavelength,  # (L,) A, rising centres of the old pixels
     edges: np.ndarray = LOG_EDGES,  # (N + 1,) ln(A), borders of the new pixels
 ) -> torch.Tensor:  # (..., N)
     "Mean of `values` over each new pixel; 0 where the old pixels do not reach."

@@ -87,16 +87,16 @@ def join_cameras(
 
 # %% ../../nbs/data/32_spectrum_grid.ipynb #03a326f1
 def bin_edges(
-    wavelength,  # (L,) increasing pixel centers
+    wavelength,  # (L,) increasing pixel centres
 ) -> np.ndarray:  # (L + 1,) float64
-    "Edges of pixels given by their centers: halfway between neighbours."
+    "Edges of pixels given by their centres: halfway between neighbours."
     w = np.asarray(wavelength, np.float64)
     middle = (w[1:] + w[:-1]) / 2
     return np.concatenate([[w[0] - (middle[0] - w[0])], middle, [w[-1] + (w[-1] - middle[-1])]])
 
 
 def pixel_bounds(
-    wavelength: np.ndarray,  # (L,) increasing pixel centers
+    wavelength: np.ndarray,  # (L,) increasing pixel centres
     ratio: float = 1.75,  # a hole is a step so many times as large as those on either side
     near: int = 5,  # steps on either side that are looked at
 ):  # (left (L,), right (L,))
@@ -113,8 +113,8 @@ def pixel_bounds(
 
 
 def overlap_matrix(
-    wavelength: np.ndarray,  # (L,) old pixel centers
-    grid: np.ndarray,  # (G,) new pixel centers
+    wavelength: np.ndarray,  # (L,) old pixel centres
+    grid: np.ndarray,  # (G,) new pixel centres
 ):  # sparse W (G, L)
     "W[j, i] is the fraction of new bin j that old bin i covers."
     from scipy.sparse import csr_array
@@ -163,7 +163,7 @@ def resample(
     flux,  # (..., L)
     ivar=None,  # (..., L) inverse variance, 0 = bad; None: every finite pixel counts the same
     mask=None,  # (..., L), nonzero = bad
-    grid=WAVELENGTH,  # (G,) new pixel centers
+    grid=WAVELENGTH,  # (G,) new pixel centres
 ):  # (flux, ivar), each (..., G) float32; ivar 0 where under half of the new pixel was seen
     "Flux-conserving resampling with exact propagation of the inverse variance."
     flux = as_floats(flux, "flux").astype(np.float64)

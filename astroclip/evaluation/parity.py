@@ -70,7 +70,10 @@ def difference(
 
 # %% ../../nbs/evaluation/60_parity.ipynb #181dae89
 @torch.no_grad()
-def specformer_outputs(g: dict, folder: Path) -> dict:  # of specformer_io
+def specformer_outputs(
+    g: dict,  # arrays of specformer_io
+    folder: Path,  # with the weights
+) -> dict:  # of tensors, by their names in the file
     "Outputs of the spectrum transformer for the golden inputs."
     model = SpecFormer.from_pretrained(folder / "specformer.ckpt", device="cpu")
     out = model(g["spectra"])
@@ -88,7 +91,10 @@ def specformer_outputs(g: dict, folder: Path) -> dict:  # of specformer_io
 
 
 @torch.no_grad()
-def astrodino_outputs(g: dict, folder: Path) -> dict:  # of astrodino_io
+def astrodino_outputs(
+    g: dict,  # arrays of astrodino_io
+    folder: Path,  # with the weights
+) -> dict:  # of tensors, by their names in the file
     "Outputs of the image transformer and of its DINO head."
     c, out, file = g["config_json"], {}, folder / "astrodino.ckpt"
     model = VisionTransformer.from_pretrained(file, device="cpu", num_heads=c["num_heads"])
@@ -137,7 +143,10 @@ def astroclip_outputs(
     }
 
 
-def preprocessing_outputs(g: dict, folder: Path) -> dict:  # of preprocessing_io
+def preprocessing_outputs(
+    g: dict,  # arrays of preprocessing_io
+    folder: Path,  # with the weights
+) -> dict:  # of tensors, by their names in the file
     "Display-scaled and cropped images."
     # the released collator hands over (channel, column, row): its files are stored transposed
     raw = g["raw_hwc"].permute(0, 3, 1, 2)
@@ -149,7 +158,10 @@ def preprocessing_outputs(g: dict, folder: Path) -> dict:  # of preprocessing_io
     }
 
 # %% ../../nbs/evaluation/60_parity.ipynb #80dd64ac
-def losses_outputs(g: dict, folder: Path) -> dict:  # of losses_io
+def losses_outputs(
+    g: dict,  # arrays of losses_io
+    folder: Path,  # with the weights
+) -> dict:  # of tensors, by their names in the file
     "Losses of self-distillation and their teachers."
     out = {"koleo_loss": koleo_loss(g["koleo_input"])}
     for name in ("dino", "ibot"):
@@ -169,7 +181,10 @@ def losses_outputs(g: dict, folder: Path) -> dict:  # of losses_io
     return out
 
 
-def step_outputs(g: dict, folder: Path) -> dict:  # of ssl_step_io
+def step_outputs(
+    g: dict,  # arrays of ssl_step_io
+    folder: Path,  # with the weights
+) -> dict:  # of tensors, by their names in the file
     "Losses of two whole steps of self-distillation, balanced in both ways."
     c, out = g["config_json"], {}
     for balance in ("centering", "sinkhorn_knopp"):
@@ -206,7 +221,10 @@ def step_outputs(g: dict, folder: Path) -> dict:  # of ssl_step_io
     return out
 
 
-def schedule_outputs(g: dict, folder: Path) -> dict:  # of training_math
+def schedule_outputs(
+    g: dict,  # arrays of training_math
+    folder: Path,  # with the weights
+) -> dict:  # of tensors, by their names in the file
     "Schedules of learning rates, momentum and temperature."
     names = ("base_value", "final_value", "total_iters", "warmup_iters", "start_warmup_value", "freeze_iters")
     out = {}
@@ -229,7 +247,10 @@ def load_baseline(
 
 
 @torch.no_grad()
-def baseline_outputs(g: dict, folder: Path) -> dict:  # of baselines_io
+def baseline_outputs(
+    g: dict,  # arrays of baselines_io
+    folder: Path,  # with the weights
+) -> dict:  # of tensors, by their names in the file
     "Outputs of the paper's supervised baselines."
     c, mlps = g["config_json"], {}
     for name in ("photometry_mlp", "fewshot_mlp"):

@@ -31,7 +31,7 @@ from .pictures import check_scale, is_picture, read_picture, stamp_size
 # %% ../../nbs/files/25_cutout_files.ipynb #a6750178
 @dataclass
 class Geometry:
-    "Where an image lies on the sky: center (degrees), pixel scales (arcsec), and how its axes run."
+    "Where an image lies on the sky: centre (degrees), pixel scales (arcsec), and how its axes run."
 
     ra: float = np.nan
     dec: float = np.nan

@@ -49,7 +49,7 @@ def read_colors(path):
             if image.mode != "RGB" and (np.asarray(image.convert("RGBA"))[..., 3] < 255).any():
                 raise NotAnImage(path, "a picture with transparent pixels: save it without an alpha channel")
             if image.mode.startswith("P"):
-                flags.append("a palette of at most 256 colors")
+                flags.append("a palette of at most 256 colours")
             flags.insert(0, f"a picture ({image.format}, 8 bits, the viewer's stretch assumed), not flux")
             colors = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if (colors == colors[..., :1]).all():
@@ -95,7 +95,7 @@ def read_picture(
     if fits < size:
         flags.append(f"covers {fits} of {size} pixels of {PIXEL_SCALE} arcsec")
     need = int(np.ceil(fits * PIXEL_SCALE / scale)) + 2
-    top, left = max(0, (height - need) // 2), max(0, (width - need) // 2)  # both sides: the center stays
+    top, left = max(0, (height - need) // 2), max(0, (width - need) // 2)  # both sides: the centre stays
     colors = colors[top : height - top, left : width - left]
     image = resample_cutout(np.float32(colors[::-1].transpose(2, 0, 1)) / 255, scale, fits)
     if (image.max((1, 2)) == image.min((1, 2))).any():

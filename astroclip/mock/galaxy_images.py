@@ -29,7 +29,7 @@ from .population import SPIRAL
 # %% ../../nbs/mock/34_galaxy_images.ipynb #1a005cfd
 def draw_neighbours(
     rng: np.random.Generator,
-) -> dict:  # of (n,) arrays; flux (n, 3) in nanomaggies; row, column in subpixels from the center
+) -> dict:  # of (n,) arrays; flux (n, 3) in nanomaggies; row, column in subpixels from the centre
     "Stars and galaxies of the field on the grid."
     n = rng.poisson(4.5 * (GRID / (OVERSAMPLE * SIZE)) ** 2)  # as many per area in the margin
     r = 23.3 + np.log10(rng.uniform(10 ** (0.33 * (14 - 23.3)), 1, n)) / 0.33
@@ -92,7 +92,7 @@ def paint_companion(
 PSF_SHAPE, PSF_LOC, PSF_SCALE = (0.211, 0.301, 0.347), (1.081, 1.239, 1.193), (1.315, 0.916, 0.823)
 NOISE_SHAPE, NOISE_LOC = (0.226, 0.243, 0.133), (-0.00067, -0.00237, -0.01434)
 NOISE_SCALE = (0.00376, 0.00674, 0.02608)
-PSF_CORRELATION = 0.5  # between bands: independent widths would put a colored ring around every tenth galaxy
+PSF_CORRELATION = 0.5  # between bands: independent widths would put a coloured ring around every tenth galaxy
 ELECTRONS = np.array([11400, 15700, 13700], np.float32)  # per nanomaggie in g, r, z
 
 

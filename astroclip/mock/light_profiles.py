@@ -28,15 +28,15 @@ MARGIN = (GRID - OVERSAMPLE * SIZE) // 2
 # %% ../../nbs/mock/28_light_profiles.ipynb #0354edb5
 @lru_cache(None)
 def axis(
-    half: int,  # subpixels on each side of the center
+    half: int,  # subpixels on each side of the centre
 ):  # (2 half,) float32 arcsec
-    "Subpixel centers along one axis; the origin lies between the two in the middle."
+    "Subpixel centres along one axis; the origin lies between the two in the middle."
     return ((np.arange(2 * half) - half + 0.5) * SUBPIXEL).astype(np.float32)
 
 
 @lru_cache(None)
 def fine_axis(
-    half: int,  # subpixels on each side of the center
+    half: int,  # subpixels on each side of the centre
     factor: int,  # parts of a subpixel
 ):
     "Axis of the `2 half` subpixels in the middle, each cut into `factor` parts."
@@ -63,7 +63,7 @@ def along_axes(
 def paste(
     scene,  # (GRID, GRID), changed in place
     patch,  # (2 half, 2 half)
-    row: int = 0,  # offset of the patch's center from the grid's center, subpixels
+    row: int = 0,  # offset of the patch's centre from the grid's centre, subpixels
     column: int = 0,
     factor: float = 1,  # multiplies the patch
 ):
@@ -181,7 +181,7 @@ FIBRE_HALF = 40  # subpixels: beyond 5 arcsec nothing enters
 
 
 def point_source_fraction() -> float:
-    "Fraction of a centered star's light that enters the fibre."
+    "Fraction of a centred star's light that enters the fibre."
     return float(1 - (1 + (FIBRE_RADIUS / moffat_radius(FIBRE_SEEING)) ** 2) ** (1 - BETA))
 
 

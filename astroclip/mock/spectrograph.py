@@ -176,7 +176,7 @@ _knots = (  # A, throughput
     [3600, 4000, 4400, 5300, 5790, 6200, 6800, 7400, 7560, 8000, 8600, 9400, 9824],
     [0.025, 0.085, 0.14, 0.20, 0.11, 0.26, 0.31, 0.30, 0.21, 0.34, 0.38, 0.31, 0.23],
 )
-# center, width (A), depth
+# centre, width (A), depth
 TELLURIC = ((6873, 12, 0.25), (7190, 45, 0.12), (7605, 22, 0.6), (8230, 60, 0.10), (9380, 90, 0.35))
 _air = [1 - depth * np.exp(-0.5 * ((WAVELENGTH - center) / width) ** 2) for center, width, depth in TELLURIC]
 THROUGHPUT = np.interp(WAVELENGTH, *_knots) * np.prod(_air, axis=0)

@@ -60,7 +60,7 @@ def ordered_answers(
     centers,  # (A,) where each answer is meant
     width: float,  # of each answer, in units of x
 ) -> np.ndarray:
-    "Probabilities of ordered answers, (n, A): Gaussians around their centers."
+    "Probabilities of ordered answers, (n, A): Gaussians around their centres."
     return softmax(-0.5 * ((np.asarray(x)[:, None] - np.asarray(centers)) / width) ** 2, axis=1)
 
 

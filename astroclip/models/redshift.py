@@ -33,7 +33,12 @@ def correlate(
         return torch.fft.irfft(torch.einsum("bcw,kcw->bkw", f, t), n=n)[..., :S].flip(-1)
 
 # %% ../../nbs/models/60_redshift.ipynb #c13cc3c3
-def convolution(n_in, n_out, width, **more):
+def convolution(
+    n_in: int,  # channels
+    n_out: int,  # channels
+    width: int,  # of the kernel, odd
+    **more,  # of `nn.Conv1d`
+) -> nn.Conv1d:
     "A convolution along the last axis that keeps its length."
     return nn.Conv1d(n_in, n_out, width, padding=width // 2, **more)
 

@@ -15,7 +15,7 @@ def smooth_histogram(
     ranges,  # ((low, high), (low, high))
     bins: int = 48,
     blur: float = 1.2,  # bins
-) -> tuple:  # centers x (bins,), centers y (bins,), fractions (bins, bins)
+) -> tuple:  # centres x (bins,), centres y (bins,), fractions (bins, bins)
     "Smoothed fraction of the samples in each cell; rows of the result are the second column (y)."
     fraction, x, y = np.histogram2d(*samples.T, bins=bins, range=ranges)
     fraction = gaussian_filter(fraction.T, blur, mode="nearest")

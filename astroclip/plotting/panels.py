@@ -315,7 +315,7 @@ def spectrum_gallery(
 # %% ../../nbs/plotting/10_panels.ipynb #39ffeacf
 def radar(
     ax,  # polar axes
-    values: dict,  # name -> ((K,) values, style of the line); with a leading underscore: filled, not in the legend
+    values: dict,  # name -> ((K,) values, style of the line); `_name`: filled, not in the legend
     labels,  # (K,) words at the spokes
     floor: float = 0.0,  # value in the middle; 1 is the rim
 ):

@@ -30,13 +30,17 @@ PLAIN = {
 }  # kinds of numpy
 
 
-def is_rich(column):
+def is_rich(column) -> bool:
     "A column of astropy's own kind (Time, TimeDelta, SkyCoord, ...), which is more than an array."
     ours = type(column).__module__.startswith(("astropy.time", "astropy.coordinates"))
     return ours and not isinstance(column, np.ndarray)
 
 
-def from_objects(x, gaps, name):
+def from_objects(
+    x: np.ndarray,  # (N,) of objects
+    gaps: np.ndarray,  # (N,) bool, True where a value is missing
+    name: str,  # of the column, for the error
+) -> np.ndarray:  # (N,)
     "An object array and its gaps -> an array of a plain kind, gaps filled with zero or nothing."
     known, kinds = x[~gaps], {type(v) for v in x[~gaps]}
 
@@ -70,13 +74,19 @@ def from_objects(x, gaps, name):
     )
 
 # %% ../../nbs/search/30_columns.ipynb #e87f4137
-def lists_of_one_length(x):
+def lists_of_one_length(
+    x: np.ndarray,  # (N,) of objects
+) -> bool:
     "Rows that are lists of one length: a column of several values a row."
     lists = all(isinstance(v, (list, tuple, np.ndarray)) and np.ndim(v) == 1 for v in x)
     return lists and len({len(v) for v in x}) == 1
 
 
-def plain_values(x, gaps, name):
+def plain_values(
+    x: np.ndarray,  # (N, ...) of any kind
+    gaps: np.ndarray,  # (N, ...) bool, True where a value is missing
+    name: str,  # of the column, for the error
+) -> tuple[np.ndarray, np.ndarray]:
     "(array of a plain kind in this machine's byte order, gaps); `ValueError` names the column that is none."
     if x.dtype.kind == "O" and x.ndim == 1 and lists_of_one_length(x):
         flat, holes = values_and_gaps([v for row in x for v in row])
@@ -95,7 +105,10 @@ def plain_values(x, gaps, name):
     return np.array(x, x.dtype.newbyteorder("=")), gaps
 
 
-def as_column(x, name):
+def as_column(
+    x,  # N values: list, array, Series, Column, Quantity, Time, SkyCoord, ...
+    name: str,
+):  # Column, MaskedColumn, Time or SkyCoord
     "A copy of any container of N values: a Column, a MaskedColumn where one is missing, a Time or SkyCoord."
     if is_rich(x):
         if x.isscalar:
@@ -112,7 +125,7 @@ def as_column(x, name):
     return MaskedColumn(values, name, mask=gaps, **about) if masked else Column(values, name, **about)
 
 # %% ../../nbs/search/30_columns.ipynb #b5d60e60
-def named_columns(table):
+def named_columns(table) -> list[tuple]:
     "[(name, column)] of a Table, a frame of pandas, arrow or polars, a mapping, records, a list of mappings."
     if hasattr(table, "colnames"):
         return [(c, table[c]) for c in table.colnames]
@@ -134,7 +147,10 @@ def named_columns(table):
     raise ValueError(f"table is a {type(table).__name__}: expected a Table, a DataFrame or columns by name")
 
 
-def as_table(table, n):
+def as_table(
+    table,  # whatever `named_columns` takes, or None: no columns
+    n: int,  # rows that it must have
+) -> Table:
     "Any table of n rows as an astropy Table of plain columns; `ValueError` names the column that is none."
     out = Table()
     for name, column in [] if table is None else named_columns(table):
@@ -150,7 +166,7 @@ def as_table(table, n):
     return out
 
 
-def check_rich(table):
+def check_rich(table: Table) -> None:
     "`ValueError` where positions and times cannot be written: their parts, `c.ra`, need names of their own."
     from astropy.table.serialize import represent_mixins_as_columns
 
@@ -160,7 +176,11 @@ def check_rich(table):
         raise ValueError(f"the table's positions and times cannot be kept ({error})") from None
 
 # %% ../../nbs/search/30_columns.ipynb #eba3f8ff
-def whole_range(values, low, high):
+def whole_range(
+    values: np.ndarray,  # (N,) integers
+    low: float | None,  # None: no bound
+    high: float | None,
+) -> np.ndarray:  # (N,) bool
     "Integers (N,) within [low, high], exactly, whatever numbers the bounds are."
     keep, span = np.ones(values.shape, bool), np.iinfo(values.dtype)
     if low is not None and low > span.min:
@@ -170,7 +190,11 @@ def whole_range(values, low, high):
     return keep
 
 
-def one_value(value, dtype, name):
+def one_value(
+    value,  # number, truth value, text or date
+    dtype: np.dtype,  # of the column
+    name: str,  # of the column, for the error
+):  # of the column's kind
     "A condition's value in the column's kind; None if no row can have it, `ValueError` if it is of another."
     kind, number = dtype.kind, isinstance(value, (numbers.Number, np.bool_)) and value == value
     wrong = ValueError(f"where: column {name} holds {PLAIN[kind]}, and {value!r} is of another kind")
@@ -192,7 +216,11 @@ def one_value(value, dtype, name):
         raise wrong from None
 
 
-def in_unit(value, unit, name):
+def in_unit(
+    value,  # bare, or a Quantity
+    unit,  # of the column, or None
+    name: str,  # of the column, for the error
+):  # bare
     "A bare number or text as it is; a quantity in the column's unit."
     if not hasattr(value, "to_value"):
         return value
@@ -204,7 +232,11 @@ def in_unit(value, unit, name):
         raise ValueError(f"where: column {name} is in {unit}, which {value} is not") from None
 
 # %% ../../nbs/search/30_columns.ipynb #8b7a8ef4
-def in_range(values, bounds, name):
+def in_range(
+    values: np.ndarray,  # (N,)
+    bounds: tuple,  # (low, high)
+    name: str,  # of the column, for the error
+) -> np.ndarray:  # (N,) bool
     "Values (N,) within a tuple (low, high); None is an open end."
     if len(bounds) != 2:
         raise ValueError(f"where: a range of {name} is (low, high), got {bounds}")
@@ -228,14 +260,14 @@ def in_range(values, bounds, name):
     return keep
 
 
-def is_many(condition):
+def is_many(condition) -> bool:
     "A list, set, array or column of values, rather than one."
     if isinstance(condition, (str, bytes)):
         return False
     return isinstance(condition, (set, frozenset, range)) or np.ndim(condition) > 0
 
 
-def values_of(condition):
+def values_of(condition) -> list:
     "The values that a condition lists, each as Python holds it (dates as numpy's)."
     if not is_many(condition):
         return [condition]
@@ -243,8 +275,12 @@ def values_of(condition):
     return list(values[~gaps]) if values.dtype.kind in "Mm" else values[~gaps].tolist()
 
 # %% ../../nbs/search/30_columns.ipynb #e30cb7ee
-def matches_rich(column, condition, name):
-    "The same for times; other rich columns have no order."
+def matches_rich(
+    column,  # (N,) Time or TimeDelta
+    condition,  # a range, many times or one
+    name: str,  # of the column, for the error
+) -> np.ndarray:  # (N,) bool
+    "Rows of a column of times that meet a condition; other rich columns have no order."
     if not hasattr(column, "jd1"):
         raise ValueError(f"where: column {name} is a {type(column).__name__}: give a boolean mask instead")
 
@@ -272,7 +308,11 @@ def matches_rich(column, condition, name):
     return keep & ~np.asarray(getattr(column, "mask", False), bool)
 
 
-def matches(column, condition, name="column") -> np.ndarray:  # (N,) bool
+def matches(
+    column,  # N values of any container
+    condition,  # (low, high), many values or one
+    name: str = "column",  # for the error
+) -> np.ndarray:  # (N,) bool
     "Rows of a column within a range (low, high), among a list's values, or equal to a value; no missing one."
     if is_rich(column):
         return matches_rich(column, condition, name)
@@ -294,7 +334,11 @@ def matches(column, condition, name="column") -> np.ndarray:  # (N,) bool
     return np.isin(values, wanted, kind="sort" if values.dtype.kind in "iu" else None) & ~gaps
 
 # %% ../../nbs/search/30_columns.ipynb #afc66584
-def write_column(group, key, column):
+def write_column(
+    group,  # of HDF5
+    key: str,
+    column: Column,  # of a plain kind
+) -> None:
     "One plain column -> dataset `key`, and `key.mask` where it can be masked."
     values, about = np.asarray(column), dict(name=column.info.name)
     if values.dtype.kind in "UMm":
@@ -316,7 +360,10 @@ def write_column(group, key, column):
         group[f"{key}.mask"] = np.broadcast_to(np.asarray(mask, bool), values.shape)
 
 
-def read_column(data, mask):
+def read_column(
+    data,  # dataset of HDF5
+    mask,  # dataset of bool, or None
+) -> Column:
     "What `write_column` wrote."
     values, kind = data[()], data.attrs.get("kind", "")
     if kind == "text":
@@ -327,7 +374,10 @@ def read_column(data, mask):
     return Column(values, **about) if mask is None else MaskedColumn(values, mask=mask[()], **about)
 
 
-def write_columns(group, table):
+def write_columns(
+    group,  # of HDF5, empty
+    table: Table,
+) -> None:
     "All columns of a table from `as_table` -> a group of HDF5."
     from astropy.io.misc import yaml
     from astropy.table.serialize import represent_mixins_as_columns
@@ -339,7 +389,9 @@ def write_columns(group, table):
         group["rich"] = yaml.dump(rich)
 
 
-def read_columns(group):
+def read_columns(
+    group,  # of HDF5
+) -> Table:
     "What `write_columns` wrote."
     table = Table()
     keys = sorted((k for k in group if k.isdigit()), key=int)

@@ -80,7 +80,7 @@ class PaperColumn:
         return x[..., 0] if self.name == "flux" else x.astype(np.float32) if self.name == "redshift" else x
 
     def paper_split(self):
-        "The original rule: the first 80 % of every group train, the rest test."
+        "The rule of the released code: the first 80 % of every group train, the rest test."
         parts = [np.where(np.arange(len(p)) < int(0.8 * len(p)), TRAIN, TEST) for p in self.parts]
         return np.concatenate(parts).astype(np.int8)
 
@@ -150,7 +150,7 @@ class Survey:
     def __init__(
         self,
         path,  # our own file, or the original pairs file of the paper
-        split: str = "hash",  # by targetid; "paper": the original ten-group rule, original file only
+        split: str = "hash",  # by targetid; "paper": the rule of the released code, original file only
     ):
         self.path = Path(path)
         with open_survey(path) as (column, file):

@@ -139,9 +139,9 @@ def show_views(
     big, little, masks = (x.cpu() for x in views)
     B, side, p = len(big) // 2, c.image_size // c.patch_size, c.patch_size
     holes = masks.view(-1, 1, side, side).repeat_interleave(p, 2).repeat_interleave(p, 3)
-    grey = torch.full_like(big[0], 0.4)
+    gray = torch.full_like(big[0], 0.4)
     for column, i in zip(axes.T, rows):
-        second = torch.where(holes[B + i], grey, big[B + i])
+        second = torch.where(holes[B + i], gray, big[B + i])
         seen = [big[i], second, *[little[k * B + i] for k in range(c.n_local)]]
         for ax, image in zip(column, seen):
             ax.imshow(image.permute(1, 2, 0), origin="lower")
