@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TREE', 'QUESTIONS', 'ASKED_OF', 'ANSWERS', 'PROPERTIES', 'FOUR', 'read_tree', 'survey_votes', 'vote_count',
-           'read_catalogue', 'match_votes', 'tree_gaps', 'property_labels', 'mirrored']
+           'read_catalogue', 'match_votes', 'tree_gaps', 'property_labels', 'property_truth', 'mirrored']
 
 # %% ../../nbs/surveys/20_labels.ipynb #0da4170f
 import csv
@@ -136,6 +136,15 @@ def property_labels(
             f"{survey.path} has no catalogue of properties ({error}): "
             f"label/{', label/'.join(names)} are needed"
         ) from None
+    return np.stack([mass, metals, age, ssfr, np.log(10) * (sfr - metals)], 1)
+
+
+def property_truth(
+    survey,  # Survey, simulated
+) -> np.ndarray:
+    "What the labels of a simulation scatter around, (N, 5) float64 in the order of PROPERTIES."
+    names = ("log_mstar", "log_z_mw", "t_age_mw", "log_ssfr", "log_sfr")
+    mass, metals, age, ssfr, sfr = (np.asarray(survey.truth(name), np.float64) for name in names)
     return np.stack([mass, metals, age, ssfr, np.log(10) * (sfr - metals)], 1)
 
 # %% ../../nbs/surveys/20_labels.ipynb #8ec2fa6b
