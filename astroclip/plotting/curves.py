@@ -74,7 +74,6 @@ def reliability_panel(
     ax.plot(x, y, "o", color=color, ms=3.5, clip_on=False, label="observed")
     ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="stated probability", ylabel="fraction that is right")
     ax.set_title(title)
-    ax.set_aspect("equal")
 
 # %% ../../nbs/plotting/25_curves.ipynb #4a2e08bc
 def question_panel(
