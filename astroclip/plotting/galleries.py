@@ -41,7 +41,7 @@ def gallery(
     found,  # direction, "image to spectrum" -> (rows (n, k), similarity (n, k))
     redshift,  # (n,)
     k=5,  # neighbours shown
-    scale_bar=10,  # arcsec
+    scale_bar=5,  # arcsec
 ):  # figure
     "For every query what is found by its image and by its spectrum, among images and among spectra."
     line, large = THUMB + BELOW, 2 * THUMB + BELOW
