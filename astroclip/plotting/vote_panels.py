@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['question_name', 'question_panels', 'calibration_panel', 'surest', 'surest_panels']
 
-# %% ../../nbs/plotting/34_vote_panels.ipynb #ff4b3e26
+# %% ../../nbs/plotting/34_vote_panels.ipynb #4424489d
 import numpy as np
 
 from ..core.plots import COLORS, figure, show_image
@@ -14,7 +14,7 @@ from .names import head_name, head_style
 from .score_panels import score_panel
 from ..surveys.labels import QUESTIONS
 
-# %% ../../nbs/plotting/34_vote_panels.ipynb #6f51b1ee
+# %% ../../nbs/plotting/34_vote_panels.ipynb #82a9a821
 def question_name(
     question,  # of QUESTIONS
 ):
@@ -23,9 +23,7 @@ def question_name(
 
 
 def question_panels(
-    scores,  # question -> {(kind, model, head): Score}, up to eleven
-    majority,  # question -> accuracy of the most frequent answer
-    ceiling=None,  # question -> accuracy of the truth
+    scores,  # question -> {(kind, model, head): Score}, with the controls majority and, if known, truth
     papers=None,  # question -> {key: the paper's number}
     columns=6,
 ):  # figure
@@ -33,12 +31,14 @@ def question_panels(
     rows = -(-(len(scores) + 1) // columns)
     fig, axes = figure("double", rows, columns, height=1.85 * rows + 0.3, sharey=True, sharex=True)
     cells = iter(axes.flat)
-    for question, here in scores.items():
+    for question, found in scores.items():
         ax = next(cells)
+        here = {key: score for key, score in found.items() if key[0] != "control"}
         score_panel(ax, here, (papers or {}).get(question), "")
-        ax.axvspan(0, majority[question], color="0.9", zorder=0, lw=0)
+        ax.axvspan(0, found["control", "majority", "none"].value, color="0.9", zorder=0, lw=0)
+        ceiling = found.get(("control", "truth", "none"))
         if ceiling:
-            ax.axvline(ceiling[question], color="k", lw=0.8)
+            ax.axvline(ceiling.value, color="k", lw=0.8)
         n = next(iter(here.values())).n
         ax.set_title(f"{question_name(question)}\n{n} galaxies" if question in QUESTIONS else question)
         ax.set(xlim=(0.22, 1.03), xticks=[0.4, 0.6, 0.8, 1.0])
@@ -46,8 +46,10 @@ def question_panels(
     rest = list(cells)
     for ax in rest:
         ax.set_axis_off()
-    heads = dict.fromkeys(key[2] for here in scores.values() for key in here)
-    rest[-1].legend(handles=_marks(heads, bool(ceiling), papers), loc="center", handlelength=1.2)
+    keys = [key for here in scores.values() for key in here]
+    heads = dict.fromkeys(key[2] for key in keys if key[0] != "control")
+    known = ("control", "truth", "none") in keys
+    rest[-1].legend(handles=_marks(heads, known, papers), loc="center", handlelength=1.2)
     fig.supxlabel("accuracy", fontsize=7)
     return fig
 
@@ -65,7 +67,7 @@ def _marks(heads, ceiling, papers):
         marks.append(Line2D([], [], color="k", lw=0.8, label="ceiling"))
     return marks
 
-# %% ../../nbs/plotting/34_vote_panels.ipynb #21528ee7
+# %% ../../nbs/plotting/34_vote_panels.ipynb #5599eda8
 def calibration_panel(
     ax,
     votes,  # list of (n, A), one a question
@@ -79,9 +81,8 @@ def calibration_panel(
         style = head_style(head, color) | dict(ls="-" if head == "soft_labels" else "--", lw=0.8)
         ax.plot(x, y, label=head_name(head), **style)
     ax.set(xlabel="predicted fraction of votes", ylabel="observed fraction", xlim=(0, 1), ylim=(0, 1))
-    ax.legend(loc="upper left")
 
-# %% ../../nbs/plotting/34_vote_panels.ipynb #905d5cd2
+# %% ../../nbs/plotting/34_vote_panels.ipynb #6d1bfc8d
 def surest(
     fraction,  # (N,) predicted, of one answer
     asked,  # (N,) bool: galaxies that may be shown

@@ -6,7 +6,7 @@
 __all__ = ['majority_answers', 'learnable', 'kept_answers', 'VoteSample', 'question_rows', 'vote_likelihood', 'mean_over_draws',
            'vote_pairs', 'compare_draws']
 
-# %% ../../nbs/probes/32_vote_answers.ipynb #83632edb
+# %% ../../nbs/probes/32_vote_answers.ipynb #205b04e2
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from astroclip.probes.vote_heads import (
 )
 from ..surveys.labels import QUESTIONS, tree_gaps
 
-# %% ../../nbs/probes/32_vote_answers.ipynb #5ffe5dd8
+# %% ../../nbs/probes/32_vote_answers.ipynb #9fef9e62
 def majority_answers(
     votes,  # question -> (N, A) counts
     train,  # (N,) bool
@@ -60,7 +60,7 @@ def kept_answers(
             save_answers(folder / "answers.npz", found, split != 0)
     return load_answers(artifact.path / "answers.npz")
 
-# %% ../../nbs/probes/32_vote_answers.ipynb #18ceeb88
+# %% ../../nbs/probes/32_vote_answers.ipynb #11fd614f
 @dataclass
 class VoteSample:
     "Test galaxies with votes on which sets of answers are scored."
@@ -100,7 +100,7 @@ class VoteSample:
                 table[f"morphology mean {s}"] = Score(*interval(mean_score(found, asked, s)), total)
         return table
 
-# %% ../../nbs/probes/32_vote_answers.ipynb #cc5c0bbf
+# %% ../../nbs/probes/32_vote_answers.ipynb #bae56290
 def question_rows(
     sample,  # VoteSample
     controls,  # model -> a set of answers: majority, and where it is known truth
@@ -121,7 +121,7 @@ def question_rows(
         rows.append(row)
     return rows
 
-# %% ../../nbs/probes/32_vote_answers.ipynb #6212b765
+# %% ../../nbs/probes/32_vote_answers.ipynb #39a700a9
 def vote_likelihood(
     answers,  # a set of answers
     votes,  # question -> (N, A) counts
@@ -132,7 +132,7 @@ def vote_likelihood(
     total = np.zeros(int(test.sum()))
     for q, v in votes.items():
         p, s = answers[q]
-        if fit is not None and np.ndim(s) == 0:
+        if fit is not None and np.isinf(s).all():
             s = best_concentration(v[fit], p[fit])
         total += log_likelihood(v[test], p[test], s[test] if np.ndim(s) else s)
     return total
@@ -145,7 +145,7 @@ def mean_over_draws(
     "Mean over galaxies, of the sample and of every draw."
     return weights @ values.astype(np.float32) / weights.sum(1)
 
-# %% ../../nbs/probes/32_vote_answers.ipynb #b4e1e137
+# %% ../../nbs/probes/32_vote_answers.ipynb #37b4852e
 def vote_pairs(
     keys,  # (kind, model, head) of all sets of answers
     photometry="aperture_3",
@@ -162,7 +162,7 @@ def vote_pairs(
             others += [(("photometry", photometry, head), "photometry")]
             others += [(("control", "majority", "none"), "the most frequent answer")]
         if head == "vote_counts":
-            others += [((kind, model, "soft_labels"), "soft labels")]
+            others += [((kind, model, "soft_labels"), "the MLP of fractions")]
         pairs += [((kind, model, head), other, words) for other, words in others if other in keys]
     return pairs
 
