@@ -346,5 +346,5 @@ def test_a_change_reaches_what_it_concerns_and_is_compared(home):
     papermill(
         "retrieval", home, "-p", "set", "align.embed_dim=16", "-p", "draws", "50", "-p", "shuffles", "50"
     )
-    records = list((home / "figures" / "mock-smoke-align.embed_dim-16").rglob("retrieval.json"))
+    records = list((home / "figures" / "mock-smoke-align.embed_dim-16").rglob("galleries.json"))
     assert records and all("align.embed_dim = 16 (default 32)" in path.read_text() for path in records)

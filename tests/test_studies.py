@@ -24,7 +24,7 @@ def test_other_notebook_runs(name, home):
 def test_a_page_with_supervised_networks_and_fine_tuned_towers_runs(name, home):
     "What `make studies` adds to the default run; its files do not replace those of the default run."
     papermill(name, home, "-p", "compare", "True")
-    numbers = (home / "figures" / "mock-smoke" / "tables" / f"{name}_numbers_compared.csv").read_text()
+    numbers = (home / "figures" / "mock-smoke" / "compared" / "tables" / f"{name}_numbers.csv").read_text()
     assert "astroclip_finetuned" in numbers and (name == "retrieval" or "conv_attention" in numbers)
 
 

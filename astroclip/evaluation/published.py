@@ -111,6 +111,7 @@ def paper_number(
 ) -> dict:
     "The paper's value: paper, paper_sample, paper_certainty; None and empty words where it has none."
     theirs = COUNTERPART.get((kind, model))
+    head = "mlp" if head == "soft_labels" else head  # the paper's head for votes
     for row in PAPER:
         if row[:4] == (score, kind, theirs, head) and row[6] == (sample or row[6]):
             return dict(paper=row[4], paper_sample=SAMPLES[row[6]], paper_certainty=row[5])
