@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Score', 'draw_rows', 'with_interval', 'bootstrap', 'mean_interval', 'paired_bootstrap', 'redshift_scores',
            'draw_counts', 'mean_draws', 'r2_draws', 'over_seeds', 'verdict', 'rank_correlation',
-           'drawn_rank_correlations']
+           'drawn_rank_correlations', 'wilson']
 
 # %% ../../nbs/metrics/20_bootstrap.ipynb #0f8e589e
 from collections.abc import Iterator
@@ -218,3 +218,13 @@ def drawn_rank_correlations(
 
     a, b = ranks(a), ranks(b)
     return (w * a * b).sum(1) / np.sqrt((w * a * a).sum(1) * (w * b * b).sum(1))
+
+# %% ../../nbs/metrics/20_bootstrap.ipynb #6c442ea1
+def wilson(
+    k: int,
+    n: int,
+    t: float = 1.96,  # standard deviations: 95 %
+) -> tuple[float, float]:
+    "Interval of a fraction k / n."
+    middle, half = (k + t**2 / 2) / (n + t**2), t / (n + t**2) * np.sqrt(k * (n - k) / n + t**2 / 4)
+    return float(max(0, middle - half)), float(min(1, middle + half))
