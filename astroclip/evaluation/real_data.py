@@ -298,6 +298,9 @@ class RealSample:
     def __len__(self) -> int:
         return len(self.groups)
 
+    def error(self, z) -> np.ndarray:  # (n,) -> (n,) |dz|, NaN where no redshift is known
+        return np.abs(z - self.z_true) / (1 + self.z_true)
+
     def sets(self) -> dict:  # name -> (n,) bool, where it holds anybody
         "The spectra of each survey, of the two that look at bright galaxies, and all that are scored."
         found = {name: self.groups == name for name in ("SDSS", "MaNGA")}
