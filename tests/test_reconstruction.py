@@ -7,25 +7,14 @@ import torch
 from astroclip.core.config import sample_path
 from astroclip.surveys.pairs import Survey
 from astroclip.data.spectrum_grid import WAVELENGTH
-from astroclip.evaluation.inpainting import (
-    Components,
-    LINES,
-    blind,
-    chi_squared,
-    hidden_pixels,
-    interpolate,
-    line_strength,
-    mask_region,
-    noise_free,
-    per_galaxy,
-    rank_correlation,
-    reconstruct,
-    running_quantiles,
-)
-from astroclip.metrics.bootstrap import mean_interval
+from astroclip.evaluation.inpainting import Components, LINES, chi_squared, interpolate, line_strength, noise_free
+from astroclip.evaluation.inpainting import per_galaxy
+from astroclip.metrics.bootstrap import mean_interval, rank_correlation
 from astroclip.losses.masked import chunk_mask
 from astroclip.models.specformer import SpecFormer
+from astroclip.plotting.masked_panels import running_quantiles
 from astroclip.training.masked_modelling import fill_masked
+from astroclip.training.masked_regions import blind, hidden_pixels, mask_region, reconstruct
 
 
 def tower(**changes):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'HOW_TO_FILL', 'COLUMNS', 'files_below', 'find_folder', 'Observed', 'read_one', 'read_folder',
            'images_for_network', 'spectra_for_network', 'group_of', 'nearest_redshift', 'Answers', 'look_up',
-           'ask_images', 'ask_spectra', 'list_all', 'wilson', 'real_scores']
+           'ask_images', 'ask_spectra', 'list_all', 'RealSample', 'embed_folder', 'real_objects', 'real_scores']
 
 # %% ../../nbs/evaluation/40_real_data.ipynb #3f07bc76
 import re
@@ -22,7 +22,7 @@ from ..data.spectrum_grid import fill_missing
 from ..data.spectrum_units import FLUX_UNIT
 from ..files.fits_files import IMAGE_SUFFIXES, PICTURE_SUFFIXES
 from ..files.spectrum_columns import SPECTRUM_SUFFIXES
-from ..metrics.bootstrap import bootstrap
+from ..metrics.bootstrap import bootstrap, wilson
 from ..metrics.regression import bias, dz, outlier_fraction, sigma_nmad
 from ..search.neighbours import knn_regress, nearest
 
@@ -282,17 +282,79 @@ def list_all(
         listed.append(dict.fromkeys(COLUMNS) | dict(file=file, id="", kind="left out", flag=why))
     return listed
 
+# %% ../../nbs/evaluation/40_real_data.ipynb #727a6970
+@dataclass
+class RealSample:
+    "Vectors of the galaxies of a folder, and what is known of them."
+
+    files: dict  # kind -> (n,) names of files
+    vectors: dict  # kind -> (n, D)
+    spectra: list  # (n,) Spectrum
+    groups: np.ndarray  # (n,) survey of a spectrum, '' where it is not scored
+    z_true: np.ndarray  # (n,) NaN where none is known
+    z_class: np.ndarray  # (n,) of the classifier
+    probability: np.ndarray  # (n,) that it gives to its answer
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def error(self, z) -> np.ndarray:  # (n,) -> (n,) |dz|, NaN where no redshift is known
+        return np.abs(z - self.z_true) / (1 + self.z_true)
+
+    def sets(self) -> dict:  # name -> (n,) bool, where it holds anybody
+        "The spectra of each survey, of the two that look at bright galaxies, and all that are scored."
+        found = {name: self.groups == name for name in ("SDSS", "MaNGA")}
+        found |= {"SDSS and MaNGA": np.isin(self.groups, ("SDSS", "MaNGA")), "DESI": self.groups == "DESI"}
+        found |= {"all real spectra": self.groups != ""}
+        return {name: rows for name, rows in found.items() if rows.any()}
+
+
+def embed_folder(
+    folder,  # or None
+    towers: dict,  # image and spectrum -> aligned model
+    classifier,  # of redshifts
+) -> RealSample:
+    "What the networks make of a folder of files."
+    found = read_folder(folder)
+    size = towers["image"].image_encoder.backbone.image_size
+    image_rows, images, _ = images_for_network(found.images, size)
+    rows, flux, ivar, _ = spectra_for_network(found.spectra)
+    spectra = [found.spectra[i][1] for i in rows]
+    files = dict(image=[found.images[i][0] for i in image_rows])
+    files["spectrum"] = [found.spectra[i][0] for i in rows]
+    vectors = {"image": np.zeros((0, 1), np.float32), "spectrum": np.zeros((0, 1), np.float32)}
+    z_class, probability = np.zeros((2, 0))
+    if len(images):
+        vectors["image"] = towers["image"].embed_images(images)
+    if len(flux):
+        vectors["spectrum"] = towers["spectrum"].embed_spectra(flux, ivar=ivar, unit=FLUX_UNIT)
+        z_class, probability = (x.astype(float) for x in classifier.predict(flux, ivar=ivar))
+    groups = np.array([group_of(s)[0] or "" for s in spectra], dtype=str)
+    z_true = np.array([np.nan if s.redshift is None else s.redshift for s in spectra], float)
+    return RealSample(files, vectors, spectra, groups, z_true, z_class, probability)
+
+# %% ../../nbs/evaluation/40_real_data.ipynb #9063786b
+def real_objects(
+    sample: RealSample,
+    z_embedding,  # (n,) of the spectra, read from their vectors
+    distance: dict,  # kind -> (n,)
+    percentile: dict,  # kind -> (n,) of the distance
+) -> list[dict]:
+    "One row for every spectrum, then for every image, of a sample."
+    rows = []
+    for i, s in enumerate(sample.spectra):
+        z = None if np.isnan(sample.z_true[i]) else sample.z_true[i]
+        row = dict(file=sample.files["spectrum"][i], id=s.id, kind="spectrum", group=s.source.split()[0])
+        row |= dict(scored=bool(sample.groups[i]), z_true=z, z_embedding=z_embedding[i])
+        row |= dict(z_classifier=sample.z_class[i], probability=sample.probability[i])
+        rows.append(row | dict(distance=distance["spectrum"][i], percentile=percentile["spectrum"][i]))
+    for i, file in enumerate(sample.files["image"]):
+        row = dict(file=file, id="", kind="image", group="", scored=False)
+        row |= dict.fromkeys(("z_true", "z_embedding", "z_classifier", "probability"))
+        rows.append(row | dict(distance=distance["image"][i], percentile=percentile["image"][i]))
+    return rows
+
 # %% ../../nbs/evaluation/40_real_data.ipynb #385c587e
-def wilson(
-    k: int,
-    n: int,
-    t: float = 1.96,  # standard deviations: 95 %
-) -> tuple[float, float]:
-    "Interval of a fraction k / n."
-    middle, half = (k + t**2 / 2) / (n + t**2), t / (n + t**2) * np.sqrt(k * (n - k) / n + t**2 / 4)
-    return float(max(0, middle - half)), float(min(1, middle + half))
-
-
 def real_scores(
     z_pred,  # (n,)
     z_true,  # (n,)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Score', 'draw_rows', 'with_interval', 'bootstrap', 'mean_interval', 'paired_bootstrap', 'redshift_scores',
-           'draw_counts', 'mean_draws', 'r2_draws', 'over_seeds', 'verdict']
+           'draw_counts', 'mean_draws', 'r2_draws', 'over_seeds', 'verdict', 'rank_correlation',
+           'drawn_rank_correlations', 'wilson']
 
 # %% ../../nbs/metrics/20_bootstrap.ipynb #0f8e589e
 from collections.abc import Iterator
@@ -186,3 +187,44 @@ def verdict(
 ) -> str:
     "above, below or level: where an interval of a difference lies."
     return "above" if low > 0 else "below" if high < 0 else "level"
+
+# %% ../../nbs/metrics/20_bootstrap.ipynb #ce4f632d
+def rank_correlation(
+    a,  # (n,)
+    b,  # (n,)
+) -> float:
+    "Spearman's correlation (ties by their mean rank); 0 where one does not vary: it then predicts nothing."
+    from scipy.stats import rankdata
+
+    a, b = (rankdata(x) - (len(x) + 1) / 2 for x in (a, b))
+    spread = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / spread) if spread > 0 else 0.0
+
+
+def drawn_rank_correlations(
+    a,  # (n,), all different
+    b,  # (n,), all different
+    draws: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:  # (draws,)
+    "Spearman's correlation in bootstrap draws, all at once: a galaxy drawn w times takes w ranks."
+    n = len(a)
+    w = np.stack([np.bincount(rows, minlength=n) for rows in draw_rows(n, draws, seed)]).astype(float)
+
+    def ranks(x):
+        order, out = np.argsort(x), np.empty_like(w)
+        out[:, order] = w[:, order].cumsum(1) - w[:, order] / 2 - n / 2
+        return out
+
+    a, b = ranks(a), ranks(b)
+    return (w * a * b).sum(1) / np.sqrt((w * a * a).sum(1) * (w * b * b).sum(1))
+
+# %% ../../nbs/metrics/20_bootstrap.ipynb #6c442ea1
+def wilson(
+    k: int,
+    n: int,
+    t: float = 1.96,  # standard deviations: 95 %
+) -> tuple[float, float]:
+    "Interval of a fraction k / n."
+    middle, half = (k + t**2 / 2) / (n + t**2), t / (n + t**2) * np.sqrt(k * (n - k) / n + t**2 / 4)
+    return float(max(0, middle - half)), float(min(1, middle + half))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['THRESHOLD', 'BINNED', 'quantile_edges', 'drawn_scores', 'binned_scores', 'finite_pair', 'dense_ranks', 'sorted_risk',
-           'risk_curve', 'gain_of', 'risk_coverage', 'gain_difference', 'roc_area']
+           'risk_curve', 'gain_of', 'risk_coverage', 'gain_difference', 'roc_area', 'roc_score']
 
 # %% ../../nbs/metrics/50_selective.ipynb #36beb5d3
 import numpy as np
@@ -190,3 +190,19 @@ def roc_area(
     score, positive = np.asarray(score, float), np.asarray(positive, bool)
     a, b = positive.sum(), (~positive).sum()
     return float((rankdata(score)[positive].sum() - a * (a + 1) / 2) / (a * b)) if a and b else float("nan")
+
+
+def roc_score(
+    score,  # (n,)
+    positive,  # (n,) bool
+    draws: int = 1000,
+    seed: int = 0,
+    least: int = 3,  # of either kind, else NaN: a handful says nothing
+) -> Score:
+    "`roc_area` with its interval over galaxies."
+    score, positive, n = np.asarray(score, float), np.asarray(positive, bool), len(score)
+    if min(positive.sum(), (~positive).sum()) < least:
+        return Score(float("nan"), float("nan"), float("nan"), n)
+    drawn = [roc_area(score[rows], positive[rows]) for rows in draw_rows(n, draws, seed)]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return Score(roc_area(score, positive), float(low), float(high), n)

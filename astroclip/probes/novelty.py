@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['training_distances', 'distance_to_training', 'neighbour_scatter', 'percentile_among', 'two_sample_area',
-           'two_sample_test']
+           'two_sample_test', 'matched_rows']
 
 # %% ../../nbs/probes/50_novelty.ipynb #838193d3
 import numpy as np
@@ -103,3 +103,17 @@ def two_sample_test(
         low, middle, high = np.percentile(drawn, [2.5, 50, 97.5])
         found |= {name: float(middle), f"{name}_low": float(low), f"{name}_high": float(high)}
     return found | dict(n=n)
+
+# %% ../../nbs/probes/50_novelty.ipynb #ce91c8bf
+def matched_rows(
+    reference,  # (n,) e.g. log(1 + z) of simulated galaxies
+    wanted,  # (q,) the same of real ones
+    least: int,  # rows to be found
+) -> np.ndarray:  # rows of the reference, sorted; all of them where there are too few
+    "Rows of the reference that lie nearest to the wanted values, at least so many."
+    order = np.argsort(np.abs(np.asarray(reference)[None] - np.asarray(wanted)[:, None]), 1)
+    for most in range(5, len(reference)):
+        rows = np.unique(order[:, :most])
+        if len(rows) >= least:
+            return rows
+    return np.arange(len(reference))
