@@ -352,7 +352,7 @@ def short_name(
     "Words for a folder, `align.embed_dim-64`; 8 hex digits where they would be long or odd; '' without any."
     words = [f"{c.stage}.{c.name}-{json.dumps(c.value).replace(', ', '+')}" for c in changes]
     name = re.sub(r'[]["]', "", ",".join(words))
-    if len(name) <= longest and re.fullmatch(r"[\w.,+-]*", name):
+    if len(name) <= longest and ".." not in name and re.fullmatch(r"[\w.,+-]*", name):
         return name
     exact = json.dumps([[c.stage, c.name, c.value] for c in changes])
     return hashlib.sha256(exact.encode()).hexdigest()[:8]
