@@ -70,7 +70,7 @@ def pair_draws(
     each = [r2_draws(found[key][:, j], y[known, j], counts[:, known]) for j in range(y.shape[1])]
     return np.mean(each, 0)
 
-# %% ../../nbs/probes/25_pair_probes.ipynb #b2278203
+# %% ../../nbs/probes/25_pair_probes.ipynb #659be834
 def change_rows(
     found,  # setting -> [`probe_pairs` of each seed], the reference's among them
     against,  # setting -> its reference
@@ -92,7 +92,12 @@ def change_rows(
         change = over_seeds(values - drawn[against[setting], key][:k], seed)
         n = len(z) if not key.endswith("properties") else int(np.isfinite(y).all(1).sum())
         row = dict(
-            setting=setting, score=score_words(key), mean=own["value"], low=own["low"], high=own["high"]
+            setting=setting,
+            key=key,
+            score=score_words(key),
+            mean=own["value"],
+            low=own["low"],
+            high=own["high"],
         )
         row |= dict(spread_over_seeds=own["spread"], against=against[setting], difference=change["value"])
         row |= dict(difference_low=change["low"], difference_high=change["high"])
@@ -122,9 +127,9 @@ def change_sentence(
             d = Score(row["difference"], row["difference_low"], row["difference_high"])
             parts[better(row)].append(f"{row['score']} ({d:+.3f})")
     said = [
-        f"{word}: {', '.join(parts[good])}"
+        f"is {word} in {', '.join(parts[good])}"
         for good, word in ((True, "better"), (False, "worse"))
         if parts[good]
     ]
     against = "" if rows[0]["against"] == "base" else f" (against {rows[0]['against']})"
-    return f"{setting}{against}: {'; '.join(said) or 'no difference outside of its interval'}."
+    return f"{setting}{against} {' and '.join(said) or 'makes no difference outside of its interval'}."

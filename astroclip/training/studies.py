@@ -142,7 +142,7 @@ class SpectrumStudy:
         list(align(model, pairs, config, device=self.device))
         return model
 
-# %% ../../nbs/training/80_studies.ipynb #1a36aaa4
+# %% ../../nbs/training/80_studies.ipynb #dcbce1ce
 def image_settings(
     settings,  # of the stage `pretrain_image`
     steps,  # of the self-distillation
