@@ -52,7 +52,7 @@ def _legend(fig, marks, columns=None):
     handles = [Line2D([], [], label=label, **style) for label, style in marks.items()]
     fig.legend(handles=handles, loc="outside lower center", ncol=columns or len(handles))
 
-# %% ../../nbs/plotting/60_study_panels.ipynb #f3e1b956
+# %% ../../nbs/plotting/60_study_panels.ipynb #9432c6a8
 BETTER, WORSE = "#332288", "#cc6677"  # Paul Tol's indigo and rose: not the colours of any input
 
 
@@ -143,7 +143,7 @@ def value_legend(
         marks[line] = dict(ls="-", color="0.3", lw=0.7)
     _legend(fig, marks)
 
-# %% ../../nbs/plotting/60_study_panels.ipynb #e83433f6
+# %% ../../nbs/plotting/60_study_panels.ipynb #d52d483f
 RATIO_COLORS = dict(loop=COLORS["control"], library=COLORS["image"])
 
 
@@ -161,7 +161,7 @@ def ratio_panel(
         ax.barh(y, row["ratio"] - 1, left=1, color=RATIO_COLORS[row["kind"]], height=0.7)
         ax.plot([row["ratio_low"], row["ratio_high"]], [y, y], color="k", lw=0.8)
         text = f"{row['ratio']:.2g}" if row["ratio"] < 10 else f"{row['ratio']:.0f}"
-        ax.text(max(row["ratio_high"], 1) * 1.06, y, text, va="center", fontsize="x-small")
+        ax.text(max(row["ratio_high"], 1) * 1.06, y, text, va="center", fontsize="small")
     ax.axvline(1, color="k", lw=0.6)
     ax.axvline(3, color="k", lw=0.6, ls=":")
     low, high = min(row["ratio_low"] for row in rows), max(row["ratio_high"] for row in rows)
