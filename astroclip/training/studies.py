@@ -59,7 +59,7 @@ def kept_row(
     with np.load(path) as stored:
         return {name: x.item() if x.ndim == 0 else x for name, x in stored.items()}
 
-# %% ../../nbs/training/80_studies.ipynb #94a97315
+# %% ../../nbs/training/80_studies.ipynb #e6470cb0
 def spectrum_remedies(
     steps,  # of masked modelling
     place_steps,  # of the search for the rest frame
@@ -136,13 +136,14 @@ class SpectrumStudy:
     def aligned(self, tower, weight, seed):
         "AstroCLIP on a frozen image tower of random weights: the spectrum side is what is compared."
         random = dict(image_size=96, patch_size=12, embed_dim=128, depth=4, num_heads=2, layer_scale=1.0)
+        torch.manual_seed(spawn_seed(seed, "aligned"))
         model = AstroCLIP(VisionTransformer(**random), tower, *self.heads)
         config = Alignment(steps=self.align_steps, place_weight=weight, validate_every=100, seed=seed)
         pairs = load_pairs(self.survey, model, config, self.device)
         list(align(model, pairs, config, device=self.device))
         return model
 
-# %% ../../nbs/training/80_studies.ipynb #dcbce1ce
+# %% ../../nbs/training/80_studies.ipynb #10f50aee
 def image_settings(
     settings,  # of the stage `pretrain_image`
     steps,  # of the self-distillation
@@ -226,6 +227,7 @@ class ImageStudy:
     def tower(self, config, pretrained):
         "(tower, seconds of its pre-training); a finished one is read."
         if not pretrained:
+            torch.manual_seed(spawn_seed(config.seed, "random tower"))
             return new_tower(config), 0.0
         folder = self.folder / recipe_name(asdict(config))
         if not (folder / "vit").exists():
@@ -253,6 +255,7 @@ class ImageStudy:
         "(row of the table, image embeddings by split) of a setting."
         config, pretrained, asked = self.configuration(wanted)
         vit, seconds = self.tower(config, pretrained)
+        torch.manual_seed(spawn_seed(asked["seed"], "heads"))
         model, begin = self.two_towers(vit), time.perf_counter()
         setup = dict(train_image_tower=not asked["frozen"], tower_lr=asked["tower_lr"], seed=asked["seed"])
         setup = Alignment(**self.short, **setup)
