@@ -88,7 +88,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock .ci/ipython_kernel_config.p
 	@mkdir -p $(VENV)/etc/ipython && cp .ci/ipython_kernel_config.py $(VENV)/etc/ipython/
 	@touch $@
 
-bench: install  ## speed ratios of the fast paths on this machine, one thread: figures/benchmarks.png and its table
+bench: install  ## speed ratios of the fast paths on this machine, one thread: figures/benchmarks/ratios.png and its table
 	@$(call ONE,benchmarks)
 
 .PHONY: docs

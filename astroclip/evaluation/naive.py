@@ -4,7 +4,9 @@
 
 # %% auto #0
 __all__ = ['stretch_loop', 'crops_loop', 'resample_loop', 'resample_cumulative', 'tokens_loop', 'PlainPool', 'write_rows_file',
-           'read_fancy', 'race', 'race_rows', 'threads', 'cpu_name']
+           'read_fancy', 'race', 'race_rows', 'threads', 'cpu_name', 'Races', 'paper_plans', 'all_crops',
+           'masked_tokens', 'forward', 'backward', 'exhaust', 'row_by_row', 'spectres_loop', 'vectors', 'torch_search',
+           'sklearn_search']
 
 # %% ../../nbs/evaluation/70_naive.ipynb #f3c1e008
 import os
@@ -13,14 +15,20 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 import h5py
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
+from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from ..data.images import M, Q, SCALES, center_crop
 from ..data.spectrum_grid import bin_edges
+from ..data.image_augment import draw_plan
+from ..losses.masked import chunk_mask
+from ..models.specformer import tokenize
+from ..surveys.pairs import read_rows
 
 # %% ../../nbs/evaluation/70_naive.ipynb #99f60611
 def stretch_loop(
@@ -228,3 +236,148 @@ def cpu_name() -> str:
     name = names[0] if names else platform.processor() or platform.machine()
     matrices = "AMX" if torch.cpu.get_capabilities().get("amx_bf16") else "no AMX"
     return f"{name}, {os.cpu_count()} cores, {matrices}"
+
+# %% ../../nbs/evaluation/70_naive.ipynb #c0bde357
+class Races:
+    "Races under the same conditions; `rows` are those of all that were run."
+
+    def __init__(
+        self,
+        rounds: int = 7,
+        seconds: float = 5.0,  # longest time for one race
+        n_threads: int = 1,
+        known=None,  # rows of an earlier run: their tasks are not run again
+    ):
+        self.rounds, self.seconds, self.n_threads = rounds, seconds, n_threads
+        self.known, self.rows = known or [], []
+
+    def run(
+        self,
+        task: str,
+        items: int,  # done in a turn
+        unit: str,  # what they are
+        ours: dict,  # name -> function: one
+        loop: dict | None = None,  # the same, plain code
+        library: dict | None = None,  # the same, vectorised library calls
+        fewer: dict | None = None,  # name -> items that this one does, where it does fewer
+    ):
+        "Let all runners of a task take turns; print how many times faster ours is."
+        kinds = {name: "loop" for name in loop or {}} | {name: "library" for name in library or {}}
+        rows = [row for row in self.known if row["task"] == task]
+        if not rows:
+            with threads(self.n_threads):
+                times = race(ours | (loop or {}) | (library or {}), self.rounds, self.seconds)
+            times = {name: t * items / (fewer or {}).get(name, items) for name, t in times.items()}
+            about = dict(threads=self.n_threads, cpu=cpu_name())
+            rows = [row | about for row in race_rows(task, times, items, unit, kinds)]
+        self.rows += rows
+        for row in rows:
+            spread = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
+            print(f"{task}: {row['ours']} is {row['ratio']:.2f} x as fast as {row['alternative']} ({spread})")
+
+# %% ../../nbs/evaluation/70_naive.ipynb #607cca0c
+def paper_plans(
+    rng,  # numpy generator
+    n: int,  # images
+) -> list:
+    "Plans of two crops of 144 and eight of 60 pixels, with the paper's probabilities of blur and noise."
+    big = draw_plan(rng, n, (152, 152), 144, (1.0, 0.1), (1.0, 0.1))
+    return [big, draw_plan(rng, n, (152, 152), 60, [0.5] * 8, [0.5] * 8)]
+
+
+def all_crops(
+    run,  # one of the crop functions
+    images,  # (n, 3, 152, 152)
+    plans: list,
+):
+    "The crops of every plan."
+    return [run(images, plan) for plan in plans]
+
+
+def masked_tokens(
+    flux,  # (N, L) tensor
+    generator,  # of torch
+):
+    "Tokens with runs of them hidden, as masked modelling has them."
+    tokens = tokenize(flux)
+    hidden = chunk_mask(len(tokens), tokens.shape[1], generator=generator)
+    return tokens.masked_fill(hidden[..., None], 0)
+
+
+def forward(
+    head,  # nn.Module
+    tokens,  # (B, N, D)
+):
+    "Through a head, without a gradient."
+    with torch.no_grad():
+        head(tokens)
+
+
+def backward(
+    run,  # a module or function of tensors
+    *inputs,
+):
+    "Forward and backward."
+    run(*inputs).sum().backward()
+
+
+def exhaust(
+    read,  # function that gives an iterator
+    *arguments,
+):
+    "Read to the end and keep nothing."
+    for _ in read(*arguments):
+        pass
+
+
+def row_by_row(
+    path,
+    order,  # row numbers
+    batch_size: int = 128,
+):
+    "One read per row, in batches."
+    return [read_rows(path, "image", order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+
+
+def spectres_loop(
+    wavelength,  # (L,)
+    flux,  # (N, L)
+    grid,  # (G,)
+) -> dict:  # {} where the package is not installed
+    "The resampling of the package spectres, as an entrant."
+    try:
+        from spectres import spectres
+    except ImportError:
+        print("spectres is not installed: the loop stands for it")
+        return {}
+    return {"spectres, no ivar": partial(spectres, grid, wavelength, flux, verbose=False)}
+
+
+def vectors(
+    rng,  # numpy generator
+    n: int,
+    width: int,
+    inner: int = 32,  # dimensions that they vary in
+) -> np.ndarray:  # (n, width) float32
+    "Vectors with structure and noise."
+    structure = rng.standard_normal((n, inner)) @ rng.standard_normal((inner, width))
+    return np.float32(structure + 0.5 * rng.standard_normal((n, width)))
+
+
+def torch_search(
+    query,  # (m, D) unit vectors
+    bank,  # (n, D)
+    k: int = 10,
+):
+    "All products, and the k largest."
+    return (query @ bank.T).topk(k).indices
+
+
+def sklearn_search(
+    bank,  # (n, D)
+    metric: str,  # euclidean or cosine
+    k: int = 10,
+):
+    "The function from queries (m, D) to the k nearest (m, k) by scikit-learn's exact search."
+    index = NearestNeighbors(n_neighbors=k, algorithm="brute", metric=metric).fit(bank)
+    return partial(index.kneighbors, return_distance=False)

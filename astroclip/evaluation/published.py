@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['SAMPLES', 'PAPER', 'MORPHOLOGY', 'COUNTERPART', 'MODEL_WORDS', 'paper_number', 'number', 'read_table', 'is_current',
-           'page_file', 'run_page', 'score_row']
+           'page_file', 'run_page', 'RecordedInput', 'Committed', 'committed_table', 'score_row']
 
 # %% ../../nbs/evaluation/50_published.ipynb #d0d30aba
 import csv
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from ..core.artifacts import STAGES, resolve, reuse_asked
-from ..core.config import figures_dir, find_root
+from ..core.config import figures_dir, figures_root, find_root
 
 from ..surveys.labels import QUESTIONS
 
@@ -207,6 +208,56 @@ def run_page(
     papermill.execute_notebook(
         str(notebook), None, parameters=parameters, kernel_name="python3", progress_bar=False
     )
+
+# %% ../../nbs/evaluation/50_published.ipynb #7095641e
+@dataclass(frozen=True)
+class RecordedInput:
+    "An input of a committed table, as its sidecar names it; stands for an artifact in `save_figure`."
+
+    stage: str
+    key: str
+    made_by: str = "unknown"
+    made: bool = False
+    stale: str = ""
+
+
+@dataclass(frozen=True)
+class Committed:
+    "A committed table: its rows, what it was made from, and what a caption has to say about that."
+
+    rows: list
+    inputs: list  # of RecordedInput
+    said: str  # '' where the rows are of today's artifacts
+
+
+def committed_table(
+    label: str,  # page/table
+    params,  # Params of the page
+    ignore=("device", "again"),  # parameters that change no row
+    **overrides,  # settings of `align` and `embed`, as for `ensure`
+) -> Committed | None:
+    "The table that an earlier run with these parameters wrote; None where there is none."
+    folder, usual = figures_dir(params), type(params)().as_dict()
+    places = [folder]
+    if find_root():
+        places.append(find_root() / "figures" / folder.relative_to(figures_root()))
+    asked = {name: value for name, value in params.as_dict().items() if name not in ignore}
+    for place in places:
+        path = place / "tables" / f"{label.replace('/', '_')}.csv"
+        if not (path.is_file() and path.with_suffix(".json").is_file()):
+            continue
+        record = json.loads(path.with_suffix(".json").read_text())
+        if any((usual | record["parameters"])[name] != value for name, value in asked.items()):
+            continue
+        code, keys = record.get("code", {}), record["inputs"]
+        inputs = [RecordedInput(stage, key, code.get(stage, "unknown")) for stage, key in keys.items()]
+        tuned = {stage: overrides if stage in ("align", "embed") else {} for stage in keys}
+        old = [
+            f"{a.stage} {a.key}" for a in inputs if resolve(a.stage, params, **tuned[a.stage]).key != a.key
+        ]
+        said = f"Rows of an earlier run ({', '.join(old)})." if old else ""
+        return Committed(read_table(path), inputs, f"{said} {record.get('note', '')}".strip())
+    return None
 
 # %% ../../nbs/evaluation/50_published.ipynb #2815e4a5
 def score_row(
