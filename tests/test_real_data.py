@@ -86,9 +86,10 @@ def test_find_folder(real, tmp_path, monkeypatch):
 
 def test_scores():
     z = np.array([0.1, 0.2, 0.3, 0.4])
-    row = real_scores(z + np.array([0, 0.002, 0.008, 0.3]), z, "SDSS", "x", seed=0)
-    assert row["within_0.003"] == 0.5 and row["within_0.01"] == 0.75 and row["outlier_fraction"] == 0.25 and row["n"] == 4
-    assert row["within_0.003_low"] < 0.5 < row["within_0.003_high"] and row["sigma_nmad_low"] <= row["sigma_nmad"]
+    scores = real_scores(z + np.array([0, 0.002, 0.008, 0.3]), z)
+    strict, within, scatter = scores["redshift within 0.003"], scores["redshift within 0.01"], scores["sigma_nmad"]
+    assert (strict.value, within.value, strict.n) == (0.5, 0.75, 4) and strict.low < 0.5 < strict.high
+    assert scatter.low <= scatter.value <= scatter.high
     assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == 1
 
 
