@@ -26,7 +26,9 @@ def test_every_file_is_accounted_for(real, found):
 
 def test_groups(found):
     groups = [group_of(s) for _, s in found.spectra]
-    count = lambda name: sum(g == name for g, _ in groups)
+    def count(name):
+        return sum(g == name for g, _ in groups)
+
     assert (count("SDSS"), count("MaNGA"), count("DESI")) == (12, 7, 30)
     assert sum(why == "quasar" for _, why in groups) == 1 and sum("star" in why for _, why in groups) == 2
 
@@ -73,9 +75,10 @@ def test_find_folder(real, tmp_path, monkeypatch):
 
 def test_scores():
     z = np.array([0.1, 0.2, 0.3, 0.4])
-    row = real_scores(z + np.array([0, 0.002, 0.008, 0.3]), z, "SDSS", "x", seed=0)
-    assert row["within_0.003"] == 0.5 and row["within_0.01"] == 0.75 and row["outlier_fraction"] == 0.25 and row["n"] == 4
-    assert row["within_0.003_low"] < 0.5 < row["within_0.003_high"] and row["sigma_nmad_low"] <= row["sigma_nmad"]
+    scores = real_scores(z + np.array([0, 0.002, 0.008, 0.3]), z)
+    strict, within, scatter = scores["redshift within 0.003"], scores["redshift within 0.01"], scores["sigma_nmad"]
+    assert (strict.value, within.value, strict.n) == (0.5, 0.75, 4) and strict.low < 0.5 < strict.high
+    assert scatter.low <= scatter.value <= scatter.high
     assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == 1
 
 

@@ -36,9 +36,9 @@ def test_real_galaxies_takes_what_there_is(kind, home, real, tmp_path):
     (tmp_path / kind / "a.fits").write_bytes((real / files[kind]).read_bytes() if kind in files else b"nothing")
     papermill("real_galaxies", home, "-p", "folder", str(tmp_path / kind))
     figures = home / "figures" / f"mock-smoke-{kind}"
-    drawn = dict(cutouts=["real_galaxies_images"], coadd=["real_galaxies_spectra"], nothing=[])
-    assert sorted(p.stem for p in figures.glob("*.png")) == drawn[kind]
-    with open(figures / "tables" / "real_galaxies.csv") as file:
+    drawn = dict(cutouts=["images"], coadd=["spectra"], nothing=[])
+    assert sorted(p.stem for p in figures.glob("real_galaxies/*.png")) == drawn[kind]
+    with open(figures / "tables" / "real_galaxies_objects.csv") as file:
         (row,) = csv.DictReader(file)
     assert row["kind"] == dict(cutouts="image", coadd="spectrum", nothing="left out")[kind]
     assert kind == "nothing" or 0 < float(row["z_pred"]) < 1

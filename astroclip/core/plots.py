@@ -254,8 +254,11 @@ LARGEST_PNG = 300_000  # bytes
 
 def _png(fig, dpi=200):
     "The figure as bytes of a PNG with a palette of 256 colours; coarser where it would be large."
+    from matplotlib.layout_engine import PlaceHolderLayoutEngine
     from PIL import Image
 
+    if fig.get_layout_engine() is None:  # else the second drawing would be laid out by the style
+        fig.set_layout_engine(PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True))
     while True:
         drawn, packed = io.BytesIO(), io.BytesIO()
         fig.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None})

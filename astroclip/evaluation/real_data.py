@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'HOW_TO_FILL', 'COLUMNS', 'files_below', 'find_folder', 'Observed', 'read_one', 'read_folder',
-           'images_for_network', 'spectra_for_network', 'group_of', 'nearest_redshift', 'Answers', 'look_up',
-           'ask_images', 'ask_spectra', 'list_all', 'RealSample', 'embed_folder', 'real_objects', 'real_scores']
+           'images_for_network', 'spectra_for_network', 'group_of', 'nearest_redshift', 'known_redshifts', 'samples',
+           'Answers', 'look_up', 'ask_images', 'ask_spectra', 'list_all', 'RealSample', 'embed_folder', 'real_objects',
+           'Networks', 'open_networks', 'every_redshift', 'list_redshifts', 'real_scores']
 
 # %% ../../nbs/evaluation/40_real_data.ipynb #3f07bc76
 import re
@@ -13,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from ..core.config import data_root, shared_root
+from ..core.artifacts import ensure
+from ..core.config import data_root, shared_root, spawn_seed
 from ..data.images import NotAnImage, center_crop, check_images, read_cutout, to_rgb
 from ..data.spectrum_grid import N_PIXELS, WAVELENGTH, NotAnObservedSpectrum
 from ..data.spectra import check_spectra, read_spectrum
@@ -22,8 +25,12 @@ from ..data.spectrum_grid import fill_missing
 from ..data.spectrum_units import FLUX_UNIT
 from ..files.fits_files import IMAGE_SUFFIXES, PICTURE_SUFFIXES
 from ..files.spectrum_columns import SPECTRUM_SUFFIXES
-from ..metrics.bootstrap import bootstrap, wilson
-from ..metrics.regression import bias, dz, outlier_fraction, sigma_nmad
+from .embeddings import spectrum_summary
+from ..metrics.bootstrap import Score, bootstrap, wilson
+from ..metrics.regression import bias, dz, sigma_nmad
+from ..models.astroclip import AstroCLIP
+from ..models.redshift import RedshiftClassifier
+from ..models.specformer import SpecFormer
 from ..search.neighbours import knn_regress, nearest
 
 # %% ../../nbs/evaluation/40_real_data.ipynb #3efb104c
@@ -174,6 +181,29 @@ def nearest_redshift(
         if np.hypot(east * np.cos(np.radians(dec)), s.dec - dec) * 3600 < radius:
             return s.redshift
     return None
+
+
+def known_redshifts(
+    spectra: list,  # (n,) Spectrum
+) -> tuple:  # redshift (n,) NaN where unknown, survey (n,) '' where it is not scored, why not (n,)
+    "What the catalogues say of spectra, as arrays."
+    pairs = [group_of(s) for s in spectra]
+    z_true = np.array([np.nan if s.redshift is None else s.redshift for s in spectra], float)
+    return z_true, np.array([g or "" for g, _ in pairs], str), np.array([why for _, why in pairs], str)
+
+
+def samples(
+    groups,  # (n,) survey, '' where it is not scored
+    z_true,  # (n,)
+) -> dict:  # name: (n,) bool
+    "Which spectra are scored together: each survey, the two of nearby galaxies, near ones of DESI, all."
+    found = {g: groups == g for g in ("SDSS", "MaNGA")}
+    found["SDSS and MaNGA"] = np.isin(groups, ("SDSS", "MaNGA"))
+    found["DESI"] = groups == "DESI"
+    found["DESI, z < 0.7"] = found["DESI"] & (z_true < 0.7)
+    found |= {g: groups == g for g in sorted({*groups.tolist()} - {*found, ""})}
+    found["all real"] = groups != ""
+    return {name: chosen for name, chosen in found.items() if chosen.any()}
 
 # %% ../../nbs/evaluation/40_real_data.ipynb #b403bc12
 @dataclass
@@ -354,21 +384,81 @@ def real_objects(
         rows.append(row | dict(distance=distance["image"][i], percentile=percentile["image"][i]))
     return rows
 
+# %% ../../nbs/evaluation/40_real_data.ipynb #f0c8fc25
+@dataclass
+class Networks:
+    "The networks that a folder of real galaxies is shown to."
+
+    name: str  # of the aligned model among the embeddings
+    model: AstroCLIP
+    classifier: RedshiftClassifier
+    towers: dict  # name among the embeddings: SpecFormer
+
+
+def open_networks(
+    run,  # of `open_run`; the artifacts of the networks are added to its inputs
+) -> Networks:
+    "The aligned model, the classifier of redshifts, the spectrum tower and the control of the stage `embed`."
+    p, spectrum = run.params, run.inputs[0].inputs["pretrain_spectrum"]
+    align, redshift = (ensure(stage, p) for stage in ("align", "train_redshift"))
+    run.inputs += [align, redshift]
+    finetuned = "astroclip_finetuned"
+    name = finetuned if finetuned in run.embeddings.models else "astroclip"
+    model = AstroCLIP.from_pretrained(align.path / name, device=p.device)
+    classifier = RedshiftClassifier.from_pretrained(redshift.path / "redshift", device=p.device)
+    trained = SpecFormer.from_pretrained(spectrum.path / "specformer", device=p.device)
+    torch.manual_seed(spawn_seed(p.seed, "random", "specformer"))
+    control = SpecFormer.from_config(trained.config).to(next(trained.parameters()).device).eval()
+    return Networks(name, model, classifier, dict(specformer=trained, random_specformer=control))
+
+
+def every_redshift(
+    run,  # of `open_run`
+    networks: Networks,
+    answers: Answers,  # of `ask_spectra`, as are flux and ivar
+    flux,  # (n, 7781)
+    ivar,  # (n, 7781)
+) -> tuple:  # (model, head): (n,) redshifts of the spectra; the same of the simulated test galaxies
+    "Redshifts by the classifier and by nearest neighbours in three spaces; nothing for no spectra."
+    if not len(flux):
+        return {}, {}
+    z, train, test, key = run.label("redshift"), run.train, run.test, ("redshift_classifier", "supervised")
+    real, simulated = {key: answers.z}, {key: run.embeddings.get("redshift", "z", test).astype(float)}
+    filled, vectors = fill_missing(flux, ivar)[0], {networks.name: answers.vectors}
+    vectors |= {name: spectrum_summary(tower, filled) for name, tower in networks.towers.items()}
+    for name, asked in vectors.items():
+        bank = run.embedding(name, "spectrum")
+        real[name, "knn"] = knn_regress(bank[train], z[train], asked)
+        simulated[name, "knn"] = knn_regress(bank[train], z[train], bank[test])
+    return real, simulated
+
+
+def list_redshifts(
+    found: Observed,
+    answers: Answers,
+    z_true,  # (n,)
+    groups,  # (n,) survey, '' where it is not scored
+    predicted: dict,  # (model, head): (n,)
+) -> list[dict]:
+    "One row for every scored spectrum: its redshift, and what each method says."
+    rows = []
+    for n in np.flatnonzero(groups != ""):
+        file, s = found.spectra[answers.rows[n]]
+        row = dict(file=file, id=s.id, group=groups[n], z_true=z_true[n], probability=answers.probability[n])
+        row |= dict(missing_fraction=answers.missing[n])
+        rows.append(row | {f"z_{model}": z[n] for (model, _), z in predicted.items()})
+    return rows
+
 # %% ../../nbs/evaluation/40_real_data.ipynb #385c587e
 def real_scores(
     z_pred,  # (n,)
     z_true,  # (n,)
-    group: str,
-    method: str,
-    **about,  # more cells of the row
-) -> dict:
-    "One row of scores: fractions within 0.003 and 0.01 (1 + z), sigma_nmad, outliers (|dz| > 0.01), bias."
-    d, n = np.abs(dz(z_pred, z_true)), len(z_true)
-    row = {"group": group, "method": method, "n": n}
+) -> dict[str, Score]:
+    "Fractions within 0.003 and 0.01 (1 + z), scatter and bias, each with its interval."
+    n, scores = len(z_true), {}
     for tolerance in (0.003, 0.01):
-        k, name = int((d < tolerance).sum()), f"within_{tolerance}"
-        low, high = wilson(k, n)
-        row |= {name: k / n, f"{name}_low": low, f"{name}_high": high}
-    row |= bootstrap(sigma_nmad, z_pred, z_true).columns("sigma_nmad")
-    row |= dict(outlier_fraction=outlier_fraction(z_pred, z_true, 0.01), bias=bias(z_pred, z_true))
-    return row | about
+        k = int((np.abs(dz(z_pred, z_true)) < tolerance).sum())
+        scores[f"redshift within {tolerance}"] = Score(k / n, *wilson(k, n), n)
+    return scores | dict(
+        sigma_nmad=bootstrap(sigma_nmad, z_pred, z_true), bias=bootstrap(bias, z_pred, z_true)
+    )

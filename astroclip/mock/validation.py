@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEMPLATE_STEP', 'TEMPLATE_GRID', 'K_COMPLETE', 'luminosity_function', 'blanton_2003', 'line_ratios', 'kewley_2001',
            'kauffmann_2003', 'redshift_templates', 'fit_redshift', 'flux_limited', 'sdss_galaxies', 'infrared_k',
-           'percentiles']
+           'percentiles', 'in_columns', 'beside_real', 'galaxy_kinds', 'spectrum_examples', 'break_4000']
 
 # %% ../../nbs/mock/60_validation.ipynb #6b3d431a
 import numpy as np
@@ -179,3 +179,91 @@ def percentiles(
 ) -> np.ndarray:  # like q
     "Percentiles of one column of a sample in a slice of redshift."
     return np.percentile(sample[name][(sample["z"] > low) & (sample["z"] < high)], q)
+
+# %% ../../nbs/mock/60_validation.ipynb #8906b7b2
+def in_columns(
+    magnitude: np.ndarray,  # (n, 3) g, r, z
+    r: np.ndarray,  # (n,) the magnitude of the limit
+    z: np.ndarray,  # (n,) redshift
+    use=slice(None),  # (n,) bool
+) -> dict:  # redshift, r, g_r, r_z: (m,)
+    "A catalogue in the columns that are compared."
+    g_r, r_z = -np.diff(magnitude[use]).T
+    return dict(redshift=z[use], r=r[use], g_r=g_r, r_z=r_z)
+
+
+def beside_real(
+    path,  # of the real catalogue
+    rng: np.random.Generator,
+    n: int,  # simulated galaxies
+    grids,
+    limit: float = 17.77,  # r magnitude
+) -> tuple:  # real, simulated, simulated without the limit in K: as of `in_columns`
+    "Real and simulated galaxies behind the same limits of magnitude and redshift."
+    s = sdss_galaxies(path)
+    inside = (s["r"] < limit) & (s["z"] > 0.01) & (infrared_k(s["magnitude"], s["z"]) < K_COMPLETE)
+    population, m = flux_limited(rng, n, grids, limit, z_range=(0.01, 0.6))
+    columns, z = (m, m[:, 1]), population["z"]
+    real = in_columns(s["magnitude"], s["r"], s["z"], inside)
+    return real, in_columns(*columns, z, infrared_k(m, z) < K_COMPLETE), in_columns(*columns, z)
+
+# %% ../../nbs/mock/60_validation.ipynb #4c3ee067
+def galaxy_kinds(
+    survey,  # Survey
+) -> dict:  # kind: (N,) bool; nothing for real pairs
+    "Which galaxies are of which kind, by the truth of the simulation."
+    if not survey.simulated:
+        return {}
+    kind, merger, edge_on = (
+        survey.truth("morph_type"),
+        survey.truth("merger") == 1,
+        survey.truth("edge_on") == 1,
+    )
+    bar, alone = survey.truth("bar_fraction"), ~merger
+    face_on = (kind == 2) & (survey.truth("cos_i") > 0.4) & alone
+    return {
+        "elliptical": (kind == 0) & alone,
+        "lenticular": (kind == 1) & ~edge_on & alone,
+        "spiral": face_on & (survey.truth("arm_amplitude") > 0.6) & (bar == 0),
+        "barred spiral": face_on & (bar > 0.2),
+        "edge-on": edge_on & alone,
+        "irregular": (kind == 3) & alone,
+        "interacting": merger,
+    }
+
+
+def spectrum_examples(
+    survey,  # Survey
+) -> dict:  # words: row
+    "One galaxy for each of five kinds of spectra, among the best observed ones of its kind."
+    z, ssfr, snr = survey.redshift, survey.label("log_ssfr"), np.ones(len(survey))
+    bulge, active = np.zeros(len(survey)), np.zeros(len(survey), bool)
+    if survey.simulated:
+        ssfr, snr, bulge = (survey.truth(name) for name in ("log_ssfr", "snr", "bulge_to_total"))
+        active = (survey.truth("agn") == 1) & (survey.truth("ew_nuclear") > 5)
+    young = (ssfr > -9.8) & (bulge < 0.2)
+    choice = {
+        "quiescent, near": (ssfr < -11.8) & (z > 0.05) & (z < 0.12),
+        "quiescent, far": (ssfr < -11.8) & (z > 0.3),
+        "star-forming": young & (z > 0.06) & (z < 0.15),
+        "star-forming, far": young & (z > 0.28),
+        "active nucleus": active,
+    }
+    return {
+        name: int(np.flatnonzero(m)[np.argsort(-snr[m])[m.sum() // 20]])
+        for name, m in choice.items()
+        if m.any()
+    }
+
+
+def break_4000(
+    flux: np.ndarray,  # (n, L)
+    wavelength: np.ndarray,  # (L,) A
+    z: np.ndarray,  # (n,) redshift
+) -> np.ndarray:  # (n,)
+    "The narrow 4000 A break of spectra."
+    rest, means = wavelength[None, :] / (1 + z[:, None]), []
+    for low, high in ((4000, 4100), (3850, 3950)):
+        inside = (rest > low) & (rest < high)
+        means.append((flux * inside * wavelength**2).sum(1) / inside.sum(1))
+    return means[0] / means[1]
