@@ -6,7 +6,7 @@ import pytest
 from astroclip.data.spectrum_grid import N_PIXELS, Spectrum, WAVELENGTH
 from astroclip.evaluation.real_data import COLUMNS, SUFFIXES, ask_images, ask_spectra, find_folder, group_of, images_for_network, list_all, nearest_redshift, read_folder, real_scores, spectra_for_network
 from astroclip.metrics.bootstrap import wilson
-from astroclip.plotting.observed import choose, markers_of, neighbour_figure, real_redshift_figure, spectrum_neighbour_figure
+from astroclip.panels.observed import choose, markers_of, neighbour_figure, real_redshift_figure, spectrum_neighbour_figure
 
 
 @pytest.fixture(scope="module")

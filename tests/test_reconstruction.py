@@ -12,7 +12,7 @@ from astroclip.evaluation.inpainting import per_galaxy
 from astroclip.metrics.bootstrap import mean_interval, rank_correlation
 from astroclip.losses.masked import chunk_mask
 from astroclip.models.specformer import SpecFormer
-from astroclip.plotting.masked_panels import running_quantiles
+from astroclip.panels.masked import running_quantiles
 from astroclip.training.masked_modelling import fill_masked
 from astroclip.training.masked_regions import blind, hidden_pixels, mask_region, reconstruct
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..core.plots import COLORS
 from ..metrics.regression import OUTLIER, dz, outlier_fraction, sigma_nmad
-from .panels import binned_panel
-from .panels import quantiles_in_bins
+from .binned import binned_panel
+from .binned import quantiles_in_bins
 
 # %% ../../nbs/plotting/15_redshift_panels.ipynb #ee68ffd5
 def redshift_panel(
