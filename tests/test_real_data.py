@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from astroclip.data.spectrum_grid import N_PIXELS, Spectrum, WAVELENGTH
-from astroclip.evaluation.real_data import COLUMNS, SUFFIXES, ask_images, ask_spectra, find_folder, group_of, images_for_network, list_all, nearest_redshift, read_folder, real_scores, spectra_for_network
+from astroclip.evaluation.real_data import COLUMNS, ask_images, ask_spectra, list_all, real_scores
+from astroclip.surveys.folders import SUFFIXES, find_folder, group_of, images_for_network, nearest_redshift, read_folder, spectra_for_network
 from astroclip.metrics.bootstrap import wilson
 from astroclip.panels.observed import choose, markers_of, neighbour_figure, real_redshift_figure, spectrum_neighbour_figure
 
@@ -108,7 +109,7 @@ class Network:
 
 @pytest.mark.parametrize("half", ["images", "spectra", "neither"])
 def test_each_half_of_a_folder_stands_alone(real, found, half):
-    from astroclip.evaluation.real_data import Observed
+    from astroclip.surveys.folders import Observed
 
     bank, z_bank = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32), np.full(20, 0.1)
     some = Observed(found.images if half == "images" else [], found.spectra if half == "spectra" else [], found.left_out)
