@@ -146,7 +146,7 @@ def test_figures_of_a_folder_have_a_place_of_their_own(tmp_path):
 
 
 def test_any_error_of_a_file_is_a_reason(tmp_path, monkeypatch):
-    from astroclip.evaluation import real_data as observed
+    from astroclip.surveys import folders as observed
 
     def breaks(path):
         raise RuntimeError("NULL pointer")
