@@ -35,6 +35,8 @@ def plain_ticks(axis, ticks):
     "Numbers without powers on a logarithmic axis, where they lie inside."
     low, high = axis.get_view_interval()
     inside = [tick for tick in ticks if low <= tick <= high]
+    if high > 20 * low:  # powers of ten are enough
+        inside = [tick for tick in inside if f"{tick:e}".startswith("1.000000e")]
     if len(inside) > 1:
         axis.set_ticks(inside, [f"{tick:g}" for tick in inside])
         axis.set_ticks([], minor=True)
@@ -62,8 +64,8 @@ def binned_figure(
             if log:
                 ax.set_yscale("log")
                 plain_ticks(ax.yaxis, (1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.03, 0.04, 0.06, 0.1))
-            else:
-                ax.set_ylim(0, None)
+        if not log:
+            line[-1].set_ylim(0, None)
         line[0].set_ylabel(ylabels[row])
     for ax, x in zip(axes[1], columns):
         ax.set_xlabel(CONDITIONS.get(x, x))
@@ -214,6 +216,8 @@ def real_figure(
     for ax, (title, (xlabel, simulated, real)) in zip(axes[1], errors.items()):
         doubt_panel(ax, simulated, {name: [x[groups == name] for x in real] for name in names})
         ax.set(title=title, xlabel=xlabel)
+        if min(map(np.min, (simulated[0], real[0]))) < 1e-4:
+            ax.set_xlabel(f"{xlabel} (at least $10^{{-4}}$)")
     plain_ticks(axes[1, 0].xaxis, ROUND)
     named = {}
     for ax in axes[0]:
