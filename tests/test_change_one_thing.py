@@ -152,7 +152,7 @@ def test_captions_and_sidecars_say_it(tmp_path, monkeypatch):
     monkeypatch.setenv("ASTROCLIP_HOME", str(tmp_path))
     p = Params(profile="smoke", set="align.embed_dim=64, align.shift=4")
     assert changed_settings(p) == "align.embed_dim = 64 (default 32)" and changed_settings(Params()) == ""
-    path = save_table([dict(a=1)], "toy", p, caption="A row.")
+    path = save_table([dict(a=1)], "toy/toy", p, caption="A row.")
     record = json.loads(path.with_suffix(".json").read_text())
     assert "align.embed_dim = 64 (default 32)" in record["caption"] and record["parameters"]["set"] == p.set
     assert figures_dir(p) in path.parents

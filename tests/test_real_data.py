@@ -142,7 +142,7 @@ def test_figures_of_a_folder_have_a_place_of_their_own(tmp_path):
     assert place("my_night_3") == "mock-mini-my_night_3" and place("x", "smoke") == "mock-smoke-x" and place() == "figures"
     assert place(folder="~/mine") == "mock-mini-mine"
     with pytest.raises(ValueError, match="has no rows"):
-        save_table([], "t", None)
+        save_table([], "t/t", None)
 
 
 def test_any_error_of_a_file_is_a_reason(tmp_path, monkeypatch):

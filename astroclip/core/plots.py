@@ -207,13 +207,12 @@ def what_is_shown(
     return shows
 
 
-def _page_and_name(label, notebook=None):
+def _page_and_name(label):
     "The two halves of `page/panel`."
-    page, slash, name = label.partition("/")
-    if slash and page and name and "/" not in name:
-        return page, name
-    page = notebook or label
-    return page, label.removeprefix(page).strip("_") or page
+    page, _, name = label.partition("/")
+    if not page or not name or "/" in name:
+        raise ValueError(f"label {label!r}: expected page/panel, as redshift/scores.")
+    return page, name
 
 
 def _sidecar(label, params, numbers, caption, inputs, paper, shows):
@@ -279,11 +278,10 @@ def save_figure(
     inputs=(),  # artifacts that it was made from
     paper="",  # what it stands for in the paper
     shows=None,  # simulated, models (of real galaxies), real, nothing; default: as the survey is
-    notebook=None,
 ):  # Path of the PNG
     "Write `figures/<page>/<panel>.png`, `.pdf` and `.json` of a run, with the stamp that says what is drawn."
     shows = what_is_shown(shows, params)
-    page, name = _page_and_name(label, notebook)
+    page, name = _page_and_name(label)
     folder = figures_dir(params) / page
     if STAMPS[shows] and not any(text.get_text() == STAMPS[shows] for text in fig.texts):
         place = dict(x=1 - 0.05 / fig.get_figwidth(), y=1 - 0.03 / fig.get_figheight(), ha="right", va="top")
@@ -330,11 +328,10 @@ def save_table(
     shows=None,  # simulated, models (of real galaxies), real, nothing; default: as the survey is
     columns=None,  # for a table that may be empty
     markdown=False,  # also `.md`, for the README
-    notebook=None,
 ):  # Path of the CSV
     "Write rows as `figures/tables/<page>_<table>.csv` with a `.json` sidecar."
     rows, columns = _checked_rows(rows, label, columns)
-    page, name = _page_and_name(label, notebook)
+    page, name = _page_and_name(label)
     path = figures_dir(params) / "tables" / (f"{page}.csv" if name == page else f"{page}_{name}.csv")
     shows = what_is_shown(shows, params)
     record = _sidecar(f"{page}/{name}", params, {"rows": len(rows)}, caption, inputs, paper, shows)

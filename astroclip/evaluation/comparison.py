@@ -17,6 +17,7 @@ import numpy as np
 from ..core.artifacts import STAGES
 from ..core.config import Params, spawn_seed
 from ..core.profiles import WORD, parse_settings, settings
+from ..core.plots import figure
 from .embeddings import Embeddings
 from ..metrics.bootstrap import draw_rows
 from ..probes.few_shot import r2_columns
@@ -221,11 +222,8 @@ def comparison_figure(
     table,  # rows of `comparison_table`
 ):
     "A figure of two panels: scores with their intervals, differences from the first run with theirs."
-    import matplotlib.pyplot as plt
-
     scores, labels = (list(dict.fromkeys(row[key] for row in table)) for key in ("score", "run"))
-    size = (7.1, 1.0 + 0.22 * len(scores) * len(labels))
-    fig, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+    fig, axes = figure("double", 1, 2, height=1.0 + 0.22 * len(scores) * len(labels), sharey=True)
     for k, label in enumerate(labels):
         rows = [row for row in table if row["run"] == label]
         y = np.array([-scores.index(row["score"]) - 0.6 * (k / len(labels) - 0.3) for row in rows])
@@ -267,9 +265,7 @@ def curves_figure(
     embeds,  # {label: Artifact of the stage embed}
 ):
     "A figure of three panels, one for each training; what all runs share is drawn once."
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(1, len(CURVES), figsize=(7.1, 2.2), layout="constrained")
+    fig, axes = figure("double", 1, len(CURVES), height=2.3)
     for ax, (stage, (_, _, words)) in zip(axes, CURVES.items()):
         keys = [embed.inputs[stage].key for embed in embeds.values()]
         for k, (label, embed) in enumerate(embeds.items()):
