@@ -74,7 +74,7 @@ def absorb(
     flux *= np.exp(-tau)
 
 # %% ../../nbs/targets/05_features.ipynb #3396785d
-READABLE = 4.0  # contrast below which nothing can be read
+READABLE = 3.0  # contrast below which nothing can be read
 SMOOTH = 251  # pixels of the running mean
 _sky = FIBRE_AREA * 1.3 * (WAVELENGTH / 6000) ** -0.3
 
