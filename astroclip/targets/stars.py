@@ -18,7 +18,7 @@ from ..mock.population import LIGHT_SPEED
 from .features import add_bumps, scale_to, seen_width, trough_depth
 
 # %% ../../nbs/targets/30_stars.ipynb #bc5d0b5e
-ELECTRON_PRESSURE = 20.0  # Pa
+ELECTRON_PRESSURE = 20.0  # Pa, at 10,000 K and above
 
 
 def population(
@@ -29,7 +29,8 @@ def population(
 ) -> np.ndarray:  # (n,) relative
     "Fraction of an element that can absorb a line, up to a constant."
     t = np.asarray(temperature, float)
-    ratios = [0.0333 * t**2.5 * 10 ** (-5040 * energy / t) / ELECTRON_PRESSURE for energy in ionisation]
+    pressure = ELECTRON_PRESSURE * np.minimum(t / 1e4, 1) ** 3
+    ratios = [0.0333 * t**2.5 * 10 ** (-5040 * energy / t) / pressure for energy in ionisation]
     numbers = np.cumprod([np.ones_like(t), *ratios], axis=0)
     return numbers[stage] / numbers.sum(0) * 10 ** (-5040 * excitation / t)
 
@@ -41,8 +42,9 @@ _most_hydrogen = population(np.array([9900.0]), *HYDROGEN)[0]
 def hydrogen(
     temperature: np.ndarray,  # (n,) K
 ) -> np.ndarray:  # (n,) 1 at the maximum
-    "Strength of the Balmer lines: the square root of the population, as saturated lines grow."
-    return np.sqrt(np.clip(population(temperature, *HYDROGEN) / _most_hydrogen, 0, 1))
+    "Strength of the Balmer lines: a root of the population, a lower one on the hot side."
+    amount = np.clip(population(temperature, *HYDROGEN) / _most_hydrogen, 0, 1)
+    return amount ** np.where(np.asarray(temperature) < 9900, 0.5, 0.2)
 
 
 def star_continuum(
@@ -144,10 +146,10 @@ def line_strength(
     atom: tuple,  # as for `population`: excitation, stage, ionisation energies
     reference: float,  # K, where it is 1
 ) -> np.ndarray:  # (n,)
-    "Strength of a line with temperature: the square root of the population, at most 1.6 times the reference."
+    "Strength of a line with temperature: a root of the population, at most 1.6 times the reference."
     t = np.maximum(temperature, 2800)
     ratio = population(t, *atom) / population(np.array([reference]), *atom)
-    return np.clip(np.sqrt(ratio), 0, 1.6)
+    return np.clip(ratio ** (0.3 if reference > 15000 else 0.5), 0, 1.6)
 
 
 def add_metals(
@@ -273,12 +275,12 @@ def draw_stars(
     high = np.array([10000, 40000, 3900, 2500, 45000, 32000, 4600, 25000])[kind]
     halo = (rng.random(n) < 0.25) & (kind < 3)
     speed = np.where(halo, rng.normal(0, 220, n), rng.normal(0, 90, n))
-    dwarf = np.isin(kind, (4, 5, 7))
-    late = np.clip((3400 - low) / 900, 0.2, 0.8)
+    dwarf, temperature = np.isin(kind, (4, 5, 7)), low * (high / low) ** rng.random(n)
+    late = np.clip((3700 - temperature) / 1000, 0.1, 0.8)
     return dict(
         kind=kind,
         z=np.clip(speed, -600, 600) / LIGHT_SPEED,
-        temperature=low * (high / low) ** rng.random(n),
+        temperature=temperature,
         metals=np.where(halo, rng.normal(-1.5, 0.4, n), rng.normal(-0.2, 0.25, n)),
         dwarf=dwarf,
         carbon=kind == 6,
