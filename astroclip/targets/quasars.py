@@ -291,7 +291,7 @@ def absorb_forest(
             field = gaussian_filter1d(rng.normal(size=zone.sum()), 1.0) * 1.88  # of unit variance
             transmission[zone] *= np.exp(-np.exp(log_a + 1.6 * field))
         if rng.random() < 0.1:
-            column, place = 10 ** rng.uniform(20, 21.3), rng.uniform(max(2.0, 0.75 * z[i]), z[i])
+            column, place = 10 ** rng.uniform(20, 21.3), rng.uniform(0.75 * z[i], z[i])
             away = WAVELENGTH / (1 + place) - 1215.67
             transmission *= np.exp(-4.26e-20 * column / (6e-10 + away**2))
         limit = 911.75 * (1 + z[i] - rng.exponential(0.25))

@@ -115,9 +115,9 @@ FIRST_TARGET_ID = FIRST_EXTRA_ID + 2**40
 TARGET_CARD = (
     "SIMULATED targets: no pixel of DESI is in this file.\n"
     "What it is: emission-line and red galaxies to z = 1.7, galaxies with an active nucleus, quasars to "
-    "z = 4.2,\nstars, sky fibres and targets too faint to be read, through the noise of the simulated survey;\n"
+    "z = 4.2,\nstars, sky fibres, targets too faint to be read, through the noise of the simulated survey;\n"
     "truth/kind counts galaxy, quasar, star, nothing; truth/subkind the recipes.\n"
-    "What it is not: quasars follow published averages, stars are black bodies with lines and bands by hand;\n"
+    "What it is not: quasars follow published averages, stars are black bodies, lines and bands by hand;\n"
     "no blends, no supernovae, no blazars without lines, no defects of the instrument but sky residuals."
 )
 
