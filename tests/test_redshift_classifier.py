@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from astroclip.data.log_grid import LOG_STEP, N_LOG, line_channels
+from astroclip.data.spectrum_grid import KINDS
 from astroclip.models.redshift import (
-    KINDS,
     OUTSIDE,
     RIGHT,
     RedshiftClassifier,

@@ -16,9 +16,10 @@ from scipy.stats import binom
 
 from ..core.config import spawn_seed
 from ..data.log_grid import LOG_STEP
+from ..data.spectrum_grid import KINDS
 from ..data.spectrum_augment import Degrade, degrade, move, move_to_redshift
 from ..surveys.log_spectra import LogSpectra
-from ..models.redshift import KINDS, RIGHT, estimate, shares
+from ..models.redshift import RIGHT, estimate, shares
 from .loop import autocast, check_finite, clip_gradients, load_checkpoint, save_checkpoint
 from .schedules import cosine_schedule, parameter_groups, set_schedule
 
