@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRUTHS', 'HOST', 'STELLAR', 'GALAXIES_ONLY', 'SIGNAL', 'KIND_OF', 'ABSTAINS', 'SURE', 'GOALS', 'true_class',
            'contradicted', 'why_unscored', 'signal_to_noise', 'Sky', 'ask_classifier', 'sets_of', 'scores_of',
-           'verdict_on', 'goal_rows', 'pair_rows', 'error_rows']
+           'verdict_on', 'goal_rows', 'pair_rows', 'error_rows', 'goal_sentence', 'error_sentence', 'pairs_sentence']
 
 # %% ../../nbs/sky/10_classes.ipynb #3047655c
 import re
@@ -46,7 +46,7 @@ def true_class(
         kind = "QSO"
     if kind == "QSO":
         return "AGN" if z < HOST else "quasar"
-    if kind == "STAR" or not kind and z < STELLAR:
+    if kind in ("STAR", "") and abs(z) < STELLAR:
         return "star"
     return "galaxy" if kind == "GALAXY" else "unlabelled"
 
@@ -171,7 +171,7 @@ def sets_of(
     found = {name: scored & (sky.truth == name) for name in TRUTHS}
     near = found["galaxy"] & (np.nan_to_num(sky.z_true, nan=9.0) < HOST)
     found |= {"galaxy, z < 0.7, with signal": near & strong, "galaxy, z < 0.7, without": near & ~strong}
-    found |= {name: scored & (sky.survey == name) for name in sorted(set(sky.survey))}
+    found |= {name: scored & (sky.survey == name) for name in sorted({*sky.survey.tolist()})}
     found["all"] = scored
     return {name: rows for name, rows in found.items() if rows.any()}
 
@@ -248,6 +248,7 @@ def pair_rows(
         dv = float(velocity([sky.z[j]], [sky.z[i]])[0]) if np.isfinite(sky.z[[i, j]]).all() else float("nan")
         known = float(velocity([sky.z_true[j]], [sky.z_true[i]])[0]) if sky.truth[i] else float("nan")
         row |= dict(dv=dv, dv_catalogues=known, agree=bool(abs(dv) < SUCCESS * LIGHT))
+        row |= dict(right=bool(sky.right[[i, j]].all()))
         rows.append(row | dict(both_claim=bool(sky.claim[[i, j]].min() >= ABSTAINS)))
     return rows
 
@@ -263,3 +264,32 @@ def error_rows(
         row |= dict(z=sky.z[i], probability=sky.probability[i], kind=sky.kind[i], signal=sky.signal[i])
         rows.append(row | dict(file=sky.files[i]))
     return rows
+
+# %% ../../nbs/sky/10_classes.ipynb #88fc51b2
+def goal_sentence(
+    row: dict,  # of `goal_rows`
+) -> str:
+    "One goal in words."
+    score = "nothing" if row["value"] is None else f"{Score(row['value'], row['low'], row['high']):.2f}"
+    said = f"{row['sample']}, {row['score']}: asked for {row['goal']}, reached {score} of {row['n']}"
+    return f"{said}: {row['verdict']}."
+
+
+def error_sentence(
+    row: dict,  # of `error_rows`
+) -> str:
+    "One wrong answer in words."
+    what = f"{row['truth']} {row['id']}, z = {row['z_true']:.4f}, signal {row['signal']:.1f}"
+    return f"{what}: {row['z']:.4f} ({row['kind']}) with probability {row['probability']:.2f}"
+
+
+def pairs_sentence(
+    rows: list[dict],  # of `pair_rows`
+) -> str:
+    "How well the answers to two spectra of one object agree, in words."
+    agree, both = [r for r in rows if r["agree"]], [r for r in rows if r["both_claim"]]
+    apart = np.median([abs(r["dv"]) for r in agree]) if agree else np.nan
+    wrong = sum(not r["right"] for r in agree)
+    said = f"{len(agree)} of {len(rows)} pairs agree, with a median |dv| of {apart:.0f} km/s; "
+    said += f"{wrong} of them are wrong. "
+    return said + f"Of {len(both)} pairs that both claim to be right {sum(r['agree'] for r in both)} agree."
