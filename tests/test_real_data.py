@@ -228,7 +228,7 @@ def test_every_row_of_every_table_is_read(shared, every):
     [
         ("spec-0391-51782-0594", 5008.24, 2),                   # [O III] of a galaxy, SDSS
         ("spectrum_desi_221925.57+272806.4", 5008.24, 2),       # of a nucleus, DESI
-        ("gama_G09_Y1_GS1_080", 6564.6, 3),                     # H alpha, GAMA: its wavelengths are those in vacuum here
+        ("gama_G09_Y1_GS1_080", 6564.6, 3),                     # H alpha, GAMA: the file does not say whether in air
         ("spec-2758-54523-0387", 1549.5, 10),                   # C IV of a quasar: broad
     ],
 )

@@ -44,6 +44,7 @@ PAGES = [
     "embedding_map",
     "redshift",
     "retrieval",
+    "beyond_color",
     "real_galaxies",
 ]  # the longest first: nobody waits for it at the end
 EARLY = dict(reconstruction="pretrain_spectrum")  # a page that needs less than the embeddings

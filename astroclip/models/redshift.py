@@ -233,4 +233,4 @@ class RedshiftClassifier(Pretrained, RedshiftNetwork):
         odds = np.clip(
             slope * np.log(raw / (1 - raw)) + offset, -80, 80
         )  # beyond, float32 knows only 0 and 1
-        return (1 / (1 + np.exp(-odds))).astype(np.float32)
+        return (1 / (1 + np.exp(-odds))).astype(np.float32).clip(1e-6, 1 - 1e-6)  # nobody is that sure

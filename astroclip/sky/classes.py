@@ -24,6 +24,7 @@ from astroclip.metrics.spectroscopic import (
     velocity,
     velocity_scores,
 )
+from ..panels.real_spectra import SIGNAL_BINS
 from ..surveys.folders import same_object, survey_of
 
 # %% ../../nbs/sky/10_classes.ipynb #8a8c7b81
@@ -166,12 +167,14 @@ def ask_classifier(
 def sets_of(
     sky: Sky,
 ) -> dict:  # name: (n,) bool, each with somebody in it
-    "Which scored rows are judged together: by class, galaxies by signal, by survey, and all."
+    "Which scored rows are judged together: by class, galaxies by signal, by survey, by signal, and all."
     scored, strong = sky.scored, sky.signal >= SIGNAL
     found = {name: scored & (sky.truth == name) for name in TRUTHS}
     near = found["galaxy"] & (np.nan_to_num(sky.z_true, nan=9.0) < HOST)
     found |= {"galaxy, z < 0.7, with signal": near & strong, "galaxy, z < 0.7, without": near & ~strong}
     found |= {name: scored & (sky.survey == name) for name in sorted({*sky.survey.tolist()})}
+    for low, high in zip(SIGNAL_BINS, SIGNAL_BINS[1:]):
+        found[f"signal {low:g} to {high:g}"] = scored & (sky.signal >= low) & (sky.signal < high)
     found["all"] = scored
     return {name: rows for name, rows in found.items() if rows.any()}
 
@@ -191,6 +194,8 @@ def scores_of(
         **velocity_scores(z, sky.z_true[rows], draws, seed),
         "right kind": fraction(kinds),
         "abstains": fraction(p < ABSTAINS),
+        "purity": fraction(right[p >= ABSTAINS]),
+        "completeness": fraction(right & (p >= ABSTAINS)),
         "right or abstains": right_or_abstained(p, right, ABSTAINS),
         "wrong and sure": confident_errors(p, right, SURE),
     }
