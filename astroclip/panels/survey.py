@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'COMPARED', 'stamp_sheet', 'spectra_beside_images', 'distribution_figure', 'color_track',
-           'beside_real_figure']
+           'beside_real_figure', 'catalog_figure']
 
 # %% ../../nbs/panels/80_survey.ipynb #bf3905a9
 import numpy as np
@@ -106,6 +106,7 @@ COMPARED = dict(  # label, bins
     r=("r [mag]", np.linspace(14, 17.8, 20)),
     g_r=("g - r [mag]", np.linspace(0, 1.6, 33)),
     r_z=("r - z [mag]", np.linspace(-0.2, 1.2, 29)),
+    ew_halpha=("W(Hα) in the fibre [Å]", np.linspace(0, 120, 31)),
 )
 
 
@@ -117,7 +118,7 @@ def color_track(
     name: str,
     edges=np.linspace(0.02, 0.22, 11),  # of redshift
 ):
-    "Median and middle 68 % of a colour in bins of redshift."
+    "Median and middle 68 % of a column in bins of redshift."
     members = [(sample["redshift"] >= a) & (sample["redshift"] < b) for a, b in zip(edges, edges[1:])]
     bands = [np.percentile(sample[column][m], [16, 50, 84]) if m.sum() > 9 else [np.nan] * 3 for m in members]
     x, (low, middle, high) = (edges[1:] + edges[:-1]) / 2, np.array(bands).T
@@ -134,7 +135,7 @@ def beside_real_figure(
 ):  # figure
     "Four histograms and two colours against redshift of a simulated sample beside a real one."
     fig, axes = figure("double", 2, 3, height=4.3)
-    for ax, (name, (label, bins)) in zip(axes[:, :2].ravel(), COMPARED.items()):
+    for ax, (name, (label, bins)) in zip(axes[:, :2].ravel(), list(COMPARED.items())[:4]):
         style = dict(bins=bins, density=True)
         ax.hist(real[name], **style, color="0.8", label="real (SDSS)")
         outline = style | dict(histtype="step", color=COLORS["image"])
@@ -147,4 +148,16 @@ def beside_real_figure(
     handles, labels = axes[0, 0].get_legend_handles_labels()
     more, words = axes[0, 2].get_legend_handles_labels()
     fig.legend(handles + more, labels + words, loc="outside lower center", ncol=4)
+    return fig
+
+# %% ../../nbs/panels/80_survey.ipynb #82ded37b
+def catalog_figure(
+    sides: dict,  # column: (real sample, simulated sample, edges of redshift)
+):  # figure
+    "Real and simulated galaxies in slices of redshift, one panel a column."
+    fig, axes = figure("double", 1, len(sides), height=2.6, squeeze=False)
+    for ax, (column, (real, simulated, edges)) in zip(axes[0], sides.items()):
+        color_track(ax, real, column, "0.45", "real", edges)
+        color_track(ax, simulated, column, COLORS["image"], "simulated", edges)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncol=4)
     return fig
