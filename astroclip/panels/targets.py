@@ -45,7 +45,7 @@ def target_sheet(
 ):  # figure
     "Spectra in two columns, each with the lines of its kind."
     rows = -(-len(flux) // 2)
-    fig, axes = figure("double", rows, 2, height=0.95 * rows + 0.4, squeeze=False, sharex=True)
+    fig, axes = figure("double", rows, 2, height=1.1 * rows + 0.4, squeeze=False, sharex=True)
     colors = (COLORS["image"], COLORS["spectrum"], COLORS["photometry"], COLORS["control"])
     for i, ax in enumerate(axes.flat):
         if i >= len(flux):
@@ -55,7 +55,7 @@ def target_sheet(
         plot_spectrum(ax, WAVELENGTH, flux[i], redshifts[i], lines, smooth, color=color, lw=0.5)
         low, high = np.percentile(np.convolve(flux[i], np.ones(smooth) / smooth, "same")[20:-20], [0.5, 99.7])
         ax.set_ylim(min(low, 0), 1.35 * high)
-        ax.set_title(titles[i], loc="left", pad=2)
+        ax.set_title(titles[i], loc="left", pad=16)
     for ax in axes[-1]:
         ax.set_xlabel("observed wavelength, vacuum [Å]")
     fig.supylabel("flux [$10^{-17}$ erg s$^{-1}$ cm$^{-2}$ Å$^{-1}$]", fontsize=7)

@@ -39,12 +39,12 @@ def draw_quasars(
         slope=rng.normal(-1.55, 0.3, n),  # of f_lambda, 1,216 to 5,000 A
         red_slope=rng.normal(-0.7, 0.4, n),  # beyond 5,000 A
         blue_slope=rng.normal(-0.6, 0.4, n),  # below 1,216 A
-        fwhm=np.clip(4000 * 10 ** rng.normal(0, 0.17, n), 1500, 12000),  # km/s
+        fwhm=np.clip(4500 * 10 ** rng.normal(0, 0.17, n), 1500, 12000),  # km/s
         blueshift=np.clip(rng.exponential(700, n), 0, 2500),  # of C IV, km/s
         strength=rng.lognormal(0, 0.25, n) * np.where(rng.random(n) < 0.04, 0.15, 1),  # 4 %: weak lines
         iron=rng.lognormal(0, 0.5, n),
-        balmer=rng.uniform(0.05, 0.3, n),  # Balmer continuum over power law at 3,640 A
-        reddening=np.where(rng.random(n) < 0.06, rng.uniform(0.1, 0.5, n), rng.exponential(0.03, n)),
+        balmer=rng.uniform(0.05, 0.5, n),  # Balmer continuum over power law at 3,640 A
+        reddening=np.where(rng.random(n) < 0.06, rng.uniform(0.1, 0.5, n), rng.exponential(0.02, n)),
     )
 
 
@@ -67,19 +67,19 @@ BROAD = {  # vacuum A: equivalent width (A, rest), FWHM relative to H-beta, frac
     1305.4: (1.7, 1.0, 0.3),  # O I
     1335.3: (0.8, 1.0, 0.2),  # C II
     1398.8: (8.1, 1.3, 0.7),  # Si IV, O IV]
-    1549.1: (30.0, 1.1, 1.0),  # C IV
+    1549.1: (42.0, 1.2, 1.0),  # C IV
     1640.4: (4.5, 2.0, 1.0),  # He II
     1663.5: (1.5, 1.2, 0.3),  # O III]
     1857.4: (2.0, 1.1, 0.2),  # Al III
     1892.0: (2.5, 1.1, 0.1),  # Si III]
-    1908.7: (18.0, 1.3, 0.3),  # C III]
-    2798.75: (32.0, 0.85, 0.0),  # Mg II
+    1908.7: (24.0, 1.3, 0.3),  # C III]
+    2798.75: (40.0, 0.95, 0.0),  # Mg II
     4102.9: (6.0, 1.0, 0.0),  # H-delta
-    4341.7: (14.0, 1.0, 0.0),  # H-gamma
+    4341.7: (18.0, 1.0, 0.0),  # H-gamma
     4687.0: (4.0, 1.6, 0.3),  # He II
-    4862.7: (46.0, 1.0, 0.0),  # H-beta
+    4862.7: (60.0, 1.0, 0.0),  # H-beta
     5877.3: (6.0, 1.1, 0.0),  # He I
-    6564.6: (190.0, 0.9, 0.0),  # H-alpha
+    6564.6: (240.0, 0.9, 0.0),  # H-alpha
     7067.2: (3.5, 1.0, 0.0),  # He I
     8448.7: (9.0, 0.8, 0.0),  # O I
 }
@@ -100,7 +100,7 @@ def add_broad_lines(
     sigma = (quasar["fwhm"][:, None] * relative * rng.lognormal(0, 0.1, (n, len(rest)))) / 2.355
     shift = quasar["blueshift"][:, None] * shifted + rng.normal(0, 80, (n, len(rest)))
     core = rng.uniform(0.35, 0.75, (n, 1))
-    for part, stretch, moved in ((core, 0.65, 0.8), (1 - core, 1.7, 1.3)):
+    for part, stretch, moved in ((core, 0.8, 0.8), (1 - core, 1.8, 1.3)):
         offset = shift * moved + (rng.normal(150, 250, (n, 1)) if stretch > 1 else 0)
         center = rest * grown * (1 - offset / LIGHT_SPEED)
         wide = center * sigma * stretch / LIGHT_SPEED
@@ -349,7 +349,7 @@ def quasars(
     flux, near = broad + narrow, np.flatnonzero(quasar["z"] < 1.1)
     if len(near):
         host = host_light(rng, quasar["z"][near], grids)
-        share = np.clip(0.75 + 0.15 * quasar["luminosity"][near] + rng.normal(0, 0.12, len(near)), 0.4, 1)
+        share = np.clip(0.92 + 0.15 * quasar["luminosity"][near] + rng.normal(0, 0.1, len(near)), 0.4, 1)
         flux[near] += host * blend(host, broad[near], share)
     wanted = np.clip(rng.lognormal(np.log(3), 0.85, n), 0.3, 60)
     return scale_to(flux, wanted), quasar["z"], troughs & (quasar["z"] > 1.4)

@@ -42,9 +42,9 @@ _most_hydrogen = population(np.array([9900.0]), *HYDROGEN)[0]
 def hydrogen(
     temperature: np.ndarray,  # (n,) K
 ) -> np.ndarray:  # (n,) 1 at the maximum
-    "Strength of the Balmer lines: a root of the population, a lower one on the hot side."
+    "Strength of the Balmer lines: a power of the population, as saturated lines grow."
     amount = np.clip(population(temperature, *HYDROGEN) / _most_hydrogen, 0, 1)
-    return amount ** np.where(np.asarray(temperature) < 9900, 0.5, 0.2)
+    return amount ** np.where(np.asarray(temperature) < 9900, 0.25, 0.2)
 
 
 def star_continuum(
@@ -146,10 +146,10 @@ def line_strength(
     atom: tuple,  # as for `population`: excitation, stage, ionisation energies
     reference: float,  # K, where it is 1
 ) -> np.ndarray:  # (n,)
-    "Strength of a line with temperature: a root of the population, at most 1.6 times the reference."
+    "Strength of a line with temperature: a power of the population, at most 1.4 times the reference."
     t = np.maximum(temperature, 2800)
     ratio = population(t, *atom) / population(np.array([reference]), *atom)
-    return np.clip(ratio ** (0.3 if reference > 15000 else 0.5), 0, 1.6)
+    return np.clip(ratio**0.35, 0, 1.4)
 
 
 def add_metals(
