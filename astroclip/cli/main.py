@@ -202,7 +202,7 @@ def interrupted(command: str) -> str:
         return "interrupted: nothing was written, the same command starts again"
     return "interrupted"
 
-
+# %% ../../nbs/cli/50_main.ipynb #e66c01a6
 def work_of(command: str) -> Callable:
     "The function that does the work of a command; its module is imported now, and only that."
     return getattr(import_module(f"astroclip.cli.{WORK[command]}"), command.replace("-", "_"))

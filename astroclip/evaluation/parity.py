@@ -112,7 +112,7 @@ def astrodino_outputs(
         "last2_patch_tokens_144": torch.stack(model.last_patch_tokens(g["images_144"], 2)),
     }
 
-
+# %% ../../nbs/evaluation/60_parity.ipynb #42845f2a
 @torch.no_grad()
 def astroclip_outputs(
     g: dict,  # arrays of astroclip_io
@@ -142,7 +142,7 @@ def astroclip_outputs(
         "small_norm_loss": clip_loss(g["small_norm_a"], g["small_norm_b"]),
     }
 
-
+# %% ../../nbs/evaluation/60_parity.ipynb #7ce47206
 def preprocessing_outputs(
     g: dict,  # arrays of preprocessing_io
     folder: Path,  # with the weights
@@ -180,7 +180,7 @@ def losses_outputs(
         out[f"ibot_loss_{i}"] = ibot_loss(g[f"ibot_student_{i}"], teacher, g[f"ibot_mask_{i}"].bool())
     return out
 
-
+# %% ../../nbs/evaluation/60_parity.ipynb #75158098
 def step_outputs(
     g: dict,  # arrays of ssl_step_io
     folder: Path,  # with the weights
@@ -220,7 +220,7 @@ def step_outputs(
             out |= {f"{balance}_{i}_{k}": v for k, v in logged.items()}
     return out
 
-
+# %% ../../nbs/evaluation/60_parity.ipynb #78aebba0
 def schedule_outputs(
     g: dict,  # arrays of training_math
     folder: Path,  # with the weights
@@ -235,7 +235,7 @@ def schedule_outputs(
     k = [g["clip_lr_kwargs_json"][name] for name in ("base_lr", "T_warmup", "T_max", "eta_min")]
     return out | {"clip_lr_values": np.array([warmup_cosine(t, *k) for t in range(110)])}
 
-
+# %% ../../nbs/evaluation/60_parity.ipynb #f469cdd8
 def load_baseline(
     net: torch.nn.Module,
     folder: Path,
@@ -354,7 +354,7 @@ def measure(
     gpu = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
     return result | dict(pairs_per_second=1 / sum(1 / r for r in rates), peak_gb=peak_gb(), gpu_gb=gpu)
 
-
+# %% ../../nbs/evaluation/60_parity.ipynb #06e32a94
 def cost(
     source,  # of the model
     **options,  # of `measure`

@@ -138,7 +138,7 @@ def shape_at(
         raise CheckpointError(f"tensor {name} has shape {tuple(shapes[name])}: expected {n} axes")
     return shapes[name]
 
-
+# %% ../../nbs/models/50_checkpoints.ipynb #2988fdc1
 def vit_sizes(
     shapes: Shapes,
 ) -> dict:  # arguments of `VisionTransformer`
@@ -271,7 +271,7 @@ def below(
     "The entries whose names begin with `prefix`, without it."
     return {k.removeprefix(prefix): v for k, v in shapes.items() if k.startswith(prefix)}
 
-
+# %% ../../nbs/models/50_checkpoints.ipynb #3f92107a
 def official_config(
     kind: str,
     shapes: Shapes,
@@ -314,7 +314,7 @@ def kind_of(
     first = ", ".join(short(n) for n in list(names)[:3])
     raise CheckpointError(f"none of the models we know; its tensors begin with {first}")
 
-
+# %% ../../nbs/models/50_checkpoints.ipynb #ea77080b
 def part_of(
     archive: TorchArchive,
     ref: TensorRef,
@@ -342,7 +342,7 @@ def plain_settings(
             found[short(name)] = value
     return found
 
-
+# %% ../../nbs/models/50_checkpoints.ipynb #056cd1ce
 def translated(
     archive: TorchArchive,
 ) -> tuple[dict, int]:  # (our name -> (shape, function that reads it), numbers that we do not need)

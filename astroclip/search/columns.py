@@ -373,7 +373,7 @@ def read_column(
     about = {key: data.attrs.get(key) for key in ("name", "unit", "description")}
     return Column(values, **about) if mask is None else MaskedColumn(values, mask=mask[()], **about)
 
-
+# %% ../../nbs/search/30_columns.ipynb #ebad3672
 def write_columns(
     group,  # of HDF5, empty
     table: Table,

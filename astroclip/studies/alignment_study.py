@@ -93,7 +93,7 @@ def alignment_settings(
     }
     return {group: {name: Variant(**change) for name, change in one.items()} for group, one in groups.items()}
 
-
+# %% ../../nbs/studies/20_alignment_study.ipynb #a958c7d7
 def chosen_settings(
     groups,  # of `alignment_settings`
     params,  # Params with the fields of Variant, and `only`: names of settings

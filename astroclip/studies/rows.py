@@ -86,7 +86,7 @@ def spectrum_remedies(
         },
     }
 
-
+# %% ../../nbs/studies/10_rows.ipynb #cb514476
 class SpectrumStudy:
     "Spectrum towers of one survey, trained briefly in several ways; rows that share a tower train it once."
 
