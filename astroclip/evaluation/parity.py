@@ -27,14 +27,8 @@ from ..core.config import shared_root
 from ..data.images import center_crop, to_rgb
 from ..losses.contrastive import clip_loss, contrastive_logits
 from ..losses.masked import masked_spectrum_loss
-from astroclip.losses.selfdistill import (
-    DINOHead,
-    center_probs,
-    dino_loss,
-    ibot_loss,
-    koleo_loss,
-    sinkhorn_knopp,
-)
+from ..losses.selfdistill import DINOHead, center_probs, sinkhorn_knopp
+from ..losses.selfdistill import dino_loss, ibot_loss, koleo_loss
 from ..models.astroclip import AstroCLIP
 from ..models.baselines import ConvAttention, MorphologyMLP, perceptron
 from ..models.pretrained import resolve_device
@@ -186,20 +180,13 @@ def step_outputs(
     folder: Path,  # with the weights
 ) -> dict:  # of tensors, by their names in the file
     "Losses of two whole steps of self-distillation, balanced in both ways."
-    c, out = g["config_json"], {}
+    c, size, out = g["config_json"], g["config_json"]["global_crops_size"], {}
+    sizes = dict(image_size=size, cutout=size + 12, local_size=c["local_crops_size"])
+    sizes |= dict(n_local=c["local_crops_number"], n_prototypes=c["head"]["out_dim"])
+    sizes |= {k: c["head"][k] for k in ("hidden_dim", "bottleneck_dim")}
+    sizes |= {k: c[k] for k in ("patch_size", "embed_dim", "depth", "num_heads")}
     for balance in ("centering", "sinkhorn_knopp"):
-        config = ImageConfig(
-            image_size=c["global_crops_size"],
-            cutout=c["global_crops_size"] + 12,
-            n_local=c["local_crops_number"],
-            local_size=c["local_crops_size"],
-            n_prototypes=c["head"]["out_dim"],
-            hidden_dim=c["head"]["hidden_dim"],
-            bottleneck_dim=c["head"]["bottleneck_dim"],
-            balance=balance,
-            **{k: c[k] for k in ("patch_size", "embed_dim", "depth", "num_heads")},
-        )
-        model = SelfDistillation(config)
+        model = SelfDistillation(ImageConfig(**sizes, balance=balance))
         for who in ("student", "teacher"):  # our names have no chunks
             state = {
                 re.sub(r"blocks\.\d+\.(\d+)", r"blocks.\1", k.removeprefix(f"{who}.")): v

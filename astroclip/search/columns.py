@@ -18,16 +18,12 @@ from astropy.table import Column, MaskedColumn, Table
 from ..files.identifiers import integers, text_of, values_and_gaps
 
 # %% ../../nbs/search/30_columns.ipynb #2bb6518b
-PLAIN = {
-    "b": "truth values",
-    "i": "integers",
-    "u": "integers",
-    "f": "numbers",
-    "c": "complex numbers",
-    "U": "text",
-    "M": "dates",
-    "m": "durations",
-}  # kinds of numpy
+# fmt: off
+PLAIN = {  # kinds of numpy
+    "b": "truth values", "i": "integers", "u": "integers", "f": "numbers", "c": "complex numbers",
+    "U": "text", "M": "dates", "m": "durations",
+}
+# fmt: on
 
 
 def is_rich(column) -> bool:
@@ -74,9 +70,7 @@ def from_objects(
     )
 
 # %% ../../nbs/search/30_columns.ipynb #e87f4137
-def lists_of_one_length(
-    x: np.ndarray,  # (N,) of objects
-) -> bool:
+def lists_of_one_length(x: np.ndarray) -> bool:  # (N,) of objects
     "Rows that are lists of one length: a column of several values a row."
     lists = all(isinstance(v, (list, tuple, np.ndarray)) and np.ndim(v) == 1 for v in x)
     return lists and len({len(v) for v in x}) == 1
