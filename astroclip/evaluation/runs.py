@@ -43,60 +43,37 @@ class Run:
     embeddings: Embeddings
     inputs: list  # artifacts, for sidecars
 
-    @property
-    def seed(self):
-        return self.params.seed
+    def __post_init__(self):
+        self.seed, self.split = self.params.seed, self.embeddings.split  # 0 train, 1 validation, 2 test
+        self.train, self.validation, self.test = (self.split == k for k in range(3))
 
     @property
-    def split(self):  # (N,) int8: 0 train, 1 validation, 2 test
-        return self.embeddings.split
-
-    @property
-    def train(self):  # (N,) bool
-        return self.split == 0
-
-    @property
-    def validation(self):
-        return self.split == 1
-
-    @property
-    def test(self):
-        return self.split == 2
-
-    @property
-    def sample(self):
-        "What the test galaxies are, in words."
+    def sample(self):  # what the test galaxies are
         kind = "simulated survey" if self.survey.simulated else "real pairs"
         return f"{kind}, {self.params.profile}, test split"
 
     @property
-    def said(self):
-        "What a caption says of every figure of the page: how many galaxies, which protocol."
+    def said(self):  # what the caption of every figure of the page says
         protocol = getattr(self.params, "protocol", None)
         return f"{self.test.sum():,} test galaxies" + (f", protocol {protocol}." if protocol else ".")
 
     @cached_property
-    def models(self):
-        "Names of the aligned models, then of the towers, that have embeddings."
+    def models(self):  # names of the aligned models, then of the towers, that have embeddings
         found = [name for name, kinds in self.embeddings.models.items() if {"image", "spectrum"} & set(kinds)]
         return sorted(found, key=lambda name: not name.startswith("astroclip"))
 
-    def label(self, name):
-        "A label of the survey (N,) float64: redshift, log_mstar, ... ; NaN where a galaxy has none."
+    def label(self, name):  # redshift, log_mstar, ...: (N,) float64, NaN where a galaxy has none
         y = self.survey.redshift if name == "redshift" else self.survey.label(name)
         return np.asarray(y, float)
 
-    def embedding(self, model, kind, rows=slice(None)):
-        "(n, D) float32 of a model; kind: image or spectrum."
+    def embedding(self, model, kind, rows=slice(None)):  # (n, D) float32; kind: image or spectrum
         return self.embeddings.get(model, kind, rows)
 
-    def configuration(self, model):
-        "The configuration that a model was trained in, for tables."
+    def configuration(self, model):  # the one that a model was trained in, for tables
         return self.embeddings.attributes.get(model, {}).get("configuration", "")
 
     @cached_property
-    def magnitudes(self):
-        "Photometry by name: g, r, z (N, 3) in circles on the images, and of the catalogue."
+    def magnitudes(self):  # name -> g, r, z (N, 3): in circles on the images, and of the catalogue
         names = self.embeddings.models.get("photometry", [])
         found = {name: self.embeddings.get("photometry", name) for name in names}
         return found | {"catalogue": self.survey.magnitude}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GLOBAL_RANDOM', 'train', 'seeded', 'soft_cross_entropy', 'QuickDropout', 'useful_votes', 'SoftLabels',
-           'count_likelihood', 'log_likelihood', 'best_concentration', 'VoteCounts', 'fit_heads', 'save_answers',
-           'load_answers']
+           'count_likelihood', 'log_likelihood', 'best_concentration', 'existing', 'count_array', 'answers_of',
+           'VoteCounts', 'fit_heads', 'save_answers', 'load_answers']
 
 # %% ../../nbs/probes/30_vote_heads.ipynb #b4700eb6
 import copy
@@ -205,11 +205,38 @@ def best_concentration(
     used = votes.sum(1) > 1  # a single vote says nothing about agreement
     return float(max(grid, key=lambda s: log_likelihood(votes[used], p[used], s).sum()))
 
+# %% ../../nbs/probes/30_vote_heads.ipynb #f3af707e
+def existing(
+    answers,  # how many each question has, (Q,)
+) -> torch.Tensor:
+    "Which places of the array are answers, (Q, most answers) bool."
+    answers = torch.tensor(list(answers))
+    return torch.arange(int(answers.max())) < answers[:, None]
+
+
+def count_array(
+    votes: dict,  # question -> (n, A)
+    exists: torch.Tensor,  # (Q, most answers) bool
+) -> torch.Tensor:
+    "Votes of all questions, (n, Q, A) float32; answers that a question lacks have none."
+    k = torch.zeros(len(next(iter(votes.values()))), *exists.shape)
+    for i, counts in enumerate(votes.values()):
+        k[:, i, : np.shape(counts)[1]] = torch.as_tensor(np.asarray(counts))
+    return k
+
+
+def answers_of(
+    out: torch.Tensor,  # (n, Q * (A + 1)) of the network
+    exists: torch.Tensor,  # (Q, A) bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    "Fractions (n, Q, A) and concentrations (n, Q), 1 to 1100, at first about 20, of all questions."
+    out = out.view(len(out), len(exists), -1)
+    logits, s = out[..., :-1].masked_fill(~exists, -30.0), (out[..., -1] + 3).clamp(0, 7).exp()
+    return logits.softmax(-1).clamp_min(1e-7), s
+
 # %% ../../nbs/probes/30_vote_heads.ipynb #efafe750
 class VoteCounts:
-    """One network for all questions: fractions and a concentration for each, fitted to the counts.
-
-    The same seed gives the same network."""
+    "One network for all questions, fitted to the counts; the same seed gives the same network."
 
     def __init__(
         self,
@@ -224,51 +251,22 @@ class VoteCounts:
         self.hidden, self.dropout, self.seed = hidden, dropout, seed
         self.loop = dict(epochs=epochs, patience=patience, lr=lr, weight_decay=weight_decay)
 
-    def counts(
-        self,
-        votes: dict,  # question -> (n, A)
-    ) -> torch.Tensor:
-        "Votes of all questions, (n, Q, A) float32; answers that a question lacks have none."
-        k = torch.zeros(len(next(iter(votes.values()))), *self.exists.shape)
-        for i, (q, A) in enumerate(self.columns.items()):
-            k[:, i, :A] = torch.as_tensor(np.asarray(votes[q]))
-        return k
+    def counts(self, votes):  # question -> (n, A), to (n, Q, A)
+        return count_array({q: votes[q] for q in self.columns}, self.exists)
 
-    def answers(
-        self,
-        x,  # (n, D) standardised
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        "Fractions (n, Q, A) and concentrations (n, Q), 1 to 1100, at first about 20, of all questions."
-        out = self.net(x).view(len(x), *self.exists.shape[:1], -1)
-        logits, s = out[..., :-1].masked_fill(~self.exists, -30.0), (out[..., -1] + 3).clamp(0, 7).exp()
-        return logits.softmax(-1).clamp_min(1e-7), s
+    def loss(self, x, k):  # (n, D) standardised, (n, Q, A): mean over galaxies of the sum over questions
+        return -count_likelihood(k, *answers_of(self.net(x), self.exists)).sum(1).mean()
 
-    def loss(
-        self,
-        x,  # (n, D) standardised
-        k,  # (n, Q, A) counts
-    ) -> torch.Tensor:
-        "Negative log likelihood of the counts: mean over galaxies of the sum over questions."
-        return -count_likelihood(k, *self.answers(x)).sum(1).mean()
-
-    def build(self, width, generator):
-        "The network for embeddings of `width` numbers."
-        outputs = self.exists.numel() + len(self.exists)
-        self.net = seeded(lambda: mlp(width, outputs, self.hidden), self.seed)
+    def build(self, width, generator):  # the network for embeddings of `width` numbers
+        sizes = width, self.exists.numel() + len(self.exists), self.hidden
+        self.net = seeded(lambda: mlp(*sizes), self.seed)
         for i in range(len(self.hidden)):
             self.net[3 * i + 2] = QuickDropout(self.dropout, generator)
 
-    def fit(
-        self,
-        x,  # (n, D) embeddings
-        votes: dict,  # question -> (n, A) counts
-        x_val=None,  # (m, D) of validation galaxies
-        votes_val: dict | None = None,  # question -> (m, A)
-    ):
+    def fit(self, x, votes, x_val=None, votes_val=None):  # (n, D), question -> (n, A); of validation
         "Train on all votes of all galaxies; returns itself."
         self.columns, self.scale = {q: np.shape(v)[1] for q, v in votes.items()}, Scale(x)
-        widths = torch.tensor(list(self.columns.values()))
-        self.exists = torch.arange(int(widths.max())) < widths[:, None]
+        self.exists = existing(self.columns.values())
         X, k = torch.as_tensor(self.scale(x)), self.counts(votes)
         if not k.sum():
             raise ValueError(f"{len(X)} training galaxies without a vote: nothing to learn from")
@@ -291,14 +289,9 @@ class VoteCounts:
             self.errors = train(self.net, loss, draw, validate if stops else None, **self.loop)
         return self
 
-    def predict(
-        self,
-        x,  # (n, D)
-    ) -> dict:
-        "question -> (fractions (n, A), concentration (n,)) float64."
-        self.net.eval()
+    def predict(self, x) -> dict:  # (n, D) -> question -> (fractions (n, A), concentration (n,)) float64
         with torch.no_grad(), few_threads(1):
-            p, s = self.answers(torch.as_tensor(self.scale(x)))
+            p, s = answers_of(self.net.eval()(torch.as_tensor(self.scale(x))), self.exists)
         p, s = p.double().numpy(), s.double().numpy()
         return {q: (p[:, i, :A], s[:, i]) for i, (q, A) in enumerate(self.columns.items())}
 

@@ -383,9 +383,7 @@ def write_columns(
         group["rich"] = yaml.dump(rich)
 
 
-def read_columns(
-    group,  # of HDF5
-) -> Table:
+def read_columns(group) -> Table:  # group of HDF5
     "What `write_columns` wrote."
     table = Table()
     keys = sorted((k for k in group if k.isdigit()), key=int)
