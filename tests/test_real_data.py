@@ -5,9 +5,12 @@ import pytest
 
 from astroclip.data.spectrum_grid import N_PIXELS, Spectrum, WAVELENGTH
 from astroclip.evaluation.real_data import COLUMNS, ask_images, ask_spectra, list_all, real_scores
-from astroclip.surveys.folders import SUFFIXES, find_folder, group_of, images_for_network, nearest_redshift, read_folder, spectra_for_network
+from astroclip.surveys.folders import SUFFIXES, find_folder, find_folders, group_of, images_for_network, nearest_redshift
+from astroclip.surveys.folders import read_folder, read_folders, same_object, spectra_for_network, survey_of
 from astroclip.metrics.bootstrap import wilson
+from astroclip.models.redshift import Redshifts
 from astroclip.panels.observed import choose, markers_of, neighbour_figure, real_redshift_figure, spectrum_neighbour_figure
+from astroclip.sky.classes import TRUTHS, ask_classifier, scores_of, sets_of, true_class, why_unscored
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +180,110 @@ def test_no_folder_and_no_galaxies_are_no_error():
     assert len(real_redshift_figure(none, np.zeros(0, str), {}).axes) == 2
     assert not neighbour_figure(images.shown, [], np.zeros((0, 4, 3, 8, 8)), []).axes
     assert len(spectrum_neighbour_figure(spectra.shown, [], none, np.zeros((0, 3, N_PIXELS))).axes) == 1
+
+
+# Two folders, and the tables of spectra in the second one
+
+
+@pytest.fixture(scope="module")
+def every(shared):
+    "All that the page reads by default; skipped where the second folder is absent."
+    places = [shared / name for name in ("real", "real_2")]
+    if not all(place.is_dir() for place in places):
+        pytest.skip("no second folder of real spectra: put it beside ../shared/real as real_2")
+    return read_folders(places)
+
+
+def test_both_folders_are_found_and_read(shared, every, monkeypatch):
+    monkeypatch.setenv("ASTROCLIP_SHARED", str(shared))
+    assert find_folders() == [shared / "real", shared / "real_2"]
+    assert find_folders(str(shared / "real")) == [shared / "real"]
+    files = {f for f, _ in every.images + every.spectra + every.left_out}
+    there = {str(p.relative_to(shared)) for name in ("real", "real_2") for p in (shared / name).rglob("*") if p.name.lower().endswith(SUFFIXES)}
+    assert files == there                                       # nothing is lost silently
+
+
+def test_every_row_of_every_table_is_read(shared, every):
+    for path in sorted((shared / "real_2" / "spectra").glob("*.npz")):
+        with np.load(path) as table:
+            rows = [s for f, s in every.spectra if f.endswith(path.name)]
+            n = len(table["flux"]) if "flux" in table else len(table["b_flux"])
+            assert len(rows) == n, path.name
+            if "loglam" not in table:
+                assert all(np.allclose(s.wavelength, WAVELENGTH, atol=0.01) for s in rows)
+                continue
+            for i, s in enumerate(rows):
+                valid = int(table["npix"][i])
+                assert len(s.wavelength) == valid and s.id == table["name"][i]         # the padding is gone
+                assert np.allclose(s.wavelength, 10 ** table["loglam"][i, :valid].astype(float))
+                assert np.allclose(s.flux, table["flux"][i, :valid])                   # 1e-17 erg/s/cm2/A, as it stands
+                bad = (table["and_mask"][i, :valid].astype(np.int64) >> 16) > 0        # bits of the pixel, not of the fibre
+                assert (s.ivar[bad] == 0).all()
+                assert np.array_equal(s.ivar > 0, ~bad & (table["ivar"][i, :valid] > 0))
+                assert (s.redshift, s.redshift_warning, s.spectype) == (table["z"][i], table["zwarning"][i], table["cls"][i])
+
+
+@pytest.mark.parametrize(
+    "name, line, near",
+    [
+        ("spec-0391-51782-0594", 5008.24, 2),                   # [O III] of a galaxy, SDSS
+        ("spectrum_desi_221925.57+272806.4", 5008.24, 2),       # of a nucleus, DESI
+        ("gama_G09_Y1_GS1_080", 6564.6, 3),                     # H alpha, GAMA: the file does not say whether in air
+        ("spec-2758-54523-0387", 1549.5, 10),                   # C IV of a quasar: broad
+    ],
+)
+def test_lines_lie_where_the_redshift_puts_them(every, name, line, near):
+    s = next(s for _, s in every.spectra if s.id == name)
+    center, broad = line * (1 + s.redshift), near > 5
+    here = np.abs(s.wavelength - center) < (120 if broad else 40)
+    smooth = 15 if broad else 3
+    y = np.convolve(np.where(s.ivar > 0, s.flux, 0)[here], np.ones(smooth) / smooth, "same")[smooth:-smooth]
+    assert abs(s.wavelength[here][smooth:-smooth][y.argmax()] - center) < near
+
+
+def test_truth_classes_and_surveys(every):
+    from collections import Counter
+
+    spectra = [s for _, s in every.spectra]
+    truth = Counter(true_class(s) for s in spectra)
+    assert truth == {"galaxy": 42, "AGN": 41, "quasar": 57, "star": 3, "unlabelled": 49, "": 50}
+    assert Counter(map(survey_of, spectra)) == {"SDSS": 107, "DESI": 106, "DEEP2": 20, "MaNGA": 8, "GAMA": 1}
+    why = Counter(why_unscored(spectra).tolist())
+    assert why["two catalogues disagree"] == 4 and why["no redshift known"] == 50
+    assert sum(why.values()) == len(spectra) == 242
+
+
+def test_partners_are_found_by_position(shared, every):
+    spectra = [s for _, s in every.spectra]
+    pairs = {frozenset((spectra[i].id, spectra[j].id)) for i, j in same_object(spectra)}
+    named = set()
+    for path in (shared / "real_2" / "spectra").glob("desi_clagn_*.npz"):
+        with np.load(path) as table:
+            named |= {frozenset(pair) for pair in zip(table["name"].tolist(), table["sdss_partner"].tolist())}
+    assert len(pairs) == 24 and pairs == named                  # as the table names them, and no others
+
+
+def test_a_classifier_is_judged_by_class(every):
+    class Knows:
+        "Every redshift of the catalogue, half of them 0.01 too large; stars are nothing."
+
+        def classify(self, flux, ivar=None, on_bad="raise"):
+            n = len(flux)
+            kinds = np.where(truth == "star", "nothing", "galaxy")
+            z = np.nan_to_num(z_true, nan=0.5)
+            z = np.where(np.arange(n) % 2, z, z + 0.01 * (1 + z))
+            return Redshifts(z, np.where(np.arange(n) % 2, 0.99, 0.3), kinds, np.full((n, 4), 0.25))
+
+    found = every.spectra[::3]
+    truth = np.array([true_class(s) for _, s in found])
+    z_true = np.array([np.nan if s.redshift is None else s.redshift for _, s in found], float)
+    flux = np.ones((len(found), N_PIXELS), np.float32)
+    sky = ask_classifier(Knows(), found, flux, flux)
+    assert not sky.right[truth == "star"].any() and not sky.right[truth == ""].any()
+    expected = (np.arange(len(found)) % 2 == 1) & (truth != "star") & (truth != "")
+    assert np.array_equal(sky.right, expected)
+    scores = scores_of(sky, sky.scored, draws=20)
+    assert scores["wrong and sure"].value == 0 and scores["right or abstains"].value == 1
+    assert scores["right"].value == pytest.approx(expected[sky.scored].mean())
+    sets = sets_of(sky)
+    assert sets["all"].sum() == sky.scored.sum() == sum(sets[name].sum() for name in TRUTHS if name in sets)

@@ -5,13 +5,26 @@ import pytest
 import torch
 
 from astroclip.data.log_grid import LOG_STEP, N_LOG, line_channels
-from astroclip.models.redshift import RIGHT, RedshiftClassifier, correlate, estimate
+from astroclip.data.spectrum_grid import KINDS
+from astroclip.models.redshift import (
+    OUTSIDE,
+    RIGHT,
+    RedshiftClassifier,
+    allowed_shifts,
+    correlate,
+    estimate,
+    shares,
+)
 from astroclip.training.redshift_classifier import (
     Classification,
     calibrate,
     classification_loss,
     fit_calibration,
+    draw_rows,
     hard_copies,
+    kind_target,
+    one_view,
+    predictions,
     reliability_table,
     soft_target,
     train_classifier,
@@ -196,3 +209,100 @@ def test_saving_keeps_answers_and_calibration(trained, tmp_path):
     again = RedshiftClassifier.from_pretrained(tmp_path / "m", device="cpu")
     flux = galaxy(3600 + 0.8 * np.arange(7781), 0.25)
     np.testing.assert_array_equal(np.stack(again.predict(flux)), np.stack(trained.predict(flux)))
+
+
+def toy_kinds(n=160, seed=0):
+    "Galaxies with narrow lines, quasars with broad ones, stars with absorption at rest, and noise."
+    generator, x = torch.Generator().manual_seed(seed), torch.linspace(np.log(3600), np.log(9824), N_LOG)
+    kind = torch.arange(n) % 4
+    u = torch.rand(n, generator=generator)
+    y = torch.tensor([0.05, 0.3, 0.0, 0.0])[kind] + torch.tensor([0.4, 0.8, 0.0, 0.0])[kind] * u
+    lists = (
+        LINES,
+        [(1549, 3), (1909, 2), (2799, 2), (4862, 1)],
+        [(3934, -0.9), (4102, -0.9), (4862, -0.9)],
+        [],
+    )
+    flux = torch.ones(n, N_LOG)
+    for k, (lines, width) in enumerate(zip(lists, (6e-4, 8e-3, 1.5e-3, 1e-3))):
+        for rest, a in lines:
+            flux += (
+                (kind == k)[:, None] * a * torch.exp(-0.5 * ((x - np.log(rest) - y[:, None]) / width) ** 2)
+            )
+    flux = flux + 0.1 * torch.randn(n, N_LOG, generator=generator)
+    return LogSpectra(flux.half(), torch.ones(n, N_LOG, dtype=torch.bool), y, kind)
+
+
+def test_kinds_and_their_redshifts_are_learnt_together():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = RedshiftClassifier(features=8, templates=8, hidden=12, z_max=4.3, kinds=True)
+    config = Classification(
+        steps=120, batch_size=24, warmup=5, lr=1e-2, noise=0.3, validate_every=999, checkpoint_every=999
+    )
+    records = list(train_classifier(model, toy_kinds(), toy_kinds(8), config))
+    assert records[-1]["val_kind"] is not None
+    test = toy_kinds(80, seed=1)
+    z, raw, error, kinds = predictions(model, test)
+    right_kind = kinds.argmax(1) == test.kind
+    assert right_kind.float().mean() > 0.8
+    assert (error[test.kind < 3] < RIGHT).float().mean() > 0.6
+    assert torch.isinf(error[test.kind == 3]).all()
+    assert raw[test.kind < 3].mean() > raw[test.kind == 3].mean() + 0.3  # nothing claims no redshift
+
+
+def test_what_cannot_be_has_no_probability():
+    torch.manual_seed(0)
+    model = RedshiftClassifier(features=4, templates=4, hidden=8, z_max=4.3, kinds=True)
+    spectra = toy_kinds(8)
+    logits = model(spectra.flux.float(), spectra.good)
+    allowed = allowed_shifts(model.centres)
+    assert logits.shape == (8, 4, len(model.centres)) and (logits[:, ~allowed] == OUTSIDE).all()
+    z = model.centres.expm1()
+    assert z[allowed[2]].abs().max() < 0.003 and z[allowed[1]].min() > 0.02 and z[allowed[0]].max() < 1.751
+    p, kinds = shares(logits)
+    assert torch.allclose(p.sum(1) + kinds[:, 3], torch.ones(8), atol=1e-5)
+
+
+def test_target_of_a_kind_stands_in_its_row():
+    centers = torch.arange(50) * 0.1
+    target = kind_target(torch.tensor([2.0, 2.0, 0.0]), torch.tensor([0, 1, 3]), centers)
+    assert torch.allclose(target.sum((1, 2)), torch.ones(3)) and target[0, 1:].abs().sum() == 0
+    assert torch.equal(target[0, 0], target[1, 1]) and target[2, 3, 0] == 1
+
+
+def test_views_do_not_give_the_kind_away():
+    "Stars and empty fibres lose their ends as often as what is moved, and stay where they are."
+    spectra = toy_kinds(400)
+    seen = one_view(spectra, torch.Generator().manual_seed(3), 0.5, 1.6)
+    lost = 1 - seen.good.float().mean(1)
+    by_kind = [float(lost[spectra.kind == k].mean()) for k in range(4)]
+    assert max(by_kind) < 2.5 * min(by_kind), by_kind
+    fixed = spectra.kind > 1
+    assert (
+        torch.equal(seen.y[fixed], spectra.y[fixed])
+        and (seen.y[~fixed] != spectra.y[~fixed]).float().mean() > 0.9
+    )
+    assert seen.y[spectra.kind == 0].max() <= np.log(2.7) and seen.y[spectra.kind == 1].min() >= 0.04
+
+
+def test_batches_hold_the_kinds_in_fixed_shares():
+    kind = torch.tensor([0] * 900 + [1] * 90 + [2] * 10)
+    rows = draw_rows(kind, 20_000, (0.4, 0.3, 0.3, 0.5), torch.Generator().manual_seed(0))
+    assert np.allclose(torch.bincount(kind[rows]) / 20_000, [0.4, 0.3, 0.3], atol=0.02)  # of those there are
+
+
+def test_classify_names_kinds_and_leaves_bad_rows_empty():
+    torch.manual_seed(0)
+    model = RedshiftClassifier(features=4, templates=4, hidden=8, z_max=4.3, kinds=True)
+    flux = np.stack([galaxy(3600 + 0.8 * np.arange(7781), 0.2), np.full(7781, np.nan)])
+    with pytest.raises(ValueError, match="all NaN"):
+        model.classify(flux)
+    found = model.classify(flux, on_bad="nan")
+    assert len(found) == 2 and found.spectype[0] in KINDS and found.spectype[1] == ""
+    assert abs(found.class_probability[0].sum() - 1) < 1e-5 and np.isnan(found.class_probability[1]).all()
+    z, probability = model.predict(flux, on_bad="nan")
+    np.testing.assert_array_equal(z, found.z)
+    redshifts, p = model.distribution(flux[:1])
+    assert abs(p.sum() + found.class_probability[0, 3] - 1) < 1e-5 and len(redshifts) == p.shape[1]
+    assert small().classify(flux[:1]).spectype[0] == "galaxy"  # who knows galaxies only

@@ -25,8 +25,9 @@ from .provenance import code_of, file_hash, library_versions, what_changed
 # %% ../../nbs/core/20_artifacts.ipynb #19156cf1
 STAGES = {
     "mock_survey": [],
+    "mock_targets": [],
     "pretrain_spectrum": ["mock_survey"],
-    "train_redshift": ["mock_survey"],
+    "train_redshift": ["mock_survey", "mock_targets"],
     "train_baselines": ["mock_survey"],
     "pretrain_image": ["mock_survey"],
     "align": ["mock_survey", "pretrain_spectrum", "pretrain_image"],

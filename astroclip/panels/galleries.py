@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUERY', 'THUMB', 'BELOW', 'GAP', 'LEFT', 'TOP', 'MARKED', 'SPACE_STYLES', 'Sheet', 'gallery', 'smooth_shape',
-           'spectrum_stack', 'spectrum_gallery', 'recall_panel', 'class_panel', 'unique_legend']
+           'spectrum_stack', 'spectrum_gallery', 'recall_panel', 'class_panel', 'unique_legend', 'pool_panel']
 
 # %% ../../nbs/panels/10_galleries.ipynb #d1f76da4
 import numpy as np
@@ -209,3 +209,21 @@ def unique_legend(fig, axes, ncol=3):
         for handle, label in zip(*ax.get_legend_handles_labels()):
             found.setdefault(label, handle)
     fig.legend(found.values(), found.keys(), loc="outside lower center", ncol=ncol)
+
+# %% ../../nbs/panels/10_galleries.ipynb #523ceb6b
+def pool_panel(
+    ax,
+    curves,  # model -> Score for each pool, of one direction
+    words,  # names of the pools, from left to right
+):
+    "Fraction of a pool that the true pair beats, from pools of anybody to pools of twins."
+    ax.axhline(0.5, color="0.4", lw=0.7, ls=":")
+    for shift, (model, found) in zip(np.linspace(-0.12, 0.12, len(curves)), curves.items()):
+        style = SPACE_STYLES.get(model, dict(color="k", ls="-"))
+        values = np.array([score.value for score in found])
+        ends = np.array([[score.low for score in found], [score.high for score in found]])
+        error = np.abs(ends - values)
+        look = dict(color=style["color"], ls=style["ls"], marker="o", ms=2.5, lw=0.9, elinewidth=0.8)
+        ax.errorbar(np.arange(len(found)) + shift, values, error, label=model_name(model), **look)
+    ax.set_xticks(range(len(words)), words, rotation=25, ha="right")
+    ax.set(ylim=(0.45, 1.01))

@@ -18,6 +18,7 @@ from ..core.plots import COLORS, SPECTRAL_LINES, STRIP, WIDTHS, figure, plot_spe
 from ..data.spectrum_grid import WAVELENGTH
 from ..metrics.regression import dz, sigma_nmad
 from ..plotting.names import head_name, model_name
+from ..surveys.folders import survey_of
 
 # %% ../../nbs/panels/30_observed.ipynb #3e9c9aa1
 BROKEN = 0.05  # fraction of unobserved pixels above which a cutout is called broken
@@ -223,6 +224,7 @@ def over_mean(flux) -> np.ndarray:  # (L,) -> (L,)
 
 
 LINES = {name: SPECTRAL_LINES[name] for name in ("[O II]", "Ca H", "G", "[O III]", "Na D", "Hα", "[S II]")}
+LINES |= {"Mg II": 2799.1, "C III]": 1908.7, "C IV": 1549.5, "Lyα": 1215.7}  # of quasars, broad
 
 
 def spectrum_neighbour_figure(
@@ -260,6 +262,6 @@ def spectrum_title(
 ) -> str:
     "Survey, name, redshift (of the catalogue where it knows one) and likeness of the nearest neighbour."
     known = f"z = {z:.3f} (predicted, probability {probability:.2f})" if s.redshift is None else ""
-    survey, name = s.source.split(" ")[0], object_name(s.id, s)
+    survey, name = survey_of(s), object_name(s.id, s)
     name = name if name.startswith(survey) else f"{survey} {name}"
     return f"{name}, {known or f'z = {s.redshift:.3f}'}, cosine {cosine:.2f}"
