@@ -129,6 +129,8 @@ UNDIVIDED = {
     "mock/10_population.ipynb",
     "models/60_redshift.ipynb",
     "panels/30_observed.ipynb",
+    "targets/20_quasars.ipynb",
+    "targets/30_stars.ipynb",
 }
 
 
