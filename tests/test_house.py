@@ -120,10 +120,35 @@ def test_library_notebooks_teach(path):
                 assert node.end_lineno - node.lineno < 70, f"{node.name} is {node.end_lineno - node.lineno} lines long"
 
 
+# Classes that stand alone in their cell and are longer: what they share is their state, and no step of them is one alone.
+WHOLE_CLASSES = {"Machine", "TorchArchive", "VisionTransformer", "SpecFormer", "FromArrays", "Survey", "ScoreTable"}
+# Notebooks whose long cells are not divided yet; empty it.
+UNDIVIDED = {
+    "core/27_pipeline.ipynb",
+    "evaluation/40_real_data.ipynb",
+    "mock/10_population.ipynb",
+    "models/60_redshift.ipynb",
+    "panels/30_observed.ipynb",
+    "targets/20_quasars.ipynb",
+    "targets/30_stars.ipynb",
+}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=ids(LIBRARY))
+def test_a_cell_teaches_one_step(path):
+    for cell in load(path)["cells"]:
+        lines = source(cell).splitlines()
+        if cell["cell_type"] != "code" or len(lines) <= 60 or ids([path])[0] in UNDIVIDED:
+            continue
+        body = ast.parse(source(cell)).body
+        whole = len(body) == 1 and isinstance(body[0], ast.ClassDef) and body[0].name in WHOLE_CLASSES
+        assert whole, f"cell {cell['id']} ({lines[1]}) has {len(lines)} lines, expected 60: divide it"
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_modules_are_short(layer):
     for path in modules(layer):
-        assert len(path.read_text().splitlines()) <= 420, f"{path.name} holds more than one idea"
+        assert len(path.read_text().splitlines()) <= 400, f"{path.name} holds more than one idea"
 
 
 @pytest.mark.parametrize("path", LIBRARY + RUNNABLE, ids=ids(LIBRARY + RUNNABLE))

@@ -89,7 +89,7 @@ def embed_items(
     for r in rows:
         r.item = None
 
-
+# %% ../../nbs/cli/20_embedding.ipynb #e20bff1a
 def embed_files(
     model,  # AstroCLIP
     paths: list[Path],
@@ -204,7 +204,7 @@ def images_as(
     said = dict(unit=getattr(args, "unit", None), pixel_scale=getattr(args, "pixel_scale", None))
     return {name: value for name, value in said.items() if value is not None}
 
-
+# %% ../../nbs/cli/20_embedding.ipynb #b153c275
 def index_of(
     model,  # AstroCLIP
     rows: list[Row],
@@ -229,7 +229,7 @@ def index_of(
     table["flag"] = all_of("flag")
     return SimilarityIndex.build(np.stack(all_of("vector")), all_of("id"), all_of("modality"), table, model)
 
-
+# %% ../../nbs/cli/20_embedding.ipynb #229694c9
 def embed(
     args: Namespace,  # model, sources, output, modality, unit, pixel_scale, batch_size, overwrite, device
 ) -> None:

@@ -47,7 +47,7 @@ IMAGES = [
 ]
 CONDITION = "column=value, column=low:high or column=a,b; may be repeated"
 
-# %% ../../nbs/cli/50_main.ipynb #55f53d28
+# %% ../../nbs/cli/50_main.ipynb #82cefd59
 COMMANDS = {  # name: (what it does, an example, its arguments)
     "convert": (
         "turn an official checkpoint into safetensors, executing nothing in it",
@@ -96,6 +96,10 @@ COMMANDS = {  # name: (what it does, an example, its arguments)
             DEVICE,
         ],
     ),
+}
+
+# %% ../../nbs/cli/50_main.ipynb #55f53d28
+COMMANDS |= {
     "mock": (
         "make a simulated survey",
         "astroclip mock data/my_survey --pairs 2000 --spectra 4000",
@@ -202,7 +206,7 @@ def interrupted(command: str) -> str:
         return "interrupted: nothing was written, the same command starts again"
     return "interrupted"
 
-
+# %% ../../nbs/cli/50_main.ipynb #e66c01a6
 def work_of(command: str) -> Callable:
     "The function that does the work of a command; its module is imported now, and only that."
     return getattr(import_module(f"astroclip.cli.{WORK[command]}"), command.replace("-", "_"))

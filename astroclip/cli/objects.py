@@ -84,7 +84,7 @@ def read_objects(
         except ValueError as reason:
             raise ValueError(f"not an image ({image_reason.reason}), and no spectrum: {reason}") from None
 
-
+# %% ../../nbs/cli/10_objects.ipynb #ea9e8df2
 @dataclass
 class Row:
     "One galaxy, or one file that gave none: where it comes from, what became of it."

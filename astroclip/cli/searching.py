@@ -118,7 +118,7 @@ def id_of(
     like = f"its ids are integers such as {index.ids[0]}"
     raise KeyError(f"no galaxy {text!r} in this index, and no file of that name; {like}")
 
-
+# %% ../../nbs/cli/30_searching.ipynb #b805f18b
 def same_model(
     index,  # SimilarityIndex
     args: Namespace,  # model, device, and index, its path
@@ -162,7 +162,7 @@ def file_queries(
         say(f"{args.query} holds {len(rows)} objects, a table for each of {len(seen)} follows; see --row")
     return [(f"{Path(args.query).name}[{r.row}] {r.id}", r.vector, None) for r in seen]
 
-
+# %% ../../nbs/cli/30_searching.ipynb #98572fcc
 def queries_of(
     index,  # SimilarityIndex
     args: Namespace,  # query (an identifier or a file), modality or None

@@ -78,7 +78,7 @@ def train_image(
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     print(f"written: {folder / 'vit'}")
 
-
+# %% ../../nbs/cli/40_training.ipynb #fe4192aa
 def train_spectrum(
     args: Namespace,  # surveys, folder, profile, steps or None, seed, device, overwrite
 ) -> None:

@@ -42,9 +42,7 @@ SIDECAR = "artifact.json"
 CODE = ".code.json"  # in an unfinished folder: the code that began it
 
 
-def notebook_of(
-    stage,  # a name of STAGES or KEPT_BY_PAGES
-):
+def notebook_of(stage):  # a name of STAGES or KEPT_BY_PAGES
     "Path of the notebook that makes a stage's artifact; None where there is no repository."
     root = find_root()
     path = root / "nbs" / f"{KEPT_BY_PAGES.get(stage, stage)}.ipynb" if root else None
@@ -58,6 +56,24 @@ def reuse_asked():
 
 def _digest(*parts):
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+# %% ../../nbs/core/20_artifacts.ipynb #645cf9fe
+def _code_here(stage, survey):
+    "Hashes of the code that makes a stage today; None where nothing here does."
+    real_pairs = survey == "desi" and stage == "mock_survey"
+    notebook = None if real_pairs else notebook_of(stage)
+    return code_of(notebook) if notebook else None
+
+
+def _other_code(record, today, inputs):
+    "How the code in a sidecar differs from today's, as a phrase; '' where it does not."
+    if not record.get("code"):
+        return "by unknown code"
+    changed = what_changed(record["code"], today)
+    if changed:
+        return f"before a change of {changed}"
+    other = [name for name, a in inputs.items() if record["inputs_code"].get(name) != a.code_key]
+    return f"from another {', '.join(other)}" if other else ""
 
 # %% ../../nbs/core/20_artifacts.ipynb #57c2a31d
 @dataclass(frozen=True)
@@ -93,21 +109,16 @@ class Artifact:
         return self.made and (reuse_asked() or not self.stale)
 
     @property
-    def sidecar(self):
-        "The sidecar as a dictionary (settings, inputs, code, versions, seconds, files)."
+    def sidecar(self):  # settings, inputs, code, versions, seconds, files
         return json.loads((self.path / SIDECAR).read_text())
 
     @property
     def code(self):
         "Hashes of the code that makes it today; None where nothing here does (a wheel, real pairs)."
-        if self.survey == "desi" and self.stage == "mock_survey":
-            return None
-        notebook = notebook_of(self.stage)
-        return code_of(notebook) if notebook else None
+        return _code_here(self.stage, self.survey)
 
     @property
-    def code_key(self):
-        "One hash for the code that makes it today, and its inputs."
+    def code_key(self):  # one hash for the code that makes it today, and its inputs
         return _digest(self.code, {name: a.code_key for name, a in self.inputs.items()})
 
     @property
@@ -119,16 +130,7 @@ class Artifact:
     def stale(self):
         "What is different in the code that made what lies there, as a phrase; '' where nothing is."
         today = self.code if self.made else None
-        if today is None:
-            return ""
-        record = self.sidecar
-        if not record.get("code"):
-            return "by unknown code"
-        changed = what_changed(record["code"], today)
-        if changed:
-            return f"before a change of {changed}"
-        other = [name for name, a in self.inputs.items() if record["inputs_code"].get(name) != a.code_key]
-        return f"from another {', '.join(other)}" if other else ""
+        return "" if today is None else _other_code(self.sidecar, today, self.inputs)
 
     def __repr__(self):
         state = "missing" if not self.made else "ready" if self.ready else f"made {self.stale}"
@@ -191,9 +193,7 @@ def _lock(artifact, what):
 _CLAIMED = {}  # path -> lock that this process holds since `claim`
 
 
-def claim(
-    artifact,  # Artifact that the notebook is about to make
-):
+def claim(artifact):  # the Artifact that the notebook is about to make
     "Is there anything to make? Waits for a run that is making it; if so, it is ours until `create` ends."
     if artifact.ready:
         return False
@@ -241,9 +241,7 @@ def _put(partial, final):
 
 
 @contextmanager
-def create(
-    artifact,  # Artifact to be made
-):
+def create(artifact):  # the Artifact to be made
     "Lock, yield a partial folder (kept when interrupted), write the sidecar, rename it to `artifact.path`."
     final = artifact.path
     partial = final.with_name(f".partial-{final.name}")
@@ -390,16 +388,10 @@ def _execute(artifact, parameters, reuse=False):
         told |= dict(ASTROCLIP_ENSURE=artifact.key, ASTROCLIP_REUSE="1" if reuse else None)
         try:
             with environment(**told), writing(artifact.path.parent):
-                papermill.execute_notebook(
-                    str(notebook),
-                    str(artifact.path.with_suffix(".ipynb")),
-                    parameters=parameters,
-                    kernel_name="python3",
-                    progress_bar=False,
-                    log_output=False,
-                    stdout_file=sys.stdout,
-                    cwd=str(artifact.path.parent),
-                )
+                files = str(notebook), str(artifact.path.with_suffix(".ipynb"))
+                how = dict(kernel_name="python3", progress_bar=False, log_output=False)
+                where = dict(stdout_file=sys.stdout, cwd=str(artifact.path.parent))
+                papermill.execute_notebook(*files, parameters=parameters, **how, **where)
         except KeyboardInterrupt:
             raise _interrupted(artifact) from None
     finally:

@@ -39,7 +39,7 @@ def _elsewhere(error, path):
     name = getattr(error, "filename", None)
     return isinstance(name, str) and not Path(name).absolute().is_relative_to(Path(path).absolute().parent)
 
-
+# %% ../../nbs/core/12_faults.ipynb #8c76b139
 def explain(
     error,  # any exception raised while something was written
     path,  # what was written

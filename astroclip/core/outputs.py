@@ -71,7 +71,7 @@ def resolved(path: Path) -> Path:
     except (OSError, RuntimeError) as error:
         raise ValueError(f"cannot write {path}: {error}") from None
 
-
+# %% ../../nbs/core/22_outputs.ipynb #2f670281
 def check_output(
     path,  # file to be written
     inputs=(),  # files and folders that are read

@@ -186,7 +186,7 @@ def _reused(inputs):
     kept = {a.stage: f"made {a.stale}" for a in inputs if a.made and a.stale}
     return dict(reused=kept) if kept else {}
 
-
+# %% ../../nbs/core/30_plots.ipynb #c4be19d7
 STAMPS = dict(simulated="SIMULATED", models="TRAINED ON SIMULATIONS", real="REAL", nothing="")
 SAID = dict(
     simulated="SIMULATED survey.",
@@ -214,7 +214,7 @@ def _page_and_name(label):
         raise ValueError(f"label {label!r}: expected page/panel, as redshift/scores.")
     return page, name
 
-
+# %% ../../nbs/core/30_plots.ipynb #3742ac38
 def _sidecar(label, params, numbers, caption, inputs, paper, shows):
     "Provenance of a figure or table: no date, no host, so that the same result is the same file."
     said, changes = SAID[shows], changed_settings(params)
@@ -268,7 +268,7 @@ def _png(fig, dpi=200):
             return packed.getvalue()
         dpi -= 20
 
-
+# %% ../../nbs/core/30_plots.ipynb #455e8203
 def save_figure(
     fig,
     label,  # page/panel
@@ -297,7 +297,7 @@ def save_figure(
     _record_run(params)
     return folder / f"{name}.png"
 
-
+# %% ../../nbs/core/30_plots.ipynb #6d49b8fd
 def _cell(value):
     "A table cell in Markdown: short numbers, an em space for what is missing."
     value = _plain(value)
@@ -317,7 +317,7 @@ def _checked_rows(rows, label, columns):
         raise ValueError(f"a row of table {label} has the columns {list(odd[0])}, expected {columns}.")
     return rows, columns
 
-
+# %% ../../nbs/core/30_plots.ipynb #d8e0863b
 def save_table(
     rows,  # dicts with the same keys
     label,  # page/table

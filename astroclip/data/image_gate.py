@@ -215,7 +215,7 @@ def flux_images(
         _refuse(image_faults(x, said), first)
     return x
 
-
+# %% ../../nbs/data/16_image_gate.ipynb #7aa6aba7
 def picture_images(
     images,  # (N, 3, H, W) or (3, H, W), any container
     size: int,  # pixels that the encoder needs

@@ -236,7 +236,7 @@ def one_crop(
             )
             out[0, y, x], out[1, y, x], out[2, y, x] = z, r, g
 
-
+# %% ../../nbs/data/18_image_kernels.ipynb #7f339f7e
 @compiled(parallel=True)
 def multicrop_kernel(
     images,  # (N, 3, H, W) float32 nanomaggies

@@ -123,7 +123,7 @@ def to_angstrom(
     except u.UnitsError:
         raise ValueError(f"wavelength unit {name!r} is no length such as 'nm' or 'log10(Angstrom)'") from None
 
-
+# %% ../../nbs/data/30_spectrum_units.ipynb #de5a7b9b
 def looks_like(
     w: np.ndarray,  # numbers of an axis
     optical: bool = False,  # True: neither nanometres nor pixel numbers are believed
@@ -148,7 +148,7 @@ def looks_like(
         return "pixel numbers", None
     return ("nanometres", "nm") if optical and high < 3000 else None
 
-
+# %% ../../nbs/data/30_spectrum_units.ipynb #b99ffedc
 def check_wavelength(
     wavelength,  # (L,) increasing, any container
     n=None,  # pixels that it must have

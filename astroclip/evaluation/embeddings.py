@@ -109,7 +109,7 @@ def spectrum_tokens(specformer):  # batch -> tokens (B, T, E)
 
     return tokens
 
-
+# %% ../../nbs/evaluation/10_embeddings.ipynb #cfe86849
 def towers(
     model,  # AstroCLIP
     modalities=("image", "spectrum"),
@@ -139,7 +139,7 @@ def spectrum_tower(specformer):  # batch -> dict(spectrum (B, E))
     tokens = spectrum_tokens(specformer)
     return lambda batch: {"spectrum": summarize_spectrum(tokens(batch))}
 
-
+# %% ../../nbs/evaluation/10_embeddings.ipynb #38ce7a55
 def classifier(
     model,  # RedshiftClassifier
     rows,  # (N,) bool: the galaxies that are asked

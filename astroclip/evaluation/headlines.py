@@ -73,7 +73,7 @@ HEADLINES = [  # words, score, input, model (None: the strongest), model of the 
     ("REAL spectra within 0.003 (1 + z)", "redshift within 0.003", "spectrum, SDSS and MaNGA", None, None),
 ]
 
-
+# %% ../../nbs/evaluation/18_headlines.ipynb #4a8c71bb
 def in_words(
     rows,  # of one model, a head each
     heads=True,  # name the heads

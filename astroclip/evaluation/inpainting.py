@@ -215,7 +215,7 @@ class MaskedSpectra:
         where = self.hidden & np.isfinite(answer)
         return per_galaxy(np.abs(answer - self.target) / self.level, where)
 
-
+# %% ../../nbs/evaluation/30_inpainting.ipynb #83b26abb
 def masked_spectra(
     survey,  # Survey
     model,  # SpecFormer
@@ -300,7 +300,7 @@ class Fillers:
         protocol = name.split()[1] if name == self.other else self.protocol
         return np.where(hidden, reconstruct(model, flux, spectra.masked, protocol)[0], np.nan)
 
-
+# %% ../../nbs/evaluation/30_inpainting.ipynb #a171da79
 def choose_fillers(
     model,  # SpecFormer
     untrained,  # SpecFormer

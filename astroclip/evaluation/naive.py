@@ -293,7 +293,7 @@ def all_crops(
     "The crops of every plan."
     return [run(images, plan) for plan in plans]
 
-
+# %% ../../nbs/evaluation/70_naive.ipynb #0626eaf3
 def masked_tokens(
     flux,  # (N, L) tensor
     generator,  # of torch
@@ -320,7 +320,7 @@ def backward(
     "Forward and backward."
     run(*inputs).sum().backward()
 
-
+# %% ../../nbs/evaluation/70_naive.ipynb #757575af
 def exhaust(
     read,  # function that gives an iterator
     *arguments,
@@ -352,7 +352,7 @@ def spectres_loop(
         return {}
     return {"spectres, no ivar": partial(spectres, grid, wavelength, flux, verbose=False)}
 
-
+# %% ../../nbs/evaluation/70_naive.ipynb #6bcc708d
 def vectors(
     rng,  # numpy generator
     n: int,

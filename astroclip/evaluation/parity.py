@@ -27,14 +27,8 @@ from ..core.config import shared_root
 from ..data.images import center_crop, to_rgb
 from ..losses.contrastive import clip_loss, contrastive_logits
 from ..losses.masked import masked_spectrum_loss
-from astroclip.losses.selfdistill import (
-    DINOHead,
-    center_probs,
-    dino_loss,
-    ibot_loss,
-    koleo_loss,
-    sinkhorn_knopp,
-)
+from ..losses.selfdistill import DINOHead, center_probs, sinkhorn_knopp
+from ..losses.selfdistill import dino_loss, ibot_loss, koleo_loss
 from ..models.astroclip import AstroCLIP
 from ..models.baselines import ConvAttention, MorphologyMLP, perceptron
 from ..models.pretrained import resolve_device
@@ -112,7 +106,7 @@ def astrodino_outputs(
         "last2_patch_tokens_144": torch.stack(model.last_patch_tokens(g["images_144"], 2)),
     }
 
-
+# %% ../../nbs/evaluation/60_parity.ipynb #42845f2a
 @torch.no_grad()
 def astroclip_outputs(
     g: dict,  # arrays of astroclip_io
@@ -142,7 +136,7 @@ def astroclip_outputs(
         "small_norm_loss": clip_loss(g["small_norm_a"], g["small_norm_b"]),
     }
 
-
+# %% ../../nbs/evaluation/60_parity.ipynb #7ce47206
 def preprocessing_outputs(
     g: dict,  # arrays of preprocessing_io
     folder: Path,  # with the weights
@@ -180,26 +174,19 @@ def losses_outputs(
         out[f"ibot_loss_{i}"] = ibot_loss(g[f"ibot_student_{i}"], teacher, g[f"ibot_mask_{i}"].bool())
     return out
 
-
+# %% ../../nbs/evaluation/60_parity.ipynb #75158098
 def step_outputs(
     g: dict,  # arrays of ssl_step_io
     folder: Path,  # with the weights
 ) -> dict:  # of tensors, by their names in the file
     "Losses of two whole steps of self-distillation, balanced in both ways."
-    c, out = g["config_json"], {}
+    c, size, out = g["config_json"], g["config_json"]["global_crops_size"], {}
+    sizes = dict(image_size=size, cutout=size + 12, local_size=c["local_crops_size"])
+    sizes |= dict(n_local=c["local_crops_number"], n_prototypes=c["head"]["out_dim"])
+    sizes |= {k: c["head"][k] for k in ("hidden_dim", "bottleneck_dim")}
+    sizes |= {k: c[k] for k in ("patch_size", "embed_dim", "depth", "num_heads")}
     for balance in ("centering", "sinkhorn_knopp"):
-        config = ImageConfig(
-            image_size=c["global_crops_size"],
-            cutout=c["global_crops_size"] + 12,
-            n_local=c["local_crops_number"],
-            local_size=c["local_crops_size"],
-            n_prototypes=c["head"]["out_dim"],
-            hidden_dim=c["head"]["hidden_dim"],
-            bottleneck_dim=c["head"]["bottleneck_dim"],
-            balance=balance,
-            **{k: c[k] for k in ("patch_size", "embed_dim", "depth", "num_heads")},
-        )
-        model = SelfDistillation(config)
+        model = SelfDistillation(ImageConfig(**sizes, balance=balance))
         for who in ("student", "teacher"):  # our names have no chunks
             state = {
                 re.sub(r"blocks\.\d+\.(\d+)", r"blocks.\1", k.removeprefix(f"{who}.")): v
@@ -220,7 +207,7 @@ def step_outputs(
             out |= {f"{balance}_{i}_{k}": v for k, v in logged.items()}
     return out
 
-
+# %% ../../nbs/evaluation/60_parity.ipynb #78aebba0
 def schedule_outputs(
     g: dict,  # arrays of training_math
     folder: Path,  # with the weights
@@ -235,7 +222,7 @@ def schedule_outputs(
     k = [g["clip_lr_kwargs_json"][name] for name in ("base_lr", "T_warmup", "T_max", "eta_min")]
     return out | {"clip_lr_values": np.array([warmup_cosine(t, *k) for t in range(110)])}
 
-
+# %% ../../nbs/evaluation/60_parity.ipynb #f469cdd8
 def load_baseline(
     net: torch.nn.Module,
     folder: Path,
@@ -354,7 +341,7 @@ def measure(
     gpu = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
     return result | dict(pairs_per_second=1 / sum(1 / r for r in rates), peak_gb=peak_gb(), gpu_gb=gpu)
 
-
+# %% ../../nbs/evaluation/60_parity.ipynb #06e32a94
 def cost(
     source,  # of the model
     **options,  # of `measure`

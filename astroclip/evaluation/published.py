@@ -138,7 +138,7 @@ def read_table(
     with open(path, newline="") as file:
         return [{k: number(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
-
+# %% ../../nbs/evaluation/50_published.ipynb #df10798f
 def is_current(
     path: Path,  # of a figure or table with a sidecar
     params,  # Params
@@ -158,7 +158,7 @@ def is_current(
     here = [artifact for artifact in today.values() if artifact.made and artifact.stage in code]
     return all(code[a.stage] == (a.made_by if reuse_asked() else a.code_key) for a in here)
 
-
+# %% ../../nbs/evaluation/50_published.ipynb #27b64584
 def page_file(
     name: str,  # of a sidecar or table below the run's figure folder
     page: str,  # the notebook that makes it

@@ -244,7 +244,7 @@ def read_fits(
         source = f"{survey} {version} {Path(path).name}"
         return Cutout(image, place.ra, place.dec, flags, source, float(scale[1]), missing, unit=said)
 
-
+# %% ../../nbs/files/25_cutout_files.ipynb #1798e8d4
 def _stamp(raw, scale, stamp, factors, per_pixel):
     "(image (3, stamp, stamp) in nanomaggies, fraction of unobserved pixels (3,) within it)."
     span = [min(n, int(round(stamp * PIXEL_SCALE / s))) for n, s in zip(raw.shape[1:], scale[::-1])]
@@ -255,7 +255,7 @@ def _stamp(raw, scale, stamp, factors, per_pixel):
         flux = flux * factors[:, None, None]
     return resample_cutout(flux, scale, stamp, per_pixel=per_pixel), missing
 
-
+# %% ../../nbs/files/25_cutout_files.ipynb #b2d2ddc8
 def read_image(
     path,
     size: int = 152,  # pixels of the stamp

@@ -92,7 +92,7 @@ def whole_numbers(
         )
     return x.astype(np.int64)
 
-
+# %% ../../nbs/files/15_identifiers.ipynb #cc04076f
 def integers(
     values,  # (N,) as given
     name: str,  # for the message
@@ -121,7 +121,7 @@ def text_of(
         raise ValueError(f"{name}: {rows_of(ended)} ends with a NUL character, which arrays drop; strip it")
     return np.array(values, str), empty
 
-
+# %% ../../nbs/files/15_identifiers.ipynb #a2373ca7
 def from_objects(
     x,  # (N,) in any container
     name: str,  # for the message

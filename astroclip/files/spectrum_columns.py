@@ -165,7 +165,7 @@ def refuse(
     error.args = (f"{path}: not read, use model.embed_spectra(flux, wavelength, ivar): {reason}",)
     raise error from None
 
-
+# %% ../../nbs/files/30_spectrum_columns.ipynb #1162c504
 def one_spectrum(
     w,  # (L,) Angstrom; NaN: no wavelength
     flux,  # (L,)
@@ -199,7 +199,7 @@ def one_spectrum(
         flags = [*flags, "no usable pixel"]
     return w, flux, np.where(bad, np.float32(0), ivar), bad | doubt, flags
 
-
+# %% ../../nbs/files/30_spectrum_columns.ipynb #8100d84d
 def check_flux_scale(
     flux: np.ndarray,
     unit,  # astropy unit, or None
@@ -281,7 +281,7 @@ def spectra_of_columns(
         refuse(path, str(reason))
     return _whole_fibre(out, columns, mask)
 
-
+# %% ../../nbs/files/30_spectrum_columns.ipynb #8efcfd7d
 def _errors(columns, error, how, own, factor, shape):
     "Inverse variance of the flux after its unit was changed by `factor`, or None without an error column."
     if error is None:

@@ -166,7 +166,7 @@ def columns_of_table(table):
         columns.setdefault(key, (values, unit or getattr(column, "unit", None)))
     return columns
 
-
+# %% ../../nbs/files/44_spectrum_tables.ipynb #43b4db7f
 def read_ecsv(
     content: bytes,  # of the file, unpacked
     path,  # for names and messages
@@ -199,7 +199,7 @@ def without_ids(meta):
     plain = (str, int, float, np.number)
     return {k: v for k, v in lower.items() if k not in META["id"] and isinstance(v, plain)}
 
-
+# %% ../../nbs/files/44_spectrum_tables.ipynb #8779b541
 def read_fits_tables(
     hdus,  # open FITS file
     path,  # for names and messages
@@ -264,7 +264,7 @@ def read_arrays(
     meta = {k: v for k, v in arrays.items() if np.ndim(v) == 0 or (np.ndim(v) == 1 and len(v) == n)}
     return spectra_of_columns(columns, path, meta)
 
-
+# %% ../../nbs/files/44_spectrum_tables.ipynb #0f660261
 def from_specutils(
     spectrum,  # a specutils Spectrum (or Spectrum1D): spectral_axis, flux, uncertainty, mask, meta
     id="spectrum",

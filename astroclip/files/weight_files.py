@@ -123,7 +123,7 @@ def only_the_cache(
     finally:
         constants.HF_HUB_OFFLINE = before
 
-
+# %% ../../nbs/files/60_weight_files.ipynb #4d359f16
 def download(
     name: str,  # owner/name or owner/name/file
     revision: str | None,  # of the repository
@@ -195,7 +195,7 @@ def read_header(
             raise ValueError("its tensors reach beyond its end: truncated")
     return header.get("__metadata__", {}), tensors, 8 + length
 
-
+# %% ../../nbs/files/60_weight_files.ipynb #ba470abd
 def hash_of_file(
     file: Path,  # a .safetensors
     tensors: dict,  # these two as `read_header` gives them
@@ -234,7 +234,7 @@ def read_about(
         said = " ".join(str(e).split())[:200]
         raise ValueError(f"{file}: not a model of ours, or damaged ({said})") from None
 
-
+# %% ../../nbs/files/60_weight_files.ipynb #f8a75474
 def hash_of_model(
     path,  # a folder or .safetensors of ours
 ) -> str:

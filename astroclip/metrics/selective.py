@@ -46,7 +46,7 @@ def drawn_scores(
         ]
     )
 
-
+# %% ../../nbs/metrics/50_selective.ipynb #21403b30
 def binned_scores(
     predicted,  # (n,)
     true,  # (n,)
@@ -116,7 +116,7 @@ def risk_curve(
     score, loss = finite_pair(score, loss)
     return sorted_risk(dense_ranks(score), loss)[0]
 
-
+# %% ../../nbs/metrics/50_selective.ipynb #c0bfcc46
 def gain_of(
     risk,  # (n,) curve of the warning
     best,  # (n,) curve of the oracle

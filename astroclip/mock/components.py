@@ -230,7 +230,7 @@ def side_disc(
     disc = along / np.cosh(np.minimum(np.abs(v) / np.float32(height), 40)) ** 2
     return disc / disc.sum()
 
-
+# %% ../../nbs/mock/32_components.ipynb #faa872b7
 def edge_on_discs(
     galaxy: dict,  # scalars of one galaxy
     half: int,  # half the side of the patch, subpixels

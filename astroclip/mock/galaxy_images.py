@@ -54,7 +54,7 @@ def draw_neighbours(
     away = np.hypot(*place) * SUBPIXEL > 3
     return {k: v[away] for k, v in field.items()}
 
-
+# %% ../../nbs/mock/34_galaxy_images.ipynb #d7084b0e
 def paint_neighbours(
     scenes: np.ndarray,  # (3, GRID, GRID), changed in place
     field: dict,  # of `draw_neighbours`

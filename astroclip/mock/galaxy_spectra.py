@@ -232,7 +232,7 @@ def nuclear_lines(
             out[:, grids.line(wavelength)] += np.where(pop[kind], ratio * level, 0)
     return out
 
-
+# %% ../../nbs/mock/20_galaxy_spectra.ipynb #72ceb6d3
 def _gas_light(pop, grids, young):
     "Continuum (n, REST/4) and lines (n, L) of the gas around the stars `young` (n, 11 ages)."
     mix = _between(pop["log_z_gas"], METALLICITIES)[:, :, None] * _between(pop["log_u"], LOG_U)[:, None]

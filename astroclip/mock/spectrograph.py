@@ -110,7 +110,7 @@ ATOMIC_LINES = {  # vacuum A: flux relative to the strongest OH line
     6365.5: 0.13,
 }
 
-
+# %% ../../nbs/mock/25_spectrograph.ipynb #99f41e48
 OH_VIBRATION = (
     0,
     3569.6,

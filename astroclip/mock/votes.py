@@ -87,7 +87,7 @@ def first_answers(
     rounded = softmax(np.stack([14 * (q - 0.80), np.zeros_like(q), 14 * (0.42 - q)], 1), axis=1)
     return {"smooth-or-featured": first, "how-rounded": rounded}
 
-
+# %% ../../nbs/mock/40_votes.ipynb #017b5f5d
 def disc_answers(
     g: dict,  # galaxies, see NEEDED
     see: dict,  # what is visible of them
@@ -120,7 +120,7 @@ def spiral_answers(
         "spiral-arm-count": sure * exact + (1 - sure) * np.array([0.06, 0.36, 0.08, 0.04, 0.04, 0.42]),
     }
 
-
+# %% ../../nbs/mock/40_votes.ipynb #59eb1f54
 def merging_answers(
     g: dict,  # galaxies, see NEEDED
     see: dict,  # what is visible of them

@@ -170,17 +170,13 @@ class AstroCLIP(FromArrays, Pretrained, nn.Module):
         corrected = configuration == "corrected"
         positions = corrected if positions is None else positions
         residual = corrected if residual is None else residual
+        # fmt: off
         self.config = dict(
-            image_backbone=image_backbone.config,
-            spectrum_backbone=spectrum_backbone.config,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            configuration=configuration,
-            logit_scale=logit_scale,
-            dropout=dropout,
-            positions=positions,
-            residual=residual,
+            image_backbone=image_backbone.config, spectrum_backbone=spectrum_backbone.config,
+            embed_dim=embed_dim, num_heads=num_heads, configuration=configuration,
+            logit_scale=logit_scale, dropout=dropout, positions=positions, residual=residual,
         )
+        # fmt: on
         self.embed_dim, self.configuration, self.logit_scale = embed_dim, configuration, logit_scale
         image_head = Head(image_backbone.embed_dim, embed_dim, num_heads, residual, dropout)
         self.image_encoder = ImageEncoder(image_backbone, image_head, positions)

@@ -25,24 +25,18 @@ from .unpickle import CheckpointError, Record, TensorRef, TorchArchive, short
 # %% ../../nbs/models/50_checkpoints.ipynb #2da2bbfe
 PREFIX = re.compile(r"^(?:module\.|backbone\.|_orig_mod\.)+")
 CHUNK = re.compile(r"^blocks\.\d+\.(\d+)\.")
+# fmt: off
 SPECTRUM_NAMES = [
-    ("layernorm1.", "norm1."),
-    ("layernorm2.", "norm2."),
-    ("attention.attention.", "attn.qkv."),
-    ("attention.projection.", "attn.proj."),
-    ("mlp.encoder.", "mlp.fc1."),
-    ("mlp.decoder.", "mlp.fc2."),
+    ("layernorm1.", "norm1."), ("layernorm2.", "norm2."), ("attention.attention.", "attn.qkv."),
+    ("attention.projection.", "attn.proj."), ("mlp.encoder.", "mlp.fc1."), ("mlp.decoder.", "mlp.fc2."),
     ("final_layernorm.", "norm."),
 ]
 HEAD_NAMES = [
-    ("multihead_attn.out_proj.", "proj."),
-    ("multihead_attn.q_proj_", "q."),
-    ("multihead_attn.k_proj_", "k."),
-    ("multihead_attn.v_proj_", "v."),
-    ("layernorm.", "norm."),
-    ("mlp.encoder.", "mlp.fc1."),
+    ("multihead_attn.out_proj.", "proj."), ("multihead_attn.q_proj_", "q."), ("multihead_attn.k_proj_", "k."),
+    ("multihead_attn.v_proj_", "v."), ("layernorm.", "norm."), ("mlp.encoder.", "mlp.fc1."),
     ("mlp.decoder.", "mlp.fc2."),
 ]
+# fmt: on
 # needed in training only: the projection heads, and a scale that the loss never used
 IGNORED = ("dino_head.", "ibot_head.", "logit_scale")
 
@@ -116,9 +110,7 @@ def state_of(
 Shapes = dict[str, tuple[int, ...]]  # our name of a tensor -> its shape
 
 
-def depth_of(
-    names: Iterable[str],
-) -> int:
+def depth_of(names: Iterable[str]) -> int:
     "How many blocks: their indices must be 0, 1, ... without a gap."
     found = {int(m[1]) for n in names if (m := re.match(r"blocks\.(\d{1,4})\.", n))}
     if found != set(range(len(found))):
@@ -138,7 +130,7 @@ def shape_at(
         raise CheckpointError(f"tensor {name} has shape {tuple(shapes[name])}: expected {n} axes")
     return shapes[name]
 
-
+# %% ../../nbs/models/50_checkpoints.ipynb #2988fdc1
 def vit_sizes(
     shapes: Shapes,
 ) -> dict:  # arguments of `VisionTransformer`
@@ -271,7 +263,7 @@ def below(
     "The entries whose names begin with `prefix`, without it."
     return {k.removeprefix(prefix): v for k, v in shapes.items() if k.startswith(prefix)}
 
-
+# %% ../../nbs/models/50_checkpoints.ipynb #3f92107a
 def official_config(
     kind: str,
     shapes: Shapes,
@@ -314,7 +306,7 @@ def kind_of(
     first = ", ".join(short(n) for n in list(names)[:3])
     raise CheckpointError(f"none of the models we know; its tensors begin with {first}")
 
-
+# %% ../../nbs/models/50_checkpoints.ipynb #ea77080b
 def part_of(
     archive: TorchArchive,
     ref: TensorRef,
@@ -342,7 +334,7 @@ def plain_settings(
             found[short(name)] = value
     return found
 
-
+# %% ../../nbs/models/50_checkpoints.ipynb #056cd1ce
 def translated(
     archive: TorchArchive,
 ) -> tuple[dict, int]:  # (our name -> (shape, function that reads it), numbers that we do not need)
@@ -359,9 +351,7 @@ def translated(
     return tensors, ignored
 
 
-def read_official(
-    path: Path,  # an official `.ckpt`
-) -> Weights:
+def read_official(path: Path) -> Weights:  # an official `.ckpt`
     "An official checkpoint, its numbers not yet read."
     archive = TorchArchive(path)
     try:

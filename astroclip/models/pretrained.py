@@ -78,7 +78,7 @@ def differences(
             parts.append(f"{len(items)} {name}: {', '.join(items[:8])}{more}")
     return "; ".join(parts)
 
-
+# %% ../../nbs/models/55_pretrained.ipynb #c801be5e
 def build(
     cls: type,  # a `Pretrained` class
     weights: Weights,
@@ -173,7 +173,7 @@ def save(
         file.write_text(json.dumps(about, indent=1) + "\n")
     return path
 
-
+# %% ../../nbs/models/55_pretrained.ipynb #88df2abe
 def convert(
     source,  # an official checkpoint or a hub repository
     folder,  # gets the model

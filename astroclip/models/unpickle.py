@@ -292,7 +292,7 @@ BROKEN = (  # what zipfile raises
     MemoryError,
 )
 
-
+# %% ../../nbs/models/45_unpickle.ipynb #09cfaefb
 class TorchArchive:
     "A file of `torch.save`, for a `with` statement: `tree` holds its objects, `tensor` reads one's numbers."
 

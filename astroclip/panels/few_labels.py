@@ -84,7 +84,7 @@ def curve_panel(
     r2_axis(ax, min(values), max(values))
     ax.grid(axis="y", color="0.93")
 
-
+# %% ../../nbs/panels/45_few_labels.ipynb #92bc0dd2
 def curves_figure(
     of,  # function of (key, score) -> {n: scores of all draws}, empty where there is none
     aligned: dict,  # image and spectrum -> name of the aligned model

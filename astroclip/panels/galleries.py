@@ -34,7 +34,7 @@ class Sheet:
         width, height = self.size
         self.fig.text(x / width, 1 - y / height, text, **(dict(ha="center", va="center") | style))
 
-
+# %% ../../nbs/panels/10_galleries.ipynb #7b0b8ffa
 def gallery(
     rgb,  # (n, 3, h, w) display-scaled, h and w even
     queries,  # (q,) rows of rgb
@@ -124,7 +124,7 @@ def spectrum_stack(
                 ax.text(where, high, name, fontsize=6, **style)
     ax.set(xlim=(wavelength[0], wavelength[-1]), ylim=(-0.3, (len(rows) + 2.0) * step), yticks=[])
 
-
+# %% ../../nbs/panels/10_galleries.ipynb #b2e7ded2
 def spectrum_gallery(
     wavelength,  # (L,) A
     flux,  # (n, L)
@@ -178,7 +178,7 @@ def recall_panel(
     ticks = [k for k in (1, 10, 100, 1000) if k <= found.n]
     ax.set_xticks(ticks, map(str, ticks))
 
-
+# %% ../../nbs/panels/10_galleries.ipynb #88518a9f
 def class_panel(
     ax,
     rows,  # of `search_classes`, of one class

@@ -41,7 +41,7 @@ def flux_axis(
     ax.minorticks_off()
     ax.set_ylim(low, high)
 
-
+# %% ../../nbs/panels/50_masked.ipynb #7c38964e
 def masked_panel(
     ax,
     wavelength,  # (L,) A

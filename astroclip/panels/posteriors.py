@@ -64,7 +64,7 @@ LABEL_AXES = LABEL_WORDS | dict(
 CHECK_MARKS = {"TARP": "o", "TARP, following references": "o", "PIT log_mstar": "s", "PIT log_z_mw": "^"}
 CHECK_MARKS |= {"PIT t_age_mw": "v", "PIT log_ssfr": "D", "PIT ln_sfr_over_z": "D", "PIT redshift": "P"}
 
-
+# %% ../../nbs/panels/40_posteriors.ipynb #759b2b09
 def check_name(check: str) -> str:
     "What a check is called on a figure."
     first, _, label = check.partition(" ")

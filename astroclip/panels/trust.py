@@ -41,7 +41,7 @@ def plain_ticks(axis, ticks):
         axis.set_ticks(inside, [f"{tick:g}" for tick in inside])
         axis.set_ticks([], minor=True)
 
-
+# %% ../../nbs/panels/60_trust.ipynb #d2519ed5
 def binned_figure(
     scores: dict,  # ((kind, model), name of x) -> rows of `binned_scores`
     score: str,  # sigma_nmad, outlier_fraction, ...
@@ -134,7 +134,7 @@ def gain_panel(
     ax.axvline(1, color="0.5", lw=0.9, ls="--")
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlim=(None, 1.03))
 
-
+# %% ../../nbs/panels/60_trust.ipynb #9df0d6fe
 def risk_figure(
     curves: dict,  # (kind, model) -> {(warning, loss): dict of `risk_coverage`}
     heads: dict,  # (kind, model) -> key of the head
@@ -200,7 +200,7 @@ def doubt_panel(
     ax.axhline(threshold, color="0.4", lw=0.8, ls=":")
     ax.set(xscale="log", yscale="log", ylabel="$|dz|$")
 
-
+# %% ../../nbs/panels/60_trust.ipynb #a5c485c5
 def real_figure(
     distances: dict,  # title -> (simulated (n,), real (m,))
     errors: dict,  # title -> (axis label, (warning, |dz|) of simulated ones, (warning, |dz|) of real spectra)

@@ -75,7 +75,7 @@ def draw_mark(
         mark = dict(marker=style["marker"], color=style["color"], ms=style.get("ms", 5), mfc=face)
         ax.plot(*values, ls="", zorder=5, **mark)
 
-
+# %% ../../nbs/plotting/20_corner.ipynb #23c88778
 def inner_ticks(
     low: float,
     high: float,
@@ -132,7 +132,7 @@ def corner(
             if single:
                 ax.set(yticks=[], ylim=(0, None))
 
-
+# %% ../../nbs/plotting/20_corner.ipynb #cce22457
 def common_range(
     samples,  # (n,), of several posteriors joined
     extra=(),  # values that must fit in, too
@@ -171,7 +171,7 @@ def corner_legend(
         handles.append(Line2D([], [], color=style["color"], marker=style["marker"], label=words, **line))
     fig.legend(handles=handles, loc="upper left", bbox_to_anchor=where, ncol=2)
 
-
+# %% ../../nbs/plotting/20_corner.ipynb #e62b77da
 def redshift_posteriors(
     ax,
     posteriors: dict,  # name: samples (n,)
@@ -214,7 +214,7 @@ def corner_galaxies(
         galaxies.append(galaxy)
     return galaxies
 
-
+# %% ../../nbs/plotting/20_corner.ipynb #0c4501f7
 def corner_page(
     galaxies: list,  # at most three dicts: title, image (3, H, W), posteriors, marks, redshifts, z, limits
     labels: list,  # (T,)

@@ -51,7 +51,7 @@ def map_panel(
         ax.figure.colorbar(points, ax=ax, label=label, extend=extend, pad=0.02, aspect=16)
     return points
 
-
+# %% ../../nbs/plotting/30_maps.ipynb #af972abe
 def density_panel(
     ax,
     xy,  # (n, 2)
@@ -88,7 +88,7 @@ def _fading():
 
     return LinearSegmentedColormap.from_list("grey", ["0.85", "0.5"])
 
-
+# %% ../../nbs/plotting/30_maps.ipynb #bdb7ed70
 MAP_WORDS = dict(
     redshift="redshift $z$",
     log_mstar=r"log mass [$M_\odot$]",
@@ -228,7 +228,7 @@ def color_menu(
         buttons.append(dict(label=name, method="restyle", args=[change]))
     return buttons
 
-
+# %% ../../nbs/plotting/30_maps.ipynb #c41d59b2
 def interactive_map(
     xy,  # (n, 2)
     is_image,  # (n,) bool

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RELEASED_FLOW', 'FlowConfig', 'released_configs', 'need_zuko', 'ConditionalFlow', 'held_out', 'cosine_rate',
-           'take_better', 'train_members', 'FlowEnsemble', 'mixture', 'make_posterior', 'make_posteriors']
+           'take_better', 'train_members', 'train_groups', 'draw_in_turn', 'packed', 'unpack', 'FlowEnsemble',
+           'mixture', 'make_posterior', 'make_posteriors']
 
 # %% ../../nbs/probes/40_flows.ipynb #a42b3f39
 import copy
@@ -48,18 +49,12 @@ class FlowConfig:
     folds: int = 5  # each member holds another 1/folds of the galaxies out
 
 
+# fmt: off
 RELEASED_FLOW = FlowConfig(
-    members=1,
-    layers=3,
-    bottleneck=(),
-    affine=False,
-    noise=0.0,
-    lr=5e-4,
-    weight_decay=0.0,
-    batch_size=128,
-    average=0.0,
-    patience=0,
+    members=1, layers=3, bottleneck=(), affine=False, noise=0.0, lr=5e-4, weight_decay=0.0, batch_size=128,
+    average=0.0, patience=0,
 )
+# fmt: on
 
 
 def released_configs(
@@ -216,11 +211,77 @@ def train_members(
         net.load_state_dict({k: v[m] for k, v in best.items()}, strict=False)
     return errors.numpy()
 
+# %% ../../nbs/probes/40_flows.ipynb #02d84053
+def train_groups(
+    groups: list,  # of lists of members, trained in place
+    configs: list,  # one for each group
+    x,  # (n, D) standardised features
+    u,  # (n, T) coordinates of the labels
+    seed: int,
+) -> list:
+    "Train group after group; returns the NLL of the held-out rows, (E, M) for each group."
+    history, first = [], 0
+    for config, nets in zip(configs, groups):
+        train, held = (rows.to(x.device) for rows in held_out(len(x), config, first, seed))
+        generator = torch.Generator().manual_seed(spawn_seed(seed, "flow", first))
+        history.append(train_members(nets, x, u, train, held, config, generator))
+        first += config.members
+    return history
+
+# %% ../../nbs/probes/40_flows.ipynb #71c3c1ae
+def draw_in_turn(
+    nets: list,  # the members
+    x,  # (N, D) standardised features
+    n: int,  # draws for every galaxy
+    seed: int,
+) -> np.ndarray:
+    "Coordinates of n draws of every galaxy, (N, n, T)."
+    counts = [len(c) for c in np.array_split(np.arange(n), len(nets))]
+    chunk, draws = max(1, 20_000 // len(x)), []  # samples at once, of all galaxies
+    with torch.no_grad(), few_threads(1), torch.random.fork_rng():
+        torch.manual_seed(spawn_seed(seed, "draws"))
+        for net, count in zip(nets, counts):
+            for i in range(0, count, chunk):
+                draws.append(net.distribution(x).sample((min(chunk, count - i),)).cpu())
+    return torch.cat(draws).numpy().transpose(1, 0, 2)
+
+# %% ../../nbs/probes/40_flows.ipynb #c469cd71
+def packed(
+    flow,  # a fitted FlowEnsemble
+) -> dict:
+    "Weights, scales and configuration as tensors and plain values."
+    scales = {}
+    for name, scale in (("x", flow.scale), ("u", flow.coordinates.scale)):
+        scales[name] = [torch.as_tensor(np.asarray(v)) for v in (scale.mean, scale.std)]
+    return dict(
+        configs=[asdict(c) for c in flow.configs],
+        positive=flow.positive,
+        bounded=flow.coordinates.bounded,
+        seed=flow.seed,
+        scales=scales,
+        std=torch.as_tensor(flow.coordinates.std),
+        states=[[net.state_dict() for net in group] for group in flow.groups],
+    )
+
+
+def unpack(
+    flow,  # a FlowEnsemble of the same configuration, filled in place
+    found: dict,  # of `packed`
+):
+    "Scales, coordinates and weights of an ensemble that was kept."
+    (mean, std), (m, s) = ([v.cpu().numpy() for v in found["scales"][name]] for name in "xu")
+    bounded = found.get("bounded", [])
+    positive = [j for j in flow.positive if j not in bounded]
+    flow.scale = scale_of(mean, std)
+    flow.coordinates = Coordinates.of(positive, found["std"].cpu().numpy(), m, s, bounded)
+    with torch.random.fork_rng():
+        flow.build(len(m), len(mean))
+    for net, state in zip(flow.nets, (s for group in found["states"] for s in group)):
+        net.load_state_dict(state)
+
 # %% ../../nbs/probes/40_flows.ipynb #fe40b5ee
 class FlowEnsemble:
-    """Flows that are trained together and mixed with equal weights, p(y | x) = (1/M) sum_m p_m(y | x).
-
-    Where labels have an upper bound, every call takes `upper`, of a shape that fits y (infinite: none)."""
+    "Flows that are trained together and mixed with equal weights; `upper`: bounds of y, infinite where none."
 
     def __init__(
         self,
@@ -234,113 +295,53 @@ class FlowEnsemble:
 
     def build(self, targets, features):
         torch.manual_seed(self.seed)
+        shape = targets, features
         self.groups = [
-            [ConditionalFlow(targets, features, c).to(self.device) for _ in range(c.members)]
-            for c in self.configs
+            [ConditionalFlow(*shape, c).to(self.device) for _ in range(c.members)] for c in self.configs
         ]
         self.nets = [net.eval() for group in self.groups for net in group]
 
     def tensor(self, v):
         return torch.as_tensor(v, dtype=torch.float32, device=self.device)
 
-    def fit(
-        self,
-        x,  # (n, D)
-        y,  # (n, T)
-        upper=None,  # bounds of y
-    ):
+    def fit(self, x, y, upper=None):  # (n, D), (n, T), bounds of y
         "Train all members; returns itself."
         x = check_vectors(x, "features")
         if len(x) < 20:
             raise ValueError(f"{len(x)} galaxies to train on: at least 20")
         self.scale, self.coordinates = Scale(x), Coordinates(y, self.positive, upper)
-        self.history, first = [], 0
         X, u = self.tensor(self.scale(x)), self.tensor(self.coordinates(y, upper))
         with few_threads(1), torch.random.fork_rng():
             self.build(u.shape[1], X.shape[1])
-            for config, nets in zip(self.configs, self.groups):
-                train, held = (rows.to(self.device) for rows in held_out(len(x), config, first, self.seed))
-                generator = torch.Generator().manual_seed(spawn_seed(self.seed, "flow", first))
-                self.history.append(train_members(nets, X, u, train, held, config, generator))
-                first += config.members
+            self.history = train_groups(self.groups, self.configs, X, u, self.seed)
         return self
 
-    def log_prob(
-        self,
-        x,  # (n, D)
-        y,  # (n, T)
-        upper=None,  # bounds of y
-    ) -> np.ndarray:
-        "ln p of every member, (M, n), per unit of the labels' standard deviations."
+    def log_prob(self, x, y, upper=None) -> np.ndarray:  # (n, D), (n, T), bounds of y -> (M, n)
+        "ln p of every member, per unit of the labels' standard deviations."
         X, u = self.tensor(self.scale(x)), self.tensor(self.coordinates(y, upper))
         with torch.no_grad(), few_threads(1):
             members = torch.stack([net(X, u) for net in self.nets]).double().cpu().numpy()
         return members + self.coordinates.log_slope(y, upper)
 
-    def sample(
-        self,
-        x,  # (N, D)
-        n: int,  # draws for every galaxy; best a multiple of the number of members
-        seed: int = 0,
-        upper=None,  # bounds, of a shape that fits (N, T)
-    ) -> np.ndarray:
-        "Draws from the mixture, (N, n, T), in the units of the labels; members take turns."
-        X, counts = self.tensor(self.scale(x)), [len(c) for c in np.array_split(np.arange(n), len(self.nets))]
-        chunk = max(1, 20_000 // len(X))  # samples at once, of all galaxies
-        draws = []
-        with torch.no_grad(), few_threads(1), torch.random.fork_rng():
-            torch.manual_seed(spawn_seed(seed, "draws"))
-            for net, count in zip(self.nets, counts):
-                for i in range(0, count, chunk):
-                    draws.append(net.distribution(X).sample((min(chunk, count - i),)).cpu())
-        u = torch.cat(draws).numpy()  # (n, N, T)
+    def sample(self, x, n: int, seed: int = 0, upper=None) -> np.ndarray:  # (N, D), draws -> (N, n, T)
+        "Draws from the mixture in the units of the labels; best a multiple of the number of members."
+        u = draw_in_turn(self.nets, self.tensor(self.scale(x)), n, seed)
         if upper is not None:
-            upper = np.broadcast_to(np.asarray(upper, np.float64), u.shape[1:])[:, None]
-        return self.coordinates.back(u.transpose(1, 0, 2), upper)
+            upper = np.broadcast_to(np.asarray(upper, np.float64), (len(u), u.shape[2]))[:, None]
+        return self.coordinates.back(u, upper)
 
-    def save(
-        self,
-        path,
-    ):
-        "Weights, scales and configuration in one file of tensors and plain values."
-        scales = {}
-        for name, scale in (("x", self.scale), ("u", self.coordinates.scale)):
-            scales[name] = [torch.as_tensor(np.asarray(v)) for v in (scale.mean, scale.std)]
-        content = dict(
-            configs=[asdict(c) for c in self.configs],
-            positive=self.positive,
-            bounded=self.coordinates.bounded,
-            seed=self.seed,
-            scales=scales,
-            std=torch.as_tensor(self.coordinates.std),
-            states=[[net.state_dict() for net in group] for group in self.groups],
-        )
-        torch.save(content, path)
+    def save(self, path):
+        torch.save(packed(self), path)
 
     @classmethod
-    def load(
-        cls,
-        path,
-        device="cpu",
-    ):
-        "The ensemble that `save` wrote; nothing of the file is executed."
+    def load(cls, path, device="cpu"):
         found = torch.load(path, weights_only=True, map_location=device)
         self = cls([FlowConfig(**c) for c in found["configs"]], found["positive"], found["seed"], device)
-        (mean, std), (m, s) = ([v.cpu().numpy() for v in found["scales"][name]] for name in "xu")
-        bounded = found.get("bounded", [])
-        positive = [j for j in self.positive if j not in bounded]
-        self.scale = scale_of(mean, std)
-        self.coordinates = Coordinates.of(positive, found["std"].cpu().numpy(), m, s, bounded)
-        with torch.random.fork_rng():
-            self.build(len(m), len(mean))
-        for net, state in zip(self.nets, (s for group in found["states"] for s in group)):
-            net.load_state_dict(state)
+        unpack(self, found)
         return self
 
 # %% ../../nbs/probes/40_flows.ipynb #97579a7e
-def mixture(
-    log_prob,  # (M, n)
-) -> np.ndarray:
+def mixture(log_prob) -> np.ndarray:  # (M, n) -> (n,)
     "ln of the mean density of the members, (n,)."
     return np.logaddexp.reduce(log_prob, axis=0) - math.log(len(log_prob))
 

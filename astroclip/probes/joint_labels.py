@@ -103,7 +103,7 @@ def label_curves(
                 rows.append(curve_row((kind, model, head), point["n"], point["repeat"], found, four))
     return rows
 
-
+# %% ../../nbs/probes/25_joint_labels.ipynb #0f56cfc3
 def supervised_curves(
     stored: dict,  # job (kind, network, task, n, repeat) -> its predictions, as of `read_baselines`
     labels: dict,  # redshift -> (n,), and T properties, of the test galaxies
@@ -123,7 +123,7 @@ def supervised_curves(
         rows.append(curve_row(key, job.n or everything, job.repeat, values, four))
     return rows
 
-
+# %% ../../nbs/probes/25_joint_labels.ipynb #26b757af
 def curve(
     rows: list[dict],  # points
     key: tuple,  # (kind, model, head)

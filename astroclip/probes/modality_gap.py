@@ -153,7 +153,7 @@ def gap_scores(
     scores |= {name: mean_interval(values, draws, seed) for name, values in each.items()}
     return scores | dict(no_gap=Score(found["no_gap"]))
 
-
+# %% ../../nbs/probes/60_modality_gap.ipynb #08d40625
 def gap_path(
     vectors,  # Modalities
     rows,  # (n,) test galaxies

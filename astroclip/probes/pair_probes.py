@@ -106,7 +106,7 @@ def change_rows(
         rows.append(row)
     return rows
 
-
+# %% ../../nbs/probes/25_pair_probes.ipynb #50e6cf4e
 def better(
     row,  # of `change_rows`
 ):

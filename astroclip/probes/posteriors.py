@@ -95,7 +95,7 @@ def flow_settings(
     bounded = {name: target.bounded for name, target in targets.items() if target.bounded}
     return settings | (dict(bounded=bounded) if bounded else {})
 
-
+# %% ../../nbs/probes/45_posteriors.ipynb #be7ea31c
 def flow_group(
     protocol: str = "corrected",  # or released
     seed: int = 0,
@@ -186,7 +186,7 @@ def read_posteriors(
             found[name, *key] = read_posterior(path, target.y, split)
     return found
 
-
+# %% ../../nbs/probes/45_posteriors.ipynb #88a07046
 def draw_galaxies(
     kept,  # Artifact of `keep_flows`
     features: dict,  # (kind, model) -> (N, D)
@@ -204,7 +204,7 @@ def draw_galaxies(
             drawn[name, kind] = flow.sample(features[kind, model][rows], draws, seed, target.bounds(rows))
     return drawn
 
-
+# %% ../../nbs/probes/45_posteriors.ipynb #e69c68b2
 def preferred(
     posteriors: dict,  # (target, kind, model) -> Posterior
     kind: str,
@@ -279,7 +279,7 @@ def calibration_checks(
     }
     return checks | {f"PIT {name}": ranks[:, j] for j, name in enumerate(names)}
 
-
+# %% ../../nbs/probes/45_posteriors.ipynb #901e5832
 def label_rows(
     posterior: Posterior,
     names,  # (T,)

@@ -115,7 +115,7 @@ def fit_readers(
     kept = {key: reader for key, reader in found.items() if key not in scores or key in best.values()}
     return kept, best
 
-
+# %% ../../nbs/probes/55_trust.ipynb #cc1f47bc
 def scatter(
     a,  # (n,)
     b,  # (n,)
@@ -195,7 +195,7 @@ def compare_warnings(
     others = {name: w for name, w in warnings.items() if name != first}
     return {name: gain_difference(warnings[first], w, error, draws, seed) for name, w in others.items()}
 
-
+# %% ../../nbs/probes/55_trust.ipynb #0b6bf6df
 def all_warnings(
     readers: dict,  # key -> Reader; their distances are chosen here
     features: dict,  # key -> (N, D)
@@ -252,7 +252,7 @@ def two_sample_scores(
             found[f"two-sample area, {words}{end}"] = value
     return found
 
-
+# %% ../../nbs/probes/55_trust.ipynb #f18bc3f6
 def flag_scores(
     error,  # (m,) |dz|
     warnings: dict,  # name -> (m,)

@@ -18,16 +18,12 @@ from astropy.table import Column, MaskedColumn, Table
 from ..files.identifiers import integers, text_of, values_and_gaps
 
 # %% ../../nbs/search/30_columns.ipynb #2bb6518b
-PLAIN = {
-    "b": "truth values",
-    "i": "integers",
-    "u": "integers",
-    "f": "numbers",
-    "c": "complex numbers",
-    "U": "text",
-    "M": "dates",
-    "m": "durations",
-}  # kinds of numpy
+# fmt: off
+PLAIN = {  # kinds of numpy
+    "b": "truth values", "i": "integers", "u": "integers", "f": "numbers", "c": "complex numbers",
+    "U": "text", "M": "dates", "m": "durations",
+}
+# fmt: on
 
 
 def is_rich(column) -> bool:
@@ -74,9 +70,7 @@ def from_objects(
     )
 
 # %% ../../nbs/search/30_columns.ipynb #e87f4137
-def lists_of_one_length(
-    x: np.ndarray,  # (N,) of objects
-) -> bool:
+def lists_of_one_length(x: np.ndarray) -> bool:  # (N,) of objects
     "Rows that are lists of one length: a column of several values a row."
     lists = all(isinstance(v, (list, tuple, np.ndarray)) and np.ndim(v) == 1 for v in x)
     return lists and len({len(v) for v in x}) == 1
@@ -373,7 +367,7 @@ def read_column(
     about = {key: data.attrs.get(key) for key in ("name", "unit", "description")}
     return Column(values, **about) if mask is None else MaskedColumn(values, mask=mask[()], **about)
 
-
+# %% ../../nbs/search/30_columns.ipynb #ebad3672
 def write_columns(
     group,  # of HDF5, empty
     table: Table,
@@ -389,9 +383,7 @@ def write_columns(
         group["rich"] = yaml.dump(rich)
 
 
-def read_columns(
-    group,  # of HDF5
-) -> Table:
+def read_columns(group) -> Table:  # group of HDF5
     "What `write_columns` wrote."
     table = Table()
     keys = sorted((k for k in group if k.isdigit()), key=int)

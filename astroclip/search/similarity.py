@@ -90,7 +90,7 @@ def fingerprint(
 
     return model_hash(model)
 
-
+# %% ../../nbs/search/40_similarity.ipynb #23bd2c1f
 def parts_of(
     embeddings,  # (N, D)
     ids,  # (N,) 64-bit integers or text; a galaxy's image and spectrum share one
@@ -246,7 +246,7 @@ def write_index(
         write_columns(f.create_group("table"), index.table)
     return Path(path)
 
-
+# %% ../../nbs/search/40_similarity.ipynb #325d88b2
 def read_first(
     f,  # open file of the first schema: one dataset a column, text of any length
 ) -> tuple[np.ndarray, np.ndarray, dict]:
@@ -280,7 +280,7 @@ def read_parts(
     ids, modality = (np.asarray(galaxies[name]) for name in ("id", "modality"))
     return vectors, ids, modality, read_columns(f["table"]), str(f.attrs["model_sha256"])
 
-
+# %% ../../nbs/search/40_similarity.ipynb #ccab3e1c
 def read_index(
     path,
 ) -> IndexParts:

@@ -103,7 +103,7 @@ def read_spectra(
     "Spectra of a survey, missing pixels filled."
     return torch.from_numpy(fill_missing(survey.flux(rows), survey.ivar(rows))[0])
 
-
+# %% ../../nbs/training/50_alignment.ipynb #edc2fa41
 @torch.no_grad()
 def spectrum_tokens(
     encoder,  # SpectrumEncoder
@@ -125,7 +125,7 @@ def spectrum_tokens(
     long = 2 * np.pi / backbone.finder.omega.cpu() > scale
     return torch.cat(tokens), torch.cat(phases)[:, long.repeat(2)]
 
-
+# %% ../../nbs/training/50_alignment.ipynb #cefc07fd
 def load_pairs(
     path,  # survey file
     model,  # AstroCLIP

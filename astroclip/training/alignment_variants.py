@@ -187,7 +187,7 @@ def first_pairs(
     places = None if pairs.places is None else pairs.places[rows]
     return Pairs(pairs.images[rows], pairs.spectra[rows], places)
 
-
+# %% ../../nbs/training/55_alignment_variants.ipynb #5886ee73
 def variant_pairs(
     model: AstroCLIP,  # of `variant_model`
     variant: Variant,
