@@ -123,15 +123,7 @@ def test_library_notebooks_teach(path):
 # Classes that stand alone in their cell and are longer: what they share is their state, and no step of them is one alone.
 WHOLE_CLASSES = {"Machine", "TorchArchive", "VisionTransformer", "SpecFormer", "FromArrays", "Survey", "ScoreTable"}
 # Notebooks whose long cells are not divided yet; empty it.
-UNDIVIDED = {
-    "core/27_pipeline.ipynb",
-    "evaluation/40_real_data.ipynb",
-    "mock/10_population.ipynb",
-    "models/60_redshift.ipynb",
-    "panels/30_observed.ipynb",
-    "targets/20_quasars.ipynb",
-    "targets/30_stars.ipynb",
-}
+UNDIVIDED = set()
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=ids(LIBRARY))

@@ -175,7 +175,7 @@ def papermill_command(
         command += ["-p", name, value]
     return command
 
-
+# %% ../../nbs/core/27_pipeline.ipynb #61814861
 def _start(task, command, lines):
     "The process of a task; its output lines go to the queue as (task, text), its end as (task, None)."
     threads = dict(OMP_NUM_THREADS=str(task.threads), NUMBA_NUM_THREADS=str(task.threads))
@@ -286,7 +286,7 @@ def write_seconds(
             )
         table.writerow(dict(task="all together", threads=cores(), seconds=f"{total:.0f}") | about)
 
-
+# %% ../../nbs/core/27_pipeline.ipynb #89d20786
 def read_words(
     words=None,  # list of str; None: those of the command line
 ):
@@ -310,7 +310,7 @@ def read_words(
     except ValueError as error:
         parser.error(str(error))
 
-
+# %% ../../nbs/core/27_pipeline.ipynb #ac24d879
 def main(
     words=None,  # list of str; None: those of the command line
 ):

@@ -240,7 +240,7 @@ def open_networks(
     control = SpecFormer.from_config(trained.config).to(next(trained.parameters()).device).eval()
     return Networks(name, model, classifier, dict(specformer=trained, random_specformer=control))
 
-
+# %% ../../nbs/evaluation/40_real_data.ipynb #02437aba
 def every_redshift(
     run,  # of `open_run`
     networks: Networks,

@@ -220,27 +220,13 @@ def draw_shape(
     return dict(morph_type=kind, bulge_to_total=ratio, cos_i=rng.random(n))
 
 # %% ../../nbs/mock/10_population.ipynb #6f698975
+# fmt: off
 _gallazzi = (  # log M, log Z / Zsun
-    [
-        8.87,
-        9.07,
-        9.27,
-        9.47,
-        9.68,
-        9.87,
-        10.07,
-        10.27,
-        10.47,
-        10.68,
-        10.87,
-        11.07,
-        11.27,
-        11.47,
-        11.68,
-        11.87,
-    ],
+    [8.87, 9.07, 9.27, 9.47, 9.68, 9.87, 10.07, 10.27, 10.47, 10.68, 10.87, 11.07, 11.27, 11.47, 11.68,
+     11.87],
     [-0.6, -0.61, -0.65, -0.61, -0.52, -0.41, -0.23, -0.11, -0.01, 0.04, 0.07, 0.10, 0.12, 0.13, 0.14, 0.15],
 )
+# fmt: on
 
 
 def draw_metals(
@@ -272,7 +258,7 @@ def draw_dust(
     gas = np.where(quiescent, rng.exponential(0.1, n) / 0.44, halpha / 0.82 * (1 + 0.8 * (0.5 - cos_i)))
     return dict(a_v_gas=gas, a_v_star=0.44 * gas)
 
-
+# %% ../../nbs/mock/10_population.ipynb #de3b237e
 def draw_motions(
     rng: np.random.Generator,
     log_mstar: np.ndarray,  # (n,) log10 stellar mass, Msun

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REDSHIFTS', 'BELOW', 'OUTSIDE', 'RIGHT', 'correlate', 'convolution', 'allowed_shifts', 'RedshiftNetwork', 'shares',
-           'estimate', 'Redshifts', 'RedshiftClassifier']
+           'estimate', 'Redshifts', 'batch_logits', 'calibrated', 'RedshiftClassifier']
 
 # %% ../../nbs/models/60_redshift.ipynb #3ed5c25e
 import math
@@ -58,7 +58,7 @@ def allowed_shifts(
     nothing = centers == centers[0]
     return torch.cat([(centers >= ends[:, 0]) & (centers <= ends[:, 1]), nothing[None]])
 
-
+# %% ../../nbs/models/60_redshift.ipynb #ea2288f8
 class RedshiftNetwork(nn.Module):
     "Spectra on the log grid -> logits over shifts, ln(1 + z) in steps of two pixels, and over kinds."
 
@@ -149,7 +149,43 @@ class Redshifts:
     def __len__(self) -> int:
         return len(self.z)
 
+# %% ../../nbs/models/60_redshift.ipynb #38abf685
+def batch_logits(
+    network,  # RedshiftNetwork
+    spectra,  # of `open_spectra`
+    batch_size: int,
+    on_bad: str,  # "raise", or "nan"
+):  # logits (N, S) or (N, 4, S) float32, NaN for rows that say nothing; why (N,) of text, "" = fine
+    "Spectra through the gate, to the log grid, and through the network, some at a time."
+    if on_bad not in ("raise", "nan"):
+        raise ValueError(f"on_bad {on_bad!r}: expected 'raise' or 'nan'")
+    shape = (len(network.centres),) if network.nothing is None else (len(KINDS), len(network.centres))
+    device, found, out = network.centres.device, [], [torch.zeros(0, *shape, device=network.centres.device)]
+    for i in range(0, len(spectra), batch_size):
+        flux, weight, _, _, why = gate_spectra(spectra, slice(i, i + batch_size))
+        if on_bad == "raise":
+            refuse_rows(why, i, len(spectra))
+        weight = weight / np.maximum(weight.max(1, keepdims=True), 1e-300)  # only ratios matter
+        with np.errstate(over="ignore"):
+            flux = torch.from_numpy(flux.astype(np.float32)).to(device)
+        weight = torch.from_numpy(weight.astype(np.float32)).to(device)
+        logits = network(*to_log_grid(flux, WAVELENGTH, weight)).float()
+        logits[[j for j, reason in enumerate(why) if reason]] = torch.nan
+        found.extend(why)
+        out.append(logits)
+    return torch.cat(out), found
 
+
+def calibrated(
+    raw,  # (n,) claimed probabilities
+    line,  # (2,) slope and offset
+) -> np.ndarray:  # (n,) float32
+    "A straight line in log odds; nobody is surer than one in a million."
+    raw = np.clip(raw, 1e-6, 1 - 1e-6)
+    odds = np.clip(line[0] * np.log(raw / (1 - raw)) + line[1], -80, 80)
+    return (1 / (1 + np.exp(-odds))).astype(np.float32).clip(1e-6, 1 - 1e-6)
+
+# %% ../../nbs/models/60_redshift.ipynb #5546de10
 class RedshiftClassifier(Pretrained, RedshiftNetwork):
     "The network with the border around it: any spectra in, redshifts and calibrated probabilities out."
 
@@ -165,27 +201,12 @@ class RedshiftClassifier(Pretrained, RedshiftNetwork):
         **how,  # mask, unit, wavelength_unit, air
     ):  # (N, S) or (N, 4, S) float32, NaN for rows that say nothing
         "Logits of spectra on any grid."
-        if on_bad not in ("raise", "nan"):
-            raise ValueError(f"on_bad {on_bad!r}: expected 'raise' or 'nan'")
-        spectra = open_spectra(flux, wavelength, ivar, **how)
-        self.eval()
-        shape = (len(self.centres),) if self.nothing is None else (len(KINDS), len(self.centres))
-        found, out = [], [torch.zeros(0, *shape, device=self.device)]
-        for i in range(0, len(spectra), batch_size):
-            flux, weight, _, _, why = gate_spectra(spectra, slice(i, i + batch_size))
-            if on_bad == "raise":
-                refuse_rows(why, i, len(spectra))
-            weight = weight / np.maximum(weight.max(1, keepdims=True), 1e-300)  # only ratios matter
-            with np.errstate(over="ignore"):
-                flux = torch.from_numpy(flux.astype(np.float32)).to(self.device)
-            weight = torch.from_numpy(weight.astype(np.float32)).to(self.device)
-            logits = self(*to_log_grid(flux, WAVELENGTH, weight)).float()
-            logits[[j for j, reason in enumerate(why) if reason]] = torch.nan
-            found.extend(why)
-            out.append(logits)
+        logits, why = batch_logits(
+            self.eval(), open_spectra(flux, wavelength, ivar, **how), batch_size, on_bad
+        )
         if reasons is not None:
-            reasons[:] = found
-        return torch.cat(out)
+            reasons[:] = why
+        return logits
 
     def classify(
         self,
@@ -201,35 +222,28 @@ class RedshiftClassifier(Pretrained, RedshiftNetwork):
     ) -> Redshifts:
         """Redshift, kind and how probable both are.
 
-        ValueError: a spectrum that says nothing (all NaN, masked, zero, constant, or -9999 for missing),
-        a wrong length, wavelengths that span less than half of 3600-9824 A, or less than a quarter of it
-        left after masking."""
+        ValueError: a spectrum that says nothing (NaN, masked, zero, constant, -9999), a wrong length, less
+        than half of 3600-9824 A, or less than a quarter of it left after masking."""
         how = dict(mask=mask, unit=unit, wavelength_unit=wavelength_unit, air=air)
         logits = self.logits_of(flux, wavelength, ivar, on_bad=on_bad, reasons=reasons, **how)
         y, raw = (x.cpu().numpy() for x in estimate(logits, self.centres))
         kinds = shares(logits)[1].cpu().numpy()
         empty = logits.flatten(1).isnan().any(1).cpu().numpy()
         z, probability = np.expm1(y).astype(np.float32), self.stated(raw)
-        for answer in (z, probability, kinds):
-            answer[empty] = np.nan
+        z[empty], probability[empty], kinds[empty] = np.nan, np.nan, np.nan
         names = np.where(empty, "", np.array(KINDS)[np.where(empty[:, None], 0, kinds).argmax(1)])
         return Redshifts(z, probability, names, kinds)
 
     def predict(self, flux, wavelength=None, ivar=None, **how):
         "(z, probability), (N,) float32 each: two columns of `classify`, whose arguments it takes."
-        found = self.classify(flux, wavelength, ivar, **how)
-        return found.z, found.probability
+        answers = self.classify(flux, wavelength, ivar, **how)
+        return answers.z, answers.probability
 
     def distribution(self, flux, wavelength=None, ivar=None, **how):
         "(redshifts (S,), p (N, S)): the whole answer, less what is nothing; arguments as for `classify`."
-        p, _ = shares(self.logits_of(flux, wavelength, ivar, **how))
-        return np.expm1(self.centres.cpu().numpy()), p.cpu().numpy()
+        p = shares(self.logits_of(flux, wavelength, ivar, **how))[0].cpu().numpy()
+        return np.expm1(self.centres.cpu().numpy()), p
 
     def stated(self, raw):
         "Claimed probabilities -> calibrated ones: a line in log odds, see `training.redshift_classifier`."
-        slope, offset = self.calibration.cpu().numpy()
-        raw = np.clip(raw, 1e-6, 1 - 1e-6)
-        odds = np.clip(
-            slope * np.log(raw / (1 - raw)) + offset, -80, 80
-        )  # beyond, float32 knows only 0 and 1
-        return (1 / (1 + np.exp(-odds))).astype(np.float32).clip(1e-6, 1 - 1e-6)  # nobody is that sure
+        return calibrated(raw, self.calibration.cpu().numpy())

@@ -253,7 +253,7 @@ def spectrum_neighbour_figure(
         fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncol=2)
     return fig
 
-
+# %% ../../nbs/panels/30_observed.ipynb #da2da385
 def spectrum_title(
     s,  # Spectrum
     z: float,  # predicted

@@ -150,7 +150,7 @@ OPTICAL_IRON = {  # vacuum A: height
     6458.2: 0.04,
 }
 
-
+# %% ../../nbs/targets/20_quasars.ipynb #bed8c408
 def add_iron(
     flux: np.ndarray,  # (n, 7781), changed in place
     quasar: dict,  # of `draw_quasars`

@@ -140,7 +140,7 @@ METALS = (  # atom, reference temperature (K), {A in air: equivalent width (A) t
     (HE_II, 38000, {4199.8: 0.6, 4541.6: 0.8, 4685.7: 0.9, 5411.5: 1.0}, 200),
 )
 
-
+# %% ../../nbs/targets/30_stars.ipynb #ab13a14b
 def line_strength(
     temperature: np.ndarray,  # (n,) K
     atom: tuple,  # as for `population`: excitation, stage, ionisation energies
@@ -297,7 +297,7 @@ def draw_stars(
         disc_speed=rng.uniform(250, 700, n),
     )
 
-
+# %% ../../nbs/targets/30_stars.ipynb #c1caa846
 def star_light(
     star: dict,  # of `draw_stars`
 ) -> np.ndarray:  # (n, 7781)
