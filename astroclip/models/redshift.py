@@ -119,7 +119,7 @@ def shares(
     "One softmax, summed over the kinds that have a redshift, and over the redshifts."
     if logits.ndim == 2:
         p = logits.float().softmax(-1)
-        return p, F.pad(torch.ones_like(p[:, :1]), (0, 3))  # knows galaxies only
+        return p, F.pad(p.sum(-1, keepdim=True), (0, 3))  # knows galaxies only
     p = logits.float().flatten(1).softmax(-1).unflatten(1, logits.shape[1:])
     return p[:, :3].sum(1), p.sum(-1)
 
@@ -224,15 +224,13 @@ class RedshiftClassifier(Pretrained, RedshiftNetwork):
 
         ValueError: a spectrum that says nothing (NaN, masked, zero, constant, -9999), a wrong length, less
         than half of 3600-9824 A, or less than a quarter of it left after masking."""
-        how = dict(mask=mask, unit=unit, wavelength_unit=wavelength_unit, air=air)
-        logits = self.logits_of(flux, wavelength, ivar, on_bad=on_bad, reasons=reasons, **how)
+        how = dict(mask=mask, unit=unit, wavelength_unit=wavelength_unit, air=air, on_bad=on_bad)
+        logits = self.logits_of(flux, wavelength, ivar, reasons=reasons, **how)
         y, raw = (x.cpu().numpy() for x in estimate(logits, self.centres))
         kinds = shares(logits)[1].cpu().numpy()
-        empty = logits.flatten(1).isnan().any(1).cpu().numpy()
-        z, probability = np.expm1(y).astype(np.float32), self.stated(raw)
-        z[empty], probability[empty], kinds[empty] = np.nan, np.nan, np.nan
-        names = np.where(empty, "", np.array(KINDS)[np.where(empty[:, None], 0, kinds).argmax(1)])
-        return Redshifts(z, probability, names, kinds)
+        empty, names = np.isnan(y), np.array(KINDS)[np.nan_to_num(kinds).argmax(1)]
+        probability = np.where(empty, np.float32(np.nan), self.stated(raw))
+        return Redshifts(np.expm1(y), probability, np.where(empty, "", names), kinds)
 
     def predict(self, flux, wavelength=None, ivar=None, **how):
         "(z, probability), (N,) float32 each: two columns of `classify`, whose arguments it takes."
@@ -241,8 +239,8 @@ class RedshiftClassifier(Pretrained, RedshiftNetwork):
 
     def distribution(self, flux, wavelength=None, ivar=None, **how):
         "(redshifts (S,), p (N, S)): the whole answer, less what is nothing; arguments as for `classify`."
-        p = shares(self.logits_of(flux, wavelength, ivar, **how))[0].cpu().numpy()
-        return np.expm1(self.centres.cpu().numpy()), p
+        p, _ = shares(self.logits_of(flux, wavelength, ivar, **how))
+        return np.expm1(self.centres.cpu().numpy()), p.cpu().numpy()
 
     def stated(self, raw):
         "Claimed probabilities -> calibrated ones: a line in log odds, see `training.redshift_classifier`."
