@@ -6,7 +6,7 @@
 __all__ = ['ZOO_SOFTENING', 'ZOO_LOW', 'ZOO_HIGH', 'TILE', 'NOISE_SLOPE', 'SCALE_RANGE', 'Pictures', 'read_pixels', 'read_viewer',
            'zoo_stretch', 'from_zoo', 'zoo_scale', 'noise_frequency', 'scale_of_noise', 'read_zoo', 'picture_costs']
 
-# %% ../../nbs/sky/20_pictures.ipynb #e75ceeff
+# %% ../../nbs/sky/20_pictures.ipynb #fe1137ae
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..search.neighbours import knn_regress
 from ..search.ranks import pair_ranks
 from ..surveys.viewer import VIEWER_SCALE, clipped_fraction, from_pictures
 
-# %% ../../nbs/sky/20_pictures.ipynb #92e5ad08
+# %% ../../nbs/sky/20_pictures.ipynb #1580def4
 @dataclass
 class Pictures:
     "Real pictures as flux on native pixels."
@@ -56,7 +56,7 @@ def read_viewer(
     names, scale = [Path(path).stem for path in paths], np.full(len(paths), pixel_scale)
     return Pictures(names, np.array(flux), scale, np.array(clipped), np.asarray(z, float))
 
-# %% ../../nbs/sky/20_pictures.ipynb #eada0916
+# %% ../../nbs/sky/20_pictures.ipynb #0241a7f3
 ZOO_SOFTENING = np.float32([0.019, 0.014, 0.008])[:, None, None]  # nanomaggies, of z, r, g
 ZOO_LOW, ZOO_HIGH = np.arcsinh(-0.5), np.arcsinh(300.0)
 
@@ -91,7 +91,7 @@ def from_zoo(
     flux = np.sinh(x * (ZOO_HIGH - ZOO_LOW) + ZOO_LOW) * ZOO_SOFTENING
     return flux[..., ::-1, :, :].astype(np.float32)
 
-# %% ../../nbs/sky/20_pictures.ipynb #638f0edf
+# %% ../../nbs/sky/20_pictures.ipynb #861e1512
 def zoo_scale(
     r50,  # (...) arcsec, Petrosian radius of half of the light
     r90,  # (...) arcsec, of nine tenths
@@ -132,7 +132,7 @@ def scale_of_noise(
     "Scale of a picture of the Legacy Survey, estimated from the grain of its noise."
     return float(np.clip(noise_frequency(rgb) / slope, *SCALE_RANGE))
 
-# %% ../../nbs/sky/20_pictures.ipynb #d900b39b
+# %% ../../nbs/sky/20_pictures.ipynb #54cc3f43
 def read_zoo(
     paths: list,  # of pictures of Galaxy Zoo DECaLS
     z,  # (n,)
@@ -152,7 +152,7 @@ def read_zoo(
     names = [Path(path).stem for path in paths]
     return Pictures(names, np.array(flux), np.array(scales), np.array(clipped), np.asarray(z, float))
 
-# %% ../../nbs/sky/20_pictures.ipynb #b86b9875
+# %% ../../nbs/sky/20_pictures.ipynb #53ad1513
 def picture_costs(
     vectors: dict,  # what the images were shown as -> (n, D) image embeddings of the same galaxies
     spectra,  # (n, D) spectrum embeddings of these galaxies
@@ -160,7 +160,7 @@ def picture_costs(
     bank,  # (N, D) image embeddings of training galaxies
     z_bank,  # (N,)
 ) -> list[dict]:
-    "A row for each way to show an image: redshift from neighbours, recall and median rank of the true spectrum."
+    "A row for each way to show an image: redshift from neighbours, recall and rank of the true spectrum."
     rows = []
     for name, x in vectors.items():
         z_pred, ranks = knn_regress(bank, z_bank, x), pair_ranks(x, spectra)
