@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ZOO_SOFTENING', 'ZOO_LOW', 'ZOO_HIGH', 'TILE', 'NOISE_SLOPE', 'SCALE_RANGE', 'Pictures', 'read_pixels', 'read_viewer',
-           'zoo_stretch', 'from_zoo', 'zoo_scale', 'noise_frequency', 'scale_of_noise', 'read_zoo', 'picture_costs']
+           'zoo_stretch', 'from_zoo', 'zoo_scale', 'noise_frequency', 'scale_of_noise', 'read_zoo', 'picture_scores']
 
-# %% ../../nbs/sky/20_pictures.ipynb #fe1137ae
+# %% ../../nbs/sky/20_pictures.ipynb #94b34e26
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,13 @@ import numpy as np
 
 from ..data.images import PIXEL_SCALE, center_crop, resample_cutout
 from ..files.pictures import read_colors
+from ..metrics.bootstrap import Score, bootstrap
 from ..metrics.regression import bias, sigma_nmad
 from ..search.neighbours import knn_regress
-from ..search.ranks import pair_ranks
+from ..search.ranks import pair_ranks, retrieval_scores
 from ..surveys.viewer import VIEWER_SCALE, clipped_fraction, from_pictures
 
-# %% ../../nbs/sky/20_pictures.ipynb #1580def4
+# %% ../../nbs/sky/20_pictures.ipynb #e1a7368e
 @dataclass
 class Pictures:
     "Real pictures as flux on native pixels."
@@ -56,7 +57,7 @@ def read_viewer(
     names, scale = [Path(path).stem for path in paths], np.full(len(paths), pixel_scale)
     return Pictures(names, np.array(flux), scale, np.array(clipped), np.asarray(z, float))
 
-# %% ../../nbs/sky/20_pictures.ipynb #0241a7f3
+# %% ../../nbs/sky/20_pictures.ipynb #da0843af
 ZOO_SOFTENING = np.float32([0.019, 0.014, 0.008])[:, None, None]  # nanomaggies, of z, r, g
 ZOO_LOW, ZOO_HIGH = np.arcsinh(-0.5), np.arcsinh(300.0)
 
@@ -91,7 +92,7 @@ def from_zoo(
     flux = np.sinh(x * (ZOO_HIGH - ZOO_LOW) + ZOO_LOW) * ZOO_SOFTENING
     return flux[..., ::-1, :, :].astype(np.float32)
 
-# %% ../../nbs/sky/20_pictures.ipynb #861e1512
+# %% ../../nbs/sky/20_pictures.ipynb #e2aa1ea8
 def zoo_scale(
     r50,  # (...) arcsec, Petrosian radius of half of the light
     r90,  # (...) arcsec, of nine tenths
@@ -132,7 +133,7 @@ def scale_of_noise(
     "Scale of a picture of the Legacy Survey, estimated from the grain of its noise."
     return float(np.clip(noise_frequency(rgb) / slope, *SCALE_RANGE))
 
-# %% ../../nbs/sky/20_pictures.ipynb #54cc3f43
+# %% ../../nbs/sky/20_pictures.ipynb #e81d06eb
 def read_zoo(
     paths: list,  # of pictures of Galaxy Zoo DECaLS
     z,  # (n,)
@@ -152,18 +153,20 @@ def read_zoo(
     names = [Path(path).stem for path in paths]
     return Pictures(names, np.array(flux), np.array(scales), np.array(clipped), np.asarray(z, float))
 
-# %% ../../nbs/sky/20_pictures.ipynb #53ad1513
-def picture_costs(
-    vectors: dict,  # what the images were shown as -> (n, D) image embeddings of the same galaxies
-    spectra,  # (n, D) spectrum embeddings of these galaxies
+# %% ../../nbs/sky/20_pictures.ipynb #ffe36a1e
+def picture_scores(
+    vectors,  # (n, D) image embeddings of galaxies
+    spectra,  # (n, D) spectrum embeddings of the same
     z,  # (n,)
     bank,  # (N, D) image embeddings of training galaxies
     z_bank,  # (N,)
-) -> list[dict]:
-    "A row for each way to show an image: redshift from neighbours, recall and rank of the true spectrum."
-    rows = []
-    for name, x in vectors.items():
-        z_pred, ranks = knn_regress(bank, z_bank, x), pair_ranks(x, spectra)
-        row = dict(shown_as=name, n=len(z), sigma_nmad=sigma_nmad(z_pred, z), bias=bias(z_pred, z))
-        rows.append(row | dict(recall_at_10=float((ranks <= 10).mean()), median_rank=float(np.median(ranks))))
-    return rows
+    seed: int = 0,
+) -> dict[str, Score]:
+    "Redshift from neighbours, and recall and median rank of the true spectrum."
+    z_pred, ranks = knn_regress(bank, z_bank, vectors), pair_ranks(vectors, spectra)
+    scores = {"sigma_nmad": bootstrap(sigma_nmad, z_pred, z, seed=seed)}
+    scores |= {"bias": bootstrap(bias, z_pred, z, seed=seed)}
+    found = retrieval_scores(ranks, seed=seed)
+    for name in ("recall_at_10", "median_rank"):
+        scores[name] = Score(*(found[name + end] for end in ("", "_low", "_high")), len(z))
+    return scores
