@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['WINDOWS', 'real_folder', 'Pairs', 'read_pairs', 'read_zoo_with_redshifts', 'neighbour_redshifts',
-           'image_redshift_scores', 'closer_than_own', 'Found', 'rank_scores', 'window_colors', 'circle_colors',
-           'controls', 'side_by_side', 'best_weight', 'simulated_tens', 'expected_scores']
+           'image_redshift_scores', 'out_of_domain', 'Answers', 'ask_pictures', 'redshift_bars', 'closer_than_own',
+           'Found', 'rank_scores', 'rank_panels', 'window_colors', 'circle_colors', 'measured', 'controls',
+           'side_by_side', 'best_weight', 'simulated_tens', 'expected_scores']
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #40f7e5ab
+# %% ../../nbs/sky/30_real_pairs.ipynb #af836e01
 import csv
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +17,20 @@ import numpy as np
 import torch
 
 from ..core.config import shared_root
+from ..core.plots import COLORS
 from ..data.photometry import aperture_fluxes, colors, magnitudes, matched
 from ..data.spectrum_grid import WAVELENGTH
 from ..files.spectrum_files import read_spectra
 from ..losses.contrastive import unit_rows
 from ..metrics.bootstrap import Score, bootstrap, wilson
 from ..metrics.regression import bias, sigma_nmad
+from ..probes.novelty import distance_to_training, percentile_among
 from ..search.neighbours import Scale, nearest
 from ..search.ranks import pair_ranks
 from .pictures import Pictures, read_viewer, read_zoo
 from ..surveys.folders import spectra_for_network
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #a92017da
+# %% ../../nbs/sky/30_real_pairs.ipynb #7b2df968
 def real_folder(
     name: str,  # pairs_legacy_sdss or images_gz_decals
 ) -> Path | None:
@@ -77,7 +80,7 @@ def read_zoo_with_redshifts(
     paths = [folder / Path(row["file"]).name for row in rows]
     return read_zoo(paths, [float(row["z"]) for row in rows], size, scale)
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #5687b87d
+# %% ../../nbs/sky/30_real_pairs.ipynb #a83e2ae6
 def neighbour_redshifts(
     bank,  # (N, D) embeddings of training galaxies
     z_bank,  # (N,)
@@ -105,7 +108,78 @@ def image_redshift_scores(
     scores |= {"bias": bootstrap(bias, z_pred, z, seed=seed)}
     return scores | {"inside 68 %": Score(inside / len(z), *wilson(inside, len(z)), len(z))}
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #eb802d61
+# %% ../../nbs/sky/30_real_pairs.ipynb #dbf722b7
+def out_of_domain(
+    train,  # (N, D) embeddings
+    validation,  # (M, D)
+    vectors,  # (n, D)
+    level: float = 0.99,  # fraction of the validation galaxies that lie nearer
+) -> np.ndarray:  # (n,) bool
+    "Whether galaxies lie further from the training galaxies than nearly all validation galaxies do."
+    far = distance_to_training(train, validation)
+    return percentile_among(distance_to_training(train, vectors), far) > level
+
+
+@dataclass
+class Answers:
+    "What simulated neighbours say of pictures."
+
+    vectors: np.ndarray  # (n, D) image embeddings
+    z: np.ndarray  # (n,)
+    low: np.ndarray  # (n,) middle 68 % of the neighbours
+    high: np.ndarray
+    strange: np.ndarray  # (n,) bool: out of domain
+
+    def scores(
+        self,
+        z,  # (n,) of a catalogue
+        kept,  # (n,) bool
+        seed: int = 0,
+    ) -> dict[str, Score]:
+        "`image_redshift_scores` of some of them."
+        return image_redshift_scores(self.z[kept], self.low[kept], self.high[kept], z[kept], seed)
+
+    def rows(
+        self,
+        name: str,  # of the set
+        pictures: Pictures,
+    ) -> list[dict]:
+        "One row for every picture, for a table."
+        keys = ("pictures", "id", "z_true", "z_pred", "z_low", "z_high")
+        keys += ("arcsec_per_pixel", "out_of_domain", "clipped")
+        values = (pictures.z, self.z, self.low, self.high, pictures.scale, self.strange)
+        every = zip(pictures.names, *values, pictures.clipped.max(1))
+        return [dict(zip(keys, (name, *row))) for row in every]
+
+
+def ask_pictures(
+    model,  # aligned model
+    pictures: Pictures,
+    train,  # (N, D) image embeddings
+    validation,  # (M, D)
+    z_train,  # (N,)
+) -> Answers:
+    "Redshift, interval and a warning for every picture."
+    vectors = model.embed_images(pictures.flux)
+    strange = out_of_domain(train, validation, vectors)
+    return Answers(vectors, *neighbour_redshifts(train, z_train, vectors), strange)
+
+
+def redshift_bars(
+    ax,
+    answers: Answers,
+    z,  # (n,) of a catalogue
+    title: str = "",
+):
+    "Redshift of neighbours against that of a catalogue, with its interval; crosses are out of domain."
+    ax.plot([0, 1], [0, 1], color="0.6", lw=0.7)
+    ax.vlines(z, answers.low, answers.high, color=COLORS["image"], lw=0.5, alpha=0.5)
+    for rows, mark, color in ((~answers.strange, ".", COLORS["image"]), (answers.strange, "x", "0.3")):
+        ax.plot(z[rows], answers.z[rows], mark, color=color, ms=4)
+    ax.set(title=f"{title} ({len(z)})", xlabel="catalogue redshift $z$", xlim=(0, 0.17), ylim=(0, 0.25))
+    ax.set_ylabel("redshift of neighbours")
+
+# %% ../../nbs/sky/30_real_pairs.ipynb #30c364de
 def closer_than_own(
     query,  # (n, D)
     own,  # (n, D), row i belongs to query i
@@ -163,7 +237,28 @@ def rank_scores(
         scores[f"first or second, {name}"] = Score(first / among, *wilson(first, among), among)
     return scores
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #fb207ad7
+# %% ../../nbs/sky/30_real_pairs.ipynb #6f7b78cd
+def rank_panels(
+    axes,  # two
+    ranks: dict,  # name -> what `Found.ranks` gives
+    expected: dict,  # name -> median of simulated spectra closer in simulated sets
+    seed: int = 0,  # of the jitter
+):
+    "Rank of the true spectrum among the real ones, and how many simulated spectra lie closer."
+    rng = np.random.default_rng(seed)
+    for ax, kind in zip(axes, ("image to spectrum", "simulated spectra closer")):
+        for y, (name, found) in enumerate(ranks.items()):
+            x, color = found[kind] + ("closer" in kind), COLORS["image" if "network" in name else "control"]
+            ax.plot(x, y + rng.uniform(-0.2, 0.2, len(x)), ".", color=color, ms=4)
+            ax.plot([np.median(x)] * 2, [y - 0.35, y + 0.35], color=color, lw=1.5)
+            if "closer" in kind:
+                ax.plot(expected[name] + 1, y, "D", mfc="none", mec="0.2", ms=4)
+        ax.set_yticks(range(len(ranks)), list(ranks))
+        ax.invert_yaxis()
+    axes[0].set_xlabel("rank of the true spectrum")
+    axes[1].set(xlabel="1 + simulated spectra that lie closer", xscale="log")
+
+# %% ../../nbs/sky/30_real_pairs.ipynb #d7746be6
 WINDOWS = ((4000, 5500), (5700, 7100), (8400, 9100))  # A: inside g, r, z, and covered by SDSS
 
 
@@ -191,6 +286,15 @@ def circle_colors(
     return np.stack([colors(magnitudes(aperture_fluxes(images, d))) for d in diameters], 1)
 
 
+def measured(
+    images,  # (n, 3, H, H) nanomaggies
+    flux,  # (n, 7781) of the same galaxies
+    ivar,  # (n, 7781)
+) -> tuple:  # circle colours (n, c, 3), window colours (n, 3)
+    "Both sides of the control."
+    return circle_colors(images), window_colors(flux, ivar)
+
+
 def controls(
     learn: tuple,  # circle colours (m, c, 3) and window colours (m, 3) of simulated galaxies to learn from
     background: tuple,  # the same of other simulated galaxies
@@ -210,7 +314,7 @@ def controls(
         found.append(Found(f"{name}, offset removed", x + offset, y, images, spectra, "euclidean"))
     return found
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #a9b1b5e0
+# %% ../../nbs/sky/30_real_pairs.ipynb #22b9f633
 def side_by_side(
     network: Found,
     control: Found,
@@ -236,7 +340,7 @@ def best_weight(
     means = [np.log(pair_ranks(t.images, t.spectra, t.metric)).mean() for t in trials]
     return float(weights[int(np.argmin(means))])
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #c6fabc39
+# %% ../../nbs/sky/30_real_pairs.ipynb #bbfdd380
 def simulated_tens(
     z_simulated,  # (N,)
     r_simulated,  # (N,) magnitude in a circle
@@ -268,5 +372,9 @@ def expected_scores(
     several["median simulated spectra closer"] = np.median(whole[tens], 1)
     ranks = [pair_ranks(found.images[ten], found.spectra[ten], found.metric) for ten in tens]
     several["first or second, image to spectrum"] = (np.array(ranks) <= 2).mean(1)
+    ranks = [pair_ranks(found.spectra[ten], found.images[ten], found.metric) for ten in tens]
+    several["first or second, spectrum to image"] = (np.array(ranks) <= 2).mean(1)
+    whole = closer_than_own(found.spectra, found.images, found.images, found.metric)
+    several["median simulated images closer"] = np.median(whole[tens], 1)
     cuts = {name: np.percentile(x, [50, 2.5, 97.5]) for name, x in several.items()}
     return {name: Score(*map(float, cut), tens.shape[1]) for name, cut in cuts.items()}
