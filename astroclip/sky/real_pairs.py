@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['WINDOWS', 'real_folder', 'Pairs', 'read_pairs', 'read_zoo_with_redshifts', 'neighbour_redshifts',
-           'image_redshift_scores', 'out_of_domain', 'Answers', 'ask_pictures', 'redshift_bars', 'closer_than_own',
-           'Found', 'rank_scores', 'rank_panels', 'window_colors', 'circle_colors', 'measured', 'controls',
-           'side_by_side', 'best_weight', 'simulated_tens', 'expected_scores']
+           'image_redshift_scores', 'constant_scores', 'out_of_domain', 'Answers', 'ask_pictures', 'redshift_bars',
+           'closer_than_own', 'Found', 'rank_scores', 'rank_panels', 'window_colors', 'circle_colors', 'measured',
+           'controls', 'side_by_side', 'best_weight', 'simulated_tens', 'expected_scores']
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #af836e01
+# %% ../../nbs/sky/30_real_pairs.ipynb #7b87763e
 import csv
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..search.ranks import pair_ranks
 from .pictures import Pictures, read_viewer, read_zoo
 from ..surveys.folders import spectra_for_network
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #7b2df968
+# %% ../../nbs/sky/30_real_pairs.ipynb #3f14fcb2
 def real_folder(
     name: str,  # pairs_legacy_sdss or images_gz_decals
 ) -> Path | None:
@@ -80,7 +80,7 @@ def read_zoo_with_redshifts(
     paths = [folder / Path(row["file"]).name for row in rows]
     return read_zoo(paths, [float(row["z"]) for row in rows], size, scale)
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #a83e2ae6
+# %% ../../nbs/sky/30_real_pairs.ipynb #ed04cbbe
 def neighbour_redshifts(
     bank,  # (N, D) embeddings of training galaxies
     z_bank,  # (N,)
@@ -108,7 +108,17 @@ def image_redshift_scores(
     scores |= {"bias": bootstrap(bias, z_pred, z, seed=seed)}
     return scores | {"inside 68 %": Score(inside / len(z), *wilson(inside, len(z)), len(z))}
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #dbf722b7
+
+def constant_scores(
+    z,  # (n,) of a catalogue
+    seed: int = 0,
+) -> dict[str, Score]:
+    "Scatter and bias of whoever answers the median of the catalogue for every galaxy."
+    constant = np.full(len(z), np.median(z))
+    scores = dict(sigma_nmad=sigma_nmad, bias=bias)
+    return {name: bootstrap(score, constant, z, seed=seed) for name, score in scores.items()}
+
+# %% ../../nbs/sky/30_real_pairs.ipynb #a4c86b1b
 def out_of_domain(
     train,  # (N, D) embeddings
     validation,  # (M, D)
@@ -179,7 +189,7 @@ def redshift_bars(
     ax.set(title=f"{title} ({len(z)})", xlabel="catalogue redshift $z$", xlim=(0, 0.17), ylim=(0, 0.25))
     ax.set_ylabel("redshift of neighbours")
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #30c364de
+# %% ../../nbs/sky/30_real_pairs.ipynb #f86dc345
 def closer_than_own(
     query,  # (n, D)
     own,  # (n, D), row i belongs to query i
@@ -237,7 +247,7 @@ def rank_scores(
         scores[f"first or second, {name}"] = Score(first / among, *wilson(first, among), among)
     return scores
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #6f7b78cd
+# %% ../../nbs/sky/30_real_pairs.ipynb #586ce38b
 def rank_panels(
     axes,  # two
     ranks: dict,  # name -> what `Found.ranks` gives
@@ -253,12 +263,12 @@ def rank_panels(
             ax.plot([np.median(x)] * 2, [y - 0.35, y + 0.35], color=color, lw=1.5)
             if "closer" in kind:
                 ax.plot(expected[name] + 1, y, "D", mfc="none", mec="0.2", ms=4)
-        ax.set_yticks(range(len(ranks)), list(ranks))
-        ax.invert_yaxis()
+        ax.set_yticks(range(len(ranks)), [name.replace("colors", "colours") for name in ranks])
+        ax.set_ylim(len(ranks) - 0.5, -0.5)
     axes[0].set_xlabel("rank of the true spectrum")
     axes[1].set(xlabel="1 + simulated spectra that lie closer", xscale="log")
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #d7746be6
+# %% ../../nbs/sky/30_real_pairs.ipynb #081817af
 WINDOWS = ((4000, 5500), (5700, 7100), (8400, 9100))  # A: inside g, r, z, and covered by SDSS
 
 
@@ -314,7 +324,7 @@ def controls(
         found.append(Found(f"{name}, offset removed", x + offset, y, images, spectra, "euclidean"))
     return found
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #22b9f633
+# %% ../../nbs/sky/30_real_pairs.ipynb #f2e08c1a
 def side_by_side(
     network: Found,
     control: Found,
@@ -340,7 +350,7 @@ def best_weight(
     means = [np.log(pair_ranks(t.images, t.spectra, t.metric)).mean() for t in trials]
     return float(weights[int(np.argmin(means))])
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #bbfdd380
+# %% ../../nbs/sky/30_real_pairs.ipynb #5fa1c7b4
 def simulated_tens(
     z_simulated,  # (N,)
     r_simulated,  # (N,) magnitude in a circle
