@@ -6,7 +6,7 @@
 __all__ = ['ZOO_SOFTENING', 'ZOO_LOW', 'ZOO_HIGH', 'TILE', 'NOISE_SLOPE', 'SCALE_RANGE', 'Pictures', 'read_pixels', 'read_viewer',
            'zoo_stretch', 'from_zoo', 'zoo_scale', 'noise_frequency', 'scale_of_noise', 'read_zoo', 'picture_scores']
 
-# %% ../../nbs/sky/20_pictures.ipynb #94b34e26
+# %% ../../nbs/sky/20_pictures.ipynb #7f052b0d
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from ..search.neighbours import knn_regress
 from ..search.ranks import pair_ranks, retrieval_scores
 from ..surveys.viewer import VIEWER_SCALE, clipped_fraction, from_pictures
 
-# %% ../../nbs/sky/20_pictures.ipynb #e1a7368e
+# %% ../../nbs/sky/20_pictures.ipynb #b80ad26c
 @dataclass
 class Pictures:
     "Real pictures as flux on native pixels."
@@ -57,7 +57,7 @@ def read_viewer(
     names, scale = [Path(path).stem for path in paths], np.full(len(paths), pixel_scale)
     return Pictures(names, np.array(flux), scale, np.array(clipped), np.asarray(z, float))
 
-# %% ../../nbs/sky/20_pictures.ipynb #da0843af
+# %% ../../nbs/sky/20_pictures.ipynb #62c9c3db
 ZOO_SOFTENING = np.float32([0.019, 0.014, 0.008])[:, None, None]  # nanomaggies, of z, r, g
 ZOO_LOW, ZOO_HIGH = np.arcsinh(-0.5), np.arcsinh(300.0)
 
@@ -92,7 +92,7 @@ def from_zoo(
     flux = np.sinh(x * (ZOO_HIGH - ZOO_LOW) + ZOO_LOW) * ZOO_SOFTENING
     return flux[..., ::-1, :, :].astype(np.float32)
 
-# %% ../../nbs/sky/20_pictures.ipynb #e2aa1ea8
+# %% ../../nbs/sky/20_pictures.ipynb #eb878ada
 def zoo_scale(
     r50,  # (...) arcsec, Petrosian radius of half of the light
     r90,  # (...) arcsec, of nine tenths
@@ -133,7 +133,7 @@ def scale_of_noise(
     "Scale of a picture of the Legacy Survey, estimated from the grain of its noise."
     return float(np.clip(noise_frequency(rgb) / slope, *SCALE_RANGE))
 
-# %% ../../nbs/sky/20_pictures.ipynb #e81d06eb
+# %% ../../nbs/sky/20_pictures.ipynb #faa3261d
 def read_zoo(
     paths: list,  # of pictures of Galaxy Zoo DECaLS
     z,  # (n,)
@@ -153,7 +153,7 @@ def read_zoo(
     names = [Path(path).stem for path in paths]
     return Pictures(names, np.array(flux), np.array(scales), np.array(clipped), np.asarray(z, float))
 
-# %% ../../nbs/sky/20_pictures.ipynb #ffe36a1e
+# %% ../../nbs/sky/20_pictures.ipynb #0caf9761
 def picture_scores(
     vectors,  # (n, D) image embeddings of galaxies
     spectra,  # (n, D) spectrum embeddings of the same

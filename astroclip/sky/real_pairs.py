@@ -8,7 +8,7 @@ __all__ = ['WINDOWS', 'real_folder', 'Pairs', 'read_pairs', 'read_zoo_with_redsh
            'closer_than_own', 'Found', 'rank_scores', 'rank_panels', 'window_colors', 'circle_colors', 'measured',
            'controls', 'side_by_side', 'best_weight', 'simulated_tens', 'expected_scores']
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #7b87763e
+# %% ../../nbs/sky/30_real_pairs.ipynb #34deb2d5
 import csv
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..search.ranks import pair_ranks
 from .pictures import Pictures, read_viewer, read_zoo
 from ..surveys.folders import spectra_for_network
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #3f14fcb2
+# %% ../../nbs/sky/30_real_pairs.ipynb #0251f429
 def real_folder(
     name: str,  # pairs_legacy_sdss or images_gz_decals
 ) -> Path | None:
@@ -80,7 +80,7 @@ def read_zoo_with_redshifts(
     paths = [folder / Path(row["file"]).name for row in rows]
     return read_zoo(paths, [float(row["z"]) for row in rows], size, scale)
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #ed04cbbe
+# %% ../../nbs/sky/30_real_pairs.ipynb #1c016313
 def neighbour_redshifts(
     bank,  # (N, D) embeddings of training galaxies
     z_bank,  # (N,)
@@ -118,7 +118,7 @@ def constant_scores(
     scores = dict(sigma_nmad=sigma_nmad, bias=bias)
     return {name: bootstrap(score, constant, z, seed=seed) for name, score in scores.items()}
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #a4c86b1b
+# %% ../../nbs/sky/30_real_pairs.ipynb #d9381056
 def out_of_domain(
     train,  # (N, D) embeddings
     validation,  # (M, D)
@@ -189,7 +189,7 @@ def redshift_bars(
     ax.set(title=f"{title} ({len(z)})", xlabel="catalogue redshift $z$", xlim=(0, 0.17), ylim=(0, 0.25))
     ax.set_ylabel("redshift of neighbours")
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #f86dc345
+# %% ../../nbs/sky/30_real_pairs.ipynb #acb218bc
 def closer_than_own(
     query,  # (n, D)
     own,  # (n, D), row i belongs to query i
@@ -199,7 +199,7 @@ def closer_than_own(
     "How many rows of the background are more similar to each query than its own partner is."
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric {metric!r}: cosine or euclidean")
-    query, own, background = (torch.as_tensor(np.asarray(x, np.float64)) for x in (query, own, background))
+    query, own, background = (torch.as_tensor(np.array(x, np.float64)) for x in (query, own, background))
     if metric == "cosine":
         query, own, background = (unit_rows(x) for x in (query, own, background))
     length, own_length = (background**2).sum(1), (own**2).sum(1)
@@ -247,7 +247,7 @@ def rank_scores(
         scores[f"first or second, {name}"] = Score(first / among, *wilson(first, among), among)
     return scores
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #586ce38b
+# %% ../../nbs/sky/30_real_pairs.ipynb #6559af5d
 def rank_panels(
     axes,  # two
     ranks: dict,  # name -> what `Found.ranks` gives
@@ -268,7 +268,7 @@ def rank_panels(
     axes[0].set_xlabel("rank of the true spectrum")
     axes[1].set(xlabel="1 + simulated spectra that lie closer", xscale="log")
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #081817af
+# %% ../../nbs/sky/30_real_pairs.ipynb #d3b840b9
 WINDOWS = ((4000, 5500), (5700, 7100), (8400, 9100))  # A: inside g, r, z, and covered by SDSS
 
 
@@ -324,7 +324,7 @@ def controls(
         found.append(Found(f"{name}, offset removed", x + offset, y, images, spectra, "euclidean"))
     return found
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #f2e08c1a
+# %% ../../nbs/sky/30_real_pairs.ipynb #1b54a53d
 def side_by_side(
     network: Found,
     control: Found,
@@ -350,7 +350,7 @@ def best_weight(
     means = [np.log(pair_ranks(t.images, t.spectra, t.metric)).mean() for t in trials]
     return float(weights[int(np.argmin(means))])
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #5fa1c7b4
+# %% ../../nbs/sky/30_real_pairs.ipynb #0e7f0dfd
 def simulated_tens(
     z_simulated,  # (N,)
     r_simulated,  # (N,) magnitude in a circle
