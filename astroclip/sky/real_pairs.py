@@ -8,7 +8,7 @@ __all__ = ['WINDOWS', 'real_folder', 'Pairs', 'read_pairs', 'read_zoo_with_redsh
            'closer_than_own', 'Found', 'rank_scores', 'rank_panels', 'window_colors', 'circle_colors', 'measured',
            'controls', 'side_by_side', 'best_weight', 'simulated_tens', 'expected_scores']
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #34deb2d5
+# %% ../../nbs/sky/30_real_pairs.ipynb #50c4001a
 import csv
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,11 @@ from ..metrics.bootstrap import Score, bootstrap, wilson
 from ..metrics.regression import bias, sigma_nmad
 from ..probes.novelty import distance_to_training, percentile_among
 from ..search.neighbours import Scale, nearest
-from ..search.ranks import pair_ranks
+from ..search.ranks import pair_ranks, pair_similarities
 from .pictures import Pictures, read_viewer, read_zoo
 from ..surveys.folders import spectra_for_network
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #0251f429
+# %% ../../nbs/sky/30_real_pairs.ipynb #39d2e103
 def real_folder(
     name: str,  # pairs_legacy_sdss or images_gz_decals
 ) -> Path | None:
@@ -80,7 +80,7 @@ def read_zoo_with_redshifts(
     paths = [folder / Path(row["file"]).name for row in rows]
     return read_zoo(paths, [float(row["z"]) for row in rows], size, scale)
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #1c016313
+# %% ../../nbs/sky/30_real_pairs.ipynb #dd7c9687
 def neighbour_redshifts(
     bank,  # (N, D) embeddings of training galaxies
     z_bank,  # (N,)
@@ -118,7 +118,7 @@ def constant_scores(
     scores = dict(sigma_nmad=sigma_nmad, bias=bias)
     return {name: bootstrap(score, constant, z, seed=seed) for name, score in scores.items()}
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #d9381056
+# %% ../../nbs/sky/30_real_pairs.ipynb #40e1695d
 def out_of_domain(
     train,  # (N, D) embeddings
     validation,  # (M, D)
@@ -189,7 +189,7 @@ def redshift_bars(
     ax.set(title=f"{title} ({len(z)})", xlabel="catalogue redshift $z$", xlim=(0, 0.17), ylim=(0, 0.25))
     ax.set_ylabel("redshift of neighbours")
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #acb218bc
+# %% ../../nbs/sky/30_real_pairs.ipynb #67f3b0ad
 def closer_than_own(
     query,  # (n, D)
     own,  # (n, D), row i belongs to query i
@@ -247,7 +247,7 @@ def rank_scores(
         scores[f"first or second, {name}"] = Score(first / among, *wilson(first, among), among)
     return scores
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #6559af5d
+# %% ../../nbs/sky/30_real_pairs.ipynb #81f499d1
 def rank_panels(
     axes,  # two
     ranks: dict,  # name -> what `Found.ranks` gives
@@ -268,7 +268,7 @@ def rank_panels(
     axes[0].set_xlabel("rank of the true spectrum")
     axes[1].set(xlabel="1 + simulated spectra that lie closer", xscale="log")
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #d3b840b9
+# %% ../../nbs/sky/30_real_pairs.ipynb #b96a4d0f
 WINDOWS = ((4000, 5500), (5700, 7100), (8400, 9100))  # A: inside g, r, z, and covered by SDSS
 
 
@@ -324,7 +324,7 @@ def controls(
         found.append(Found(f"{name}, offset removed", x + offset, y, images, spectra, "euclidean"))
     return found
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #1b54a53d
+# %% ../../nbs/sky/30_real_pairs.ipynb #2246a87a
 def side_by_side(
     network: Found,
     control: Found,
@@ -350,7 +350,7 @@ def best_weight(
     means = [np.log(pair_ranks(t.images, t.spectra, t.metric)).mean() for t in trials]
     return float(weights[int(np.argmin(means))])
 
-# %% ../../nbs/sky/30_real_pairs.ipynb #0e7f0dfd
+# %% ../../nbs/sky/30_real_pairs.ipynb #cec6fcf2
 def simulated_tens(
     z_simulated,  # (N,)
     r_simulated,  # (N,) magnitude in a circle
@@ -377,14 +377,16 @@ def expected_scores(
     tens,  # (draws, n) rows of its background
 ) -> dict[str, Score]:
     "What the same scores are for simulated sets: median and middle 95 % over sets."
-    several = {}
-    whole = closer_than_own(found.images, found.spectra, found.spectra, found.metric)
-    several["median simulated spectra closer"] = np.median(whole[tens], 1)
-    ranks = [pair_ranks(found.images[ten], found.spectra[ten], found.metric) for ten in tens]
-    several["first or second, image to spectrum"] = (np.array(ranks) <= 2).mean(1)
-    ranks = [pair_ranks(found.spectra[ten], found.images[ten], found.metric) for ten in tens]
-    several["first or second, spectrum to image"] = (np.array(ranks) <= 2).mean(1)
-    whole = closer_than_own(found.spectra, found.images, found.images, found.metric)
-    several["median simulated images closer"] = np.median(whole[tens], 1)
+    several, rows = {}, tens[:, :, None]
+    ways = {"image to spectrum": ("images", "spectra"), "spectrum to image": ("spectra", "images")}
+    for way, (query, gallery) in ways.items():
+        query, gallery = getattr(found, query), getattr(found, gallery)
+        near = torch.cat(list(pair_similarities(query, gallery, found.metric))).numpy()
+        among = near[rows, tens[:, None]]  # (draws, n, n)
+        own = np.diagonal(among, axis1=1, axis2=2)[..., None]
+        several[f"first or second, {way}"] = ((among > own).sum(2) < 2).mean(1)
+        whole = closer_than_own(query, gallery, gallery, found.metric)
+        kind = "spectra" if way == "image to spectrum" else "images"
+        several[f"median simulated {kind} closer"] = np.median(whole[tens], 1)
     cuts = {name: np.percentile(x, [50, 2.5, 97.5]) for name, x in several.items()}
     return {name: Score(*map(float, cut), tens.shape[1]) for name, cut in cuts.items()}
