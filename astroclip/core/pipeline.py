@@ -39,6 +39,7 @@ PAGES = [
     "reconstruction",
     "morphology",
     "posterior",
+    "real_images",
     "domain",
     "properties",
     "embedding_map",

@@ -1,0 +1,191 @@
+"""Pictures of the sky and real pairs: the stretch and back, hand-made ranks, and what the real folder holds."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from astroclip.core.config import sample_path
+from astroclip.data.images import center_crop, stretch, to_rgb
+from astroclip.data.photometry import aperture_fluxes
+from astroclip.sky import pictures, real_pairs
+from astroclip.surveys.pairs import Survey
+from astroclip.surveys.viewer import Degrade, as_pictures, clipped_fraction, degrade_some, from_pictures, from_rgb
+
+PAIRS, ZOO = (real_pairs.real_folder(name) for name in ("pairs_legacy_sdss", "images_gz_decals"))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return Survey(sample_path()).images(range(24))
+
+
+def test_the_stretch_of_one_pixel_by_hand():
+    flux = np.float32([0.1, 0.3, 0.5])[:, None, None]
+    v = np.array([0.1 * 6.0, 0.3 * 3.4, 0.5 * 2.2]) + 0.03
+    drawn = v * np.arcsinh(20 * v.mean()) / (np.sqrt(20) * v.mean())
+    assert np.allclose(to_rgb(flux).ravel(), drawn[::-1].clip(0, 1), atol=1e-6)
+    assert np.allclose(from_rgb(drawn[::-1, None, None]).ravel(), flux.ravel(), atol=1e-6)
+
+
+def test_the_stretch_has_an_inverse_where_nothing_is_clipped(images):
+    rgb = to_rgb(images)
+    inside = ((rgb > 0) & (rgb < 1)).all(1, keepdims=True).repeat(3, 1)
+    assert np.abs(from_rgb(rgb) - images)[inside].max() < 1e-4
+    assert (from_rgb(rgb) <= images + 1e-4)[(rgb[:, ::-1] >= 1) & (rgb > 0).all(1, keepdims=True)].all()  # a lower limit
+
+
+def test_eight_bits_and_a_jpeg_cost_less_than_the_noise(images):
+    clean, back = center_crop(images, 96), from_pictures(as_pictures(images), 96)
+    noise = 1.4826 * np.median(np.abs(clean - np.median(clean, (2, 3), keepdims=True)), (0, 2, 3))
+    assert (np.median(np.abs(back - clean), (0, 2, 3)) < 0.5 * noise).all()
+    faint = aperture_fluxes(clean, 3)[:, 1] < 10
+    kept = aperture_fluxes(back, 3) / aperture_fluxes(clean, 3)
+    assert np.abs(np.median(kept[faint], 0) - 1).max() < 0.05
+
+
+def test_a_worse_jpeg_is_worse(images):
+    clean = center_crop(images, 96)
+    errors = [np.abs(from_pictures(as_pictures(images, quality=q), 96) - clean).mean() for q in (95, 85, 30)]
+    assert errors[0] < errors[1] < errors[2]
+
+
+def test_a_picture_knows_the_ceiling():
+    rgb = np.zeros((3, 4, 4), np.float32)
+    rgb[0, 0] = 1  # channel 0 is z
+    assert clipped_fraction(rgb).tolist() == [0, 0, 0.25]
+
+
+def test_the_augmentation_is_off_and_repeats_itself(images):
+    rng = np.random.default_rng(0)
+    assert degrade_some(images, Degrade(), rng) is images and rng.random() == np.random.default_rng(0).random()
+    one, two = (degrade_some(images, Degrade(fraction=0.5), np.random.default_rng(3)) for _ in range(2))
+    assert (one == two).all() and 0 < (one != images).any((1, 2, 3)).sum() < len(images)
+    assert one.shape == images.shape and (one is not images)
+
+
+def test_bad_pictures_are_refused_with_a_reason(images):
+    with pytest.raises(ValueError, match="channels first"):
+        from_rgb(np.zeros((8, 8, 3)))
+    with pytest.raises(ValueError, match="cannot fill 600 pixels"):
+        as_pictures(images, 600)
+    with pytest.raises(ValueError, match="no outskirts"):
+        pictures.noise_frequency(np.zeros((3, 100, 100)))
+
+
+def test_the_stretch_of_galaxy_zoo_and_back(images):
+    core = center_crop(images, 40)
+    drawn = pictures.zoo_stretch(core)
+    inside = (drawn > 0).all(1, keepdims=True).repeat(3, 1) & (drawn < 1)
+    error = np.abs(pictures.from_zoo(drawn) - core)[inside]
+    assert np.median(error) < 1e-6 and np.percentile(error, 90) < 2e-3  # pixels of one colour are beyond repair
+    kept = aperture_fluxes(pictures.from_zoo(drawn), 3) / aperture_fluxes(core, 3)
+    assert np.abs(np.median(kept, 0) - 1).max() < 0.02
+    gray = np.float32([0.008, 0.014, 0.019])[:, None, None]  # x = asinh(1), the same in all bands
+    x = (np.arcsinh(1) - np.arcsinh(-0.5)) / (np.arcsinh(300) - np.arcsinh(-0.5))
+    w = np.sin(np.pi / 2 * 0.6)
+    assert np.allclose(pictures.zoo_stretch(gray), x + (1 - w) ** 2 * x**2, atol=1e-6)
+
+
+def test_the_scale_from_the_noise_does_not_mind_the_stretch_or_the_brightness(images):
+    found = []
+    for draw, factor in ((to_rgb, 1), (to_rgb, 0.7), (pictures.zoo_stretch, 1)):
+        shown = as_pictures(factor * images[:8], 256, 0.13, draw=draw)
+        found.append(np.median([pictures.noise_frequency(x) for x in shown]))
+    assert np.ptp(found) < 0.1 * np.mean(found)
+    low, high = (np.median([pictures.noise_frequency(x) for x in as_pictures(images[:8], 256, s)]) for s in (0.1, 0.15))
+    assert 1.35 < high / low < 1.6
+
+
+def test_a_picture_is_read_with_north_up(tmp_path):
+    colors = np.zeros((40, 40, 3), np.uint8)
+    colors[:10] = 200, 100, 50  # the first rows of a file are its top
+    Image.fromarray(colors).save(tmp_path / "a.png")
+    pixels = pictures.read_pixels(tmp_path / "a.png")
+    assert np.allclose(pixels[:, -1, 0] * 255, [200, 100, 50], atol=0.01) and pixels[:, 0].max() == 0
+
+
+def test_ranks_by_hand():
+    images = np.float64([[1, 0], [0, 1], [1, 1]])
+    spectra = np.float64([[2, 0], [1, 0], [3, 3]])  # of the second the true one is the furthest
+    background = np.float64([[1, 0.1], [0.1, 1]])
+    found = real_pairs.Found("toy", images, spectra, background, background)
+    ranks = found.ranks()
+    assert ranks["image to spectrum"].tolist() == [1.5, 2.5, 1]  # ties count half
+    assert ranks["simulated spectra closer"].tolist() == [0, 2, 0]
+    scores = real_pairs.rank_scores(ranks)
+    score = scores["first or second, image to spectrum"]
+    assert score.value == pytest.approx(2 / 3) and 0.1 < score.low < score.high < 1
+    assert scores["median simulated spectra closer"].value == 0
+    assert real_pairs.rank_scores(ranks, kept=np.array([False, True, False]))["median simulated spectra closer"].value == 2
+
+
+def test_nobody_is_closer_than_itself():
+    x = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
+    for metric in ("cosine", "euclidean"):
+        assert (real_pairs.closer_than_own(x, x, x, metric) == 0).all()
+        turned = np.linalg.qr(np.random.default_rng(1).normal(size=(16, 16)))[0]
+        y = x + 0.5 * np.random.default_rng(2).normal(size=x.shape)
+        counts = real_pairs.closer_than_own(x, y, y[::-1], metric)
+        assert (counts == real_pairs.closer_than_own(x @ turned, y @ turned, y[::-1] @ turned, metric)).all()
+
+
+def test_the_control_does_not_mind_units_and_forgives_an_offset():
+    rng = np.random.default_rng(0)
+    circles = rng.normal(size=(80, 2, 3))
+    windows = circles.mean(1) + 0.1 * rng.normal(size=(80, 3))
+    parts = slice(0, 40), slice(40, 70), slice(70, 80)
+
+    def found(windows, shift=0.0):
+        real = windows[parts[2]] + shift
+        return real_pairs.controls(*((circles[s], windows[s]) for s in parts[:2]), (circles[parts[2]], real))
+
+    for one, two in zip(found(windows), found(3 * windows + 7)):  # another zero point on both sides
+        assert all((one.ranks()[k] == two.ranks()[k]).all() for k in one.ranks())
+    plain, shifted = found(windows), found(windows, np.array([5.0, 0, 0]))
+    assert (shifted[3].ranks()["image to spectrum"] == plain[3].ranks()["image to spectrum"]).all()
+    assert shifted[2].ranks()["simulated spectra closer"].mean() > plain[2].ranks()["simulated spectra closer"].mean()
+
+
+def test_simulated_sets_are_like_the_real_one():
+    rng = np.random.default_rng(0)
+    z, r = rng.uniform(0, 0.4, 2000), rng.uniform(17, 20, 2000)
+    asked = np.float64([0.05, 0.1, 0.12]), np.float64([18.0, 18.5, 19.0])
+    tens = real_pairs.simulated_tens(z, r, *asked, draws=50)
+    assert all(len(set(ten)) == 3 for ten in tens)
+    assert np.abs(z[tens] - asked[0]).max() < 0.04 and np.abs(r[tens] - asked[1]).max() < 0.6
+
+
+@pytest.mark.skipif(PAIRS is None, reason="needs the real pairs of ../shared/real_2")
+def test_the_real_pairs_are_whole():
+    pairs = real_pairs.read_pairs(PAIRS)
+    assert len(pairs) == 10 and pairs.pictures.flux.shape == (10, 3, 96, 96)
+    assert len(set(pairs.pictures.names)) == 10 and (pairs.pictures.z > 0.02).all() and (pairs.pictures.z < 0.15).all()
+    assert real_pairs.window_colors(pairs.flux, pairs.ivar).shape == (10, 3)
+    magnitude = 22.5 - 2.5 * np.log10(aperture_fluxes(pairs.pictures.flux, 3)[:, 1])
+    assert (magnitude > 17).all() and (magnitude < 19.5).all()
+    with Image.open(PAIRS / f"{pairs.pictures.names[0]}.jpeg") as image:  # the quality that `as_pictures` takes
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(file, "JPEG", quality=90)
+        assert list(Image.open(io.BytesIO(file.getvalue())).quantization[0]) == list(image.quantization[0])
+
+
+@pytest.mark.skipif(PAIRS is None, reason="needs the real pairs of ../shared/real_2")
+def test_the_noise_of_the_viewer_is_what_the_slope_says():
+    slopes = [pictures.noise_frequency(pictures.read_pixels(path)) / 0.1 for path in sorted(PAIRS.glob("*.jpeg"))]
+    assert np.median(slopes) == pytest.approx(pictures.NOISE_SLOPE, abs=0.01) and np.ptp(slopes) < 0.25
+
+
+@pytest.mark.skipif(ZOO is None, reason="needs the pictures of ../shared/real_2")
+def test_the_pictures_of_galaxy_zoo_have_redshifts_and_a_scale():
+    found = real_pairs.read_zoo_with_redshifts(ZOO)
+    assert len(found) == 74 and found.flux.shape == (74, 3, 64, 64) and np.isfinite(found.flux).all()
+    assert (found.scale >= 0.1).all() and 0.13 < np.median(found.scale) < 0.2
+    assert (found.z > 0.01).all() and (found.z < 0.15).all()
+
+
+def test_torch_and_numpy_stretch_alike(images):
+    import torch
+
+    assert np.allclose(stretch(torch.from_numpy(images[:2])).numpy(), to_rgb(images[:2]), atol=1e-5)
