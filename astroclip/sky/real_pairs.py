@@ -174,7 +174,7 @@ def ask_pictures(
     strange = out_of_domain(train, validation, vectors)
     return Answers(vectors, *neighbour_redshifts(train, z_train, vectors), strange)
 
-
+# %% ../../nbs/sky/30_real_pairs.ipynb #2527c3f3
 def redshift_bars(
     ax,
     answers: Answers,
