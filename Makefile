@@ -100,7 +100,7 @@ $(VENV)/.docs: docs/requirements.txt $(VENV)/.installed
 	@touch $@
 
 lab: install  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab nbs/start.ipynb
 
 prepare: install  ## export, clean, README: run this before a commit
 	$(BIN)/nbdev_export
