@@ -264,11 +264,16 @@ def test_what_cannot_be_has_no_probability():
     assert torch.allclose(p.sum(1) + kinds[:, 3], torch.ones(8), atol=1e-5)
 
 
-def test_target_of_a_kind_stands_in_its_row():
-    centers = torch.arange(50) * 0.1
-    target = kind_target(torch.tensor([2.0, 2.0, 0.0]), torch.tensor([0, 1, 3]), centers)
-    assert torch.allclose(target.sum((1, 2)), torch.ones(3)) and target[0, 1:].abs().sum() == 0
-    assert torch.equal(target[0, 0], target[1, 1]) and target[2, 3, 0] == 1
+def test_target_of_a_kind_stands_in_its_row_and_where_the_kind_can_be():
+    centers = torch.arange(-6, 3000) * 2 * LOG_STEP
+    y = torch.tensor([0.4, 0.4, 0.0, 0.0025])  # a galaxy, a quasar, nothing, a star at 750 km/s
+    kind = torch.tensor([0, 1, 3, 2])
+    target = kind_target(y, kind, centers)
+    assert torch.allclose(target.sum((1, 2)), torch.ones(4), atol=1e-5) and target[0, 1:].abs().sum() == 0
+    assert torch.allclose(target[0, 0], target[1, 1], atol=1e-6) and target[2, 3, 0] == 1
+    assert target[:, ~allowed_shifts(centers)].abs().sum() == 0
+    logits = torch.zeros(4, 4, len(centers)).masked_fill(~allowed_shifts(centers), OUTSIDE)
+    assert classification_loss(logits, y, centers, kind) < 10  # what cannot be is never asked for
 
 
 def test_views_do_not_give_the_kind_away():

@@ -19,7 +19,7 @@ from ..data.log_grid import LOG_STEP
 from ..data.spectrum_grid import KINDS
 from ..data.spectrum_augment import Degrade, degrade, move, move_to_redshift
 from ..surveys.log_spectra import LogSpectra
-from ..models.redshift import RIGHT, estimate, shares
+from ..models.redshift import RIGHT, allowed_shifts, estimate, shares
 from .loop import autocast, check_finite, clip_gradients, load_checkpoint, save_checkpoint
 from .schedules import cosine_schedule, parameter_groups, set_schedule
 
@@ -39,11 +39,14 @@ def kind_target(
     kind: torch.Tensor,  # (B,) into `KINDS`
     centers: torch.Tensor,  # (K,) of the bins
 ) -> torch.Tensor:  # (B, 4, K)
-    "The soft target in the row of the kind; of nothing, the first column."
+    "The soft target in the row of the kind, where the kind can be; of nothing, the first column."
     target = soft_target(y, centers)
     first = F.one_hot(torch.zeros_like(kind), len(centers)).to(target.dtype)
     row = torch.where(kind[:, None] == KINDS.index("nothing"), first, target)
-    return row[:, None] * F.one_hot(kind, len(KINDS)).to(target.dtype)[..., None]
+    target = row[:, None] * F.one_hot(kind, len(KINDS)).to(target.dtype)[..., None]
+    # a star at 600 km/s: the wing of its target must not stand where the network can say nothing
+    target = target * allowed_shifts(centers)
+    return target / target.sum((1, 2), keepdim=True).clamp_min(1e-12)
 
 
 def classification_loss(
