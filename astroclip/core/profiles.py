@@ -207,11 +207,11 @@ PROFILES = {
 EXPECTED_MINUTES = {
     "smoke": {stage: 0.3 for stage in STAGE_SETTINGS},
     "mini": dict(
-        mock_survey=2, mock_targets=1, pretrain_spectrum=16, train_redshift=5, train_baselines=45,
+        mock_survey=2, mock_targets=1, pretrain_spectrum=16, train_redshift=15, train_baselines=45,
         pretrain_image=8, align=2, embed=2,
     ),
     "standard": dict(
-        mock_survey=10, mock_targets=1, pretrain_spectrum=8, train_redshift=8, train_baselines=15,
+        mock_survey=10, mock_targets=1, pretrain_spectrum=8, train_redshift=15, train_baselines=15,
         pretrain_image=8, align=8, embed=2,
     ),
     "paper": {},
