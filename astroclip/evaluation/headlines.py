@@ -70,7 +70,7 @@ HEADLINES = [  # words, score, input, model (None: the strongest), model of the 
     ),
     ("ten Galaxy Zoo questions, mean accuracy", "morphology mean accuracy", "image", "astroclip", "majority"),
     ("an image finds its spectrum, recall@10", "recall_at_10", "image to spectrum", "astroclip", "chance"),
-    ("REAL spectra within 0.003 (1 + z)", "redshift within 0.003", "spectrum, SDSS and MaNGA", None, None),
+    ("REAL spectra: galaxies, AGN, quasars, stars, right", "right", "spectrum, all", None, None),
 ]
 
 # %% ../../nbs/evaluation/18_headlines.ipynb #4a8c71bb
