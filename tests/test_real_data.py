@@ -9,7 +9,7 @@ from astroclip.surveys.folders import SUFFIXES, find_folder, find_folders, group
 from astroclip.surveys.folders import read_folder, read_folders, same_object, spectra_for_network, survey_of
 from astroclip.metrics.bootstrap import wilson
 from astroclip.models.redshift import Redshifts
-from astroclip.panels.observed import choose, markers_of, neighbour_figure, real_redshift_figure, spectrum_neighbour_figure
+from astroclip.panels.observed import choose, neighbour_figure, spectrum_neighbour_figure
 from astroclip.sky.classes import TRUTHS, ask_classifier, scores_of, sets_of, true_class, why_unscored
 
 
@@ -162,9 +162,8 @@ def test_any_error_of_a_file_is_a_reason(tmp_path, monkeypatch):
     assert [f for f, _ in found.left_out] == ["A.FIT.BZ2", "b.jpg"] and found.left_out[0][1] == "NULL pointer"
 
 
-def test_unknown_groups_are_drawn_and_chosen():
+def test_unknown_groups_are_chosen():
     groups = np.array(["SDSS", "LAMOST", "", "SDSS"])
-    assert set(markers_of(groups)) == {"SDSS", "MaNGA", "DESI", "LAMOST", ""}
     assert choose(groups, np.array([True, True, False, True]), np.array([0.5, 0.5, 0.9, 0.8]), 3) == [0, 1, 2]
     assert choose(groups[:0], np.zeros(0, bool), np.zeros(0)) == []
 
@@ -176,8 +175,6 @@ def test_no_folder_and_no_galaxies_are_no_error():
     spectra, flux, ivar = ask_spectra(None, None, nothing.spectra, np.eye(3))
     assert list_all(nothing, images, spectra, [], []) == [] and flux.shape == ivar.shape == (0, N_PIXELS)
     none = np.zeros(0)
-    assert len(real_redshift_figure(none, np.zeros(0, str), {"classifier": none}).axes) == 2
-    assert len(real_redshift_figure(none, np.zeros(0, str), {}).axes) == 2
     assert not neighbour_figure(images.shown, [], np.zeros((0, 4, 3, 8, 8)), []).axes
     assert len(spectrum_neighbour_figure(spectra.shown, [], none, np.zeros((0, 3, N_PIXELS))).axes) == 1
 

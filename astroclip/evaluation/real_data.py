@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'Answers', 'look_up', 'ask_images', 'ask_spectra', 'list_all', 'RealSample', 'embed_folder', 'real_objects',
-           'Networks', 'open_networks', 'every_redshift', 'list_redshifts', 'real_scores']
+           'Networks', 'open_networks', 'every_redshift', 'real_scores']
 
 # %% ../../nbs/evaluation/40_real_data.ipynb #3f07bc76
 from dataclasses import dataclass
@@ -260,23 +260,6 @@ def every_redshift(
         real[name, "knn"] = knn_regress(bank[train], z[train], asked)
         simulated[name, "knn"] = knn_regress(bank[train], z[train], bank[test])
     return real, simulated
-
-
-def list_redshifts(
-    found: Observed,
-    answers: Answers,
-    z_true,  # (n,)
-    groups,  # (n,) survey, '' where it is not scored
-    predicted: dict,  # (model, head): (n,)
-) -> list[dict]:
-    "One row for every scored spectrum: its redshift, and what each method says."
-    rows = []
-    for n in np.flatnonzero(groups != ""):
-        file, s = found.spectra[answers.rows[n]]
-        row = dict(file=file, id=s.id, group=groups[n], z_true=z_true[n], probability=answers.probability[n])
-        row |= dict(missing_fraction=answers.missing[n])
-        rows.append(row | {f"z_{model}": z[n] for (model, _), z in predicted.items()})
-    return rows
 
 # %% ../../nbs/evaluation/40_real_data.ipynb #385c587e
 def real_scores(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'HOW_TO_FILL', 'SHARED', 'SURVEYS', 'files_below', 'find_folder', 'find_folders', 'Observed', 'read_one',
            'read_folder', 'read_folders', 'images_for_network', 'spectra_for_network', 'survey_of', 'same_object',
-           'group_of', 'nearest_redshift', 'known_redshifts', 'samples']
+           'group_of', 'nearest_redshift', 'known_redshifts']
 
 # %% ../../nbs/surveys/40_folders.ipynb #784c789c
 import re
@@ -232,17 +232,3 @@ def known_redshifts(
     pairs = [group_of(s) for s in spectra]
     z_true = np.array([np.nan if s.redshift is None else s.redshift for s in spectra], float)
     return z_true, np.array([g or "" for g, _ in pairs], str), np.array([why for _, why in pairs], str)
-
-
-def samples(
-    groups,  # (n,) survey, '' where it is not scored
-    z_true,  # (n,)
-) -> dict:  # name: (n,) bool
-    "Which spectra are scored together: each survey, the two of nearby galaxies, near ones of DESI, all."
-    found = {g: groups == g for g in ("SDSS", "MaNGA")}
-    found["SDSS and MaNGA"] = np.isin(groups, ("SDSS", "MaNGA"))
-    found["DESI"] = groups == "DESI"
-    found["DESI, z < 0.7"] = found["DESI"] & (z_true < 0.7)
-    found |= {g: groups == g for g in sorted({*groups.tolist()} - {*found, ""})}
-    found["all real"] = groups != ""
-    return {name: chosen for name, chosen in found.items() if chosen.any()}
