@@ -6,7 +6,7 @@
 __all__ = ['EMISSION', 'HALF', 'CHANGES', 'cover', 'mask', 'resolve', 'mean_flux', 'brighten', 'noisier', 'calibrate', 'subtract',
            'weaken', 'apply']
 
-# %% ../../nbs/sky/40_gap.ipynb #3bc942e8
+# %% ../../nbs/sky/40_gap.ipynb #b25fe1c7
 from functools import lru_cache
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from ..data.spectrum_grid import N_PIXELS, WAVELENGTH
 from ..mock.spectrograph import SKY_LINES, SKY_SLOPE
 
-# %% ../../nbs/sky/40_gap.ipynb #9c724c27
+# %% ../../nbs/sky/40_gap.ipynb #5ff392a5
 def cover(
     flux,  # (n, 7781)
     ivar,  # (n, 7781)
@@ -39,7 +39,7 @@ def mask(
     pixel = np.arange(N_PIXELS)
     return flux, np.where(lost | (pixel >= start) & (pixel < start + gap), 0.0, ivar)
 
-# %% ../../nbs/sky/40_gap.ipynb #1fe537d1
+# %% ../../nbs/sky/40_gap.ipynb #4d7ad4ef
 @lru_cache(maxsize=4)
 def _kernel(power, own):
     "Sparse (7781, 7781), columns that sum to one: what each pixel's light is spread over."
@@ -63,7 +63,7 @@ def resolve(
     "As optics of lower resolution deliver it; the light of every pixel is spread and none is lost."
     return (_kernel(power, own) @ np.asarray(flux, np.float64).T).T, ivar
 
-# %% ../../nbs/sky/40_gap.ipynb #b7936073
+# %% ../../nbs/sky/40_gap.ipynb #fb966052
 def mean_flux(
     flux,  # (n, 7781)
     ivar,  # (n, 7781)
@@ -98,7 +98,7 @@ def noisier(
     noise = rng.normal(size=np.shape(flux)) * np.sqrt(more)
     return flux + noise, np.where(good, 1 / np.where(good, variance + more, 1), 0)
 
-# %% ../../nbs/sky/40_gap.ipynb #28d7e58e
+# %% ../../nbs/sky/40_gap.ipynb #b577933f
 def calibrate(
     flux,  # (n, 7781)
     ivar,  # (n, 7781)
@@ -118,13 +118,13 @@ def subtract(
     rng,  # numpy generator
     fraction: float = 0.02,  # of the sky's lines that stays, standard deviation
     shift: float = 0.04,  # Angstrom, of the sky's wavelengths, standard deviation
-    area: float = 4.0,  # of the fibre, in those of the simulation
+    area: float = 1.0,  # of the fibre, in those of the simulation
 ) -> tuple:  # (flux, ivar)
     "As an imperfect sky subtraction leaves it: residuals at the lines of the night sky."
     stays, moved = rng.normal(0, fraction, (len(flux), 1)), rng.normal(0, shift, (len(flux), 1))
     return flux + area * (stays * SKY_LINES + moved * SKY_SLOPE), ivar
 
-# %% ../../nbs/sky/40_gap.ipynb #c2853f5b
+# %% ../../nbs/sky/40_gap.ipynb #22767dcc
 EMISSION = (3728.5, 4341.7, 4862.7, 4960.3, 5008.2, 6549.9, 6564.6, 6585.3, 6718.3, 6732.7)  # Angstrom, rest
 HALF = 12.0  # Angstrom at rest, half of a window
 
@@ -152,7 +152,7 @@ def weaken(
             f[window] -= (1 - factor) * np.clip(above, 0, None)
     return out, ivar
 
-# %% ../../nbs/sky/40_gap.ipynb #cd58612f
+# %% ../../nbs/sky/40_gap.ipynb #d46e3ac2
 CHANGES = {
     "cover": "SDSS sees 3,800 to 9,200 A; the rest is a constant to the network",
     "resolve": "SDSS resolves R = 1,900; lines are wider and pixel noise is smoother",
@@ -174,6 +174,7 @@ def apply(
     signal,  # (n,) signal to noise per Angstrom, drawn from real spectra
     seed: int = 0,
     without: tuple = (),  # names of changes that "as_sdss" leaves out
+    area: float = 1.0,  # of the fibre, for the sky
 ) -> tuple:  # (flux, ivar)
     "One change, by name, or all of them in the order in which light meets them."
     if name == "none":
@@ -182,7 +183,7 @@ def apply(
     if name == "as_sdss":
         for one in order:
             if one not in without:
-                flux, ivar = apply(one, flux, ivar, z, level, signal, seed)
+                flux, ivar = apply(one, flux, ivar, z, level, signal, seed, area=4.0)
         return flux, ivar
     if name not in CHANGES:
         raise ValueError(f"change {name!r}: expected as_sdss, none or one of {', '.join(CHANGES)}")
@@ -195,4 +196,6 @@ def apply(
         return noisier(flux, ivar, rng, signal)
     if name in ("cover", "resolve"):
         return cover(flux, ivar) if name == "cover" else resolve(flux, ivar)
-    return dict(calibrate=calibrate, subtract=subtract, mask=mask)[name](flux, ivar, rng)
+    if name == "subtract":
+        return subtract(flux, ivar, rng, area=area)
+    return calibrate(flux, ivar, rng) if name == "calibrate" else mask(flux, ivar, rng)
