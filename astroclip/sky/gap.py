@@ -6,7 +6,7 @@
 __all__ = ['EMISSION', 'HALF', 'CHANGES', 'cover', 'mask', 'resolve', 'mean_flux', 'brighten', 'noisier', 'calibrate', 'subtract',
            'weaken', 'apply']
 
-# %% ../../nbs/sky/40_gap.ipynb #b25fe1c7
+# %% ../../nbs/sky/40_gap.ipynb #31eede55
 from functools import lru_cache
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from ..data.spectrum_grid import N_PIXELS, WAVELENGTH
 from ..mock.spectrograph import SKY_LINES, SKY_SLOPE
 
-# %% ../../nbs/sky/40_gap.ipynb #5ff392a5
+# %% ../../nbs/sky/40_gap.ipynb #df93eaab
 def cover(
     flux,  # (n, 7781)
     ivar,  # (n, 7781)
@@ -39,7 +39,7 @@ def mask(
     pixel = np.arange(N_PIXELS)
     return flux, np.where(lost | (pixel >= start) & (pixel < start + gap), 0.0, ivar)
 
-# %% ../../nbs/sky/40_gap.ipynb #4d7ad4ef
+# %% ../../nbs/sky/40_gap.ipynb #b936fab3
 @lru_cache(maxsize=4)
 def _kernel(power, own):
     "Sparse (7781, 7781), columns that sum to one: what each pixel's light is spread over."
@@ -63,7 +63,7 @@ def resolve(
     "As optics of lower resolution deliver it; the light of every pixel is spread and none is lost."
     return (_kernel(power, own) @ np.asarray(flux, np.float64).T).T, ivar
 
-# %% ../../nbs/sky/40_gap.ipynb #fb966052
+# %% ../../nbs/sky/40_gap.ipynb #350d1a9e
 def mean_flux(
     flux,  # (n, 7781)
     ivar,  # (n, 7781)
@@ -98,7 +98,7 @@ def noisier(
     noise = rng.normal(size=np.shape(flux)) * np.sqrt(more)
     return flux + noise, np.where(good, 1 / np.where(good, variance + more, 1), 0)
 
-# %% ../../nbs/sky/40_gap.ipynb #b577933f
+# %% ../../nbs/sky/40_gap.ipynb #6f3b0964
 def calibrate(
     flux,  # (n, 7781)
     ivar,  # (n, 7781)
@@ -124,7 +124,7 @@ def subtract(
     stays, moved = rng.normal(0, fraction, (len(flux), 1)), rng.normal(0, shift, (len(flux), 1))
     return flux + area * (stays * SKY_LINES + moved * SKY_SLOPE), ivar
 
-# %% ../../nbs/sky/40_gap.ipynb #22767dcc
+# %% ../../nbs/sky/40_gap.ipynb #d749c0aa
 EMISSION = (3728.5, 4341.7, 4862.7, 4960.3, 5008.2, 6549.9, 6564.6, 6585.3, 6718.3, 6732.7)  # Angstrom, rest
 HALF = 12.0  # Angstrom at rest, half of a window
 
@@ -152,7 +152,7 @@ def weaken(
             f[window] -= (1 - factor) * np.clip(above, 0, None)
     return out, ivar
 
-# %% ../../nbs/sky/40_gap.ipynb #d46e3ac2
+# %% ../../nbs/sky/40_gap.ipynb #f035b91d
 CHANGES = {
     "cover": "SDSS sees 3,800 to 9,200 A; the rest is a constant to the network",
     "resolve": "SDSS resolves R = 1,900; lines are wider and pixel noise is smoother",

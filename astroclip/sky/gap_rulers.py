@@ -7,7 +7,7 @@ __all__ = ['TOWARDS', 'Spectra', 'real_spectra', 'simulated_twins', 'embed', 'fo
            'energy_distance', 'energy_floor', 'reading', 'smooth', 'shape_ratio', 'choose_twins', 'towards', 'Reader',
            'sky_rows', 'back_rows', 'dot_panel', 'change_sentence']
 
-# %% ../../nbs/sky/42_gap_rulers.ipynb #4ad4e06a
+# %% ../../nbs/sky/42_gap_rulers.ipynb #e1ee44d7
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ from .classes import HOST, signal_to_noise, true_class, why_unscored
 from .gap import CHANGES, apply, brighten, mean_flux, noisier, weaken
 from ..surveys.folders import find_folders, read_folders, spectra_for_network
 
-# %% ../../nbs/sky/42_gap_rulers.ipynb #fef85c9b
+# %% ../../nbs/sky/42_gap_rulers.ipynb #c57d39ca
 @dataclass
 class Spectra:
     "Spectra on the grid with their redshifts."
@@ -78,7 +78,7 @@ def simulated_twins(
     signal = np.median(flux * np.sqrt(ivar), 1) / np.sqrt(0.8)
     return Spectra(flux, ivar, np.asarray(survey.redshift, float)[rows], signal)
 
-# %% ../../nbs/sky/42_gap_rulers.ipynb #21a546f0
+# %% ../../nbs/sky/42_gap_rulers.ipynb #e1911e73
 def embed(
     model,  # AstroCLIP
     flux,  # (n, 7781)
@@ -141,7 +141,7 @@ def shift_right(
     "Is the rest frame found, up to one of the two constants?"
     return (np.abs((np.asarray(shift) - np.log1p(z))[:, None] - offsets) < within).any(1)
 
-# %% ../../nbs/sky/42_gap_rulers.ipynb #2fd89d3a
+# %% ../../nbs/sky/42_gap_rulers.ipynb #74c39c1c
 def energy_distance(
     x,  # (a, D)
     y,  # (b, D)
@@ -182,7 +182,7 @@ def energy_floor(
         found.append(energy_distance(x[order[:n]], x[order[n:]], draws=1)[0].value)
     return with_interval(np.median(found), found, n=n)
 
-# %% ../../nbs/sky/42_gap_rulers.ipynb #fd8bd659
+# %% ../../nbs/sky/42_gap_rulers.ipynb #b61409fb
 def reading(
     z_pred,  # (n,)
     z_true,  # (n,)
@@ -192,16 +192,21 @@ def reading(
     scatter = Score(sigma_nmad(z_pred, z_true), None, None, len(error))
     return dict(within_01=fraction(error < 0.01), within_05=fraction(error < 0.05), sigma_nmad=scatter)
 
-# %% ../../nbs/sky/42_gap_rulers.ipynb #524805d1
+# %% ../../nbs/sky/42_gap_rulers.ipynb #a37612b2
 def smooth(
     flux,  # (n, 7781)
     ivar,  # (n, 7781)
     sigma: float = 100.0,  # pixels
 ) -> np.ndarray:  # (n, 7781)
-    "The continuum: a Gaussian mean over the pixels that were seen."
+    "The continuum: a Gaussian mean over the pixels that were seen, held constant beyond the last of them."
     good = (np.asarray(ivar) > 0).astype(float)
     top = gaussian_filter1d(np.where(good > 0, flux, 0).astype(float), sigma, axis=1, mode="nearest")
-    return top / np.maximum(gaussian_filter1d(good, sigma, axis=1, mode="nearest"), 1e-3)
+    weight = gaussian_filter1d(good, sigma, axis=1, mode="nearest")
+    pixel, out = np.arange(good.shape[1]), np.zeros_like(good)
+    for row, t, w in zip(out, top, weight):
+        near = np.flatnonzero(w > 0.1)
+        row[:] = np.interp(pixel, near, t[near] / w[near]) if len(near) else 0.0
+    return out
 
 
 def shape_ratio(
@@ -210,7 +215,8 @@ def shape_ratio(
     least: float = 0.05,  # no continuum counts as lower, in its own mean
 ) -> np.ndarray:  # (n, 7781)
     "Smooth ratio of the continuum of each real spectrum to that of its twin, both of mean one."
-    one, other = (smooth(s.flux, s.ivar) / mean_flux(s.flux, s.ivar)[:, None] for s in (real, twins))
+    pair = [(s.flux, np.where(real.ivar > 0, s.ivar, 0)) for s in (real, twins)]  # where both were seen
+    one, other = (smooth(*x) / mean_flux(*x).clip(1e-3)[:, None] for x in pair)
     return one.clip(least) / other.clip(least)
 
 
@@ -227,7 +233,7 @@ def choose_twins(
         spread.append([r[g].std() for r, g in zip(ratio, real.ivar > 0)])
     return rows[np.arange(len(rows)), np.argmin(spread, 0)]
 
-# %% ../../nbs/sky/42_gap_rulers.ipynb #49656fee
+# %% ../../nbs/sky/42_gap_rulers.ipynb #2671e90e
 TOWARDS = ("none", "level", "fill", "noise", "lines", "detail", "place", "continuum", "windows", "twin")
 
 
@@ -262,7 +268,7 @@ def towards(
         return np.where(ivar > 0, flux, twins.flux * scale), np.ones_like(ivar), None
     return flux, ivar, None
 
-# %% ../../nbs/sky/42_gap_rulers.ipynb #ff8b4aab
+# %% ../../nbs/sky/42_gap_rulers.ipynb #a149a7b6
 @dataclass
 class Reader:
     "An encoder with the galaxies among which neighbours are looked for."
@@ -298,15 +304,17 @@ def sky_rows(
     "Simulated spectra made more like real ones, one change a row; the last row is the real spectra."
     draw = np.random.default_rng(seed).integers(0, len(real), len(simulated))
     level, signal = mean_flux(real.flux, real.ivar).clip(0.05)[draw], real.signal[draw]
-    ratio = shape_ratio(real, simulated.of(choose_twins(real, simulated)))[draw]
+    ratios = dict(continuum=shape_ratio(real, simulated.of(choose_twins(real, simulated)))[draw])
+    one, other = (simulated.of(np.arange(len(simulated)) % 2 == k) for k in (0, 1))
+    ratios["control"] = shape_ratio(one, other.of(choose_twins(one, other)))[draw % len(one)]
     others, before, rows = embed(reader.model, real.flux, real.ivar), None, []
-    for change in ("none", *CHANGES, "continuum", "as_sdss", "as_sdss + continuum"):
+    for change in ("none", *CHANGES, "control", "continuum", "as_sdss", "as_sdss + continuum"):
         flux, ivar = simulated.flux, simulated.ivar
-        if "continuum" in change:
-            flux, ivar = flux * ratio, ivar / ratio**2
-        first = change.split(" ")[0]
-        if first != "continuum":
-            flux, ivar = apply(first, flux, ivar, simulated.z, level, signal, seed)
+        for word in change.split(" + ")[::-1]:  # the continuum first: it belongs to the galaxy
+            if word in ratios:
+                flux, ivar = flux * ratios[word], ivar / ratios[word] ** 2
+            else:
+                flux, ivar = apply(word, flux, ivar, simulated.z, level, signal, seed)
         about = {"class": name, "change": change}
         row, right = reader.row(about, flux, ivar, simulated.z, before=before, others=others)
         before = right if before is None else before
@@ -336,7 +344,7 @@ def back_rows(
         rows.append(row)
     return rows
 
-# %% ../../nbs/sky/42_gap_rulers.ipynb #fb43ca09
+# %% ../../nbs/sky/42_gap_rulers.ipynb #913f930a
 def dot_panel(
     ax,
     rows: list,  # of `sky_rows` or `back_rows`
