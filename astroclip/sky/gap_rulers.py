@@ -91,7 +91,7 @@ def embed(
     tower = encoder.backbone
     filled = fill_missing(flux, ivar)[0]
     place = filled if place is None else place
-    with few_threads(), torch.inference_mode():
+    with few_threads(1), torch.inference_mode():
         for i in range(0, len(filled), batch_size):
             x, other = (torch.tensor(np.float32(a[i : i + batch_size])) for a in (filled, place))
             tokens = tokenize(x, tower.window, tower.stride)
@@ -109,7 +109,7 @@ def found_shift(
     "The shift to which the encoder's small network gives the highest probability."
     finder = model.spectrum_encoder.backbone.finder
     filled, out = fill_missing(flux, ivar)[0], []
-    with few_threads(), torch.inference_mode():
+    with few_threads(1), torch.inference_mode():
         for x in torch.tensor(np.float32(filled)).split(64):
             p = finder.network(*to_log_grid(x, WAVELENGTH, unfilled(x)))
             out.append(finder.network.centres[p.argmax(1)].numpy())
