@@ -47,6 +47,7 @@ PAGES = [
     "retrieval",
     "beyond_color",
     "real_galaxies",
+    "spectrum_gap",
 ]  # the longest first: nobody waits for it at the end
 EARLY = dict(reconstruction="pretrain_spectrum")  # a page that needs less than the embeddings
 COMPARED = ["redshift", "properties", "retrieval"]
