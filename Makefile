@@ -14,7 +14,7 @@ export SET RUNS  # recipes read them from the environment: their blanks and brac
 VENV := .venv
 BIN := $(VENV)/bin
 STAGES := mock_survey mock_targets pretrain_spectrum train_redshift train_baselines pretrain_image align embed
-PAGES := posterior domain redshift properties morphology retrieval beyond_color reconstruction embedding_map real_galaxies real_imagesspectrum_gap
+PAGES := posterior domain redshift properties morphology retrieval beyond_color reconstruction embedding_map real_galaxies real_images spectrum_gap
 STUDIES := ablations ablation_spectrum ablation_pretraining released_model
 # One notebook by itself; what runs side by side, and with how many threads, is decided in nbs/core/27_pipeline.ipynb.
 # glibc would map and return every large activation at each step: keeping them makes CPU training up to 40 % faster.

@@ -115,7 +115,7 @@ def found_shift(
             out.append(finder.network.centres[p.argmax(1)].numpy())
     return np.concatenate(out)
 
-
+# %% ../../nbs/sky/42_gap_rulers.ipynb #d3632fa8
 def offsets_of(
     shift,  # (n,) of simulated spectra
     z,  # (n,)
@@ -293,7 +293,7 @@ class Reader:
             row |= distance.columns("energy") | dict(p=p, area=two_sample_area(others, x))
         return row, right
 
-
+# %% ../../nbs/sky/42_gap_rulers.ipynb #ef7b07de
 def sky_rows(
     reader: Reader,
     name: str,  # class of the real ones
@@ -325,7 +325,7 @@ def sky_rows(
     nothing = dict.fromkeys(("difference", "difference_low", "difference_high", "p", "area"))
     return [*rows, {k: None for k in rows[0]} | last | nothing | floor.columns("energy")]
 
-
+# %% ../../nbs/sky/42_gap_rulers.ipynb #113170e7
 def back_rows(
     reader: Reader,
     name: str,  # class of the real ones
