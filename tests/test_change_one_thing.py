@@ -311,13 +311,13 @@ def test_make_hands_several_settings_over_as_one_word(tmp_path, way):
         for line in make("figure-redshift", *common, **given[1]).stdout.splitlines()
         if line.startswith("[")
     )
-    assert page[-3:] == ["-r", "set", text] and str(tmp_path / "out" / "redshift.ipynb") in page
+    assert page[1:4] == ["astroclip.core.pipeline", "one", "redshift"] and page[-2:] == ["--set", text]
     (page,) = (
         json.loads(line)
         for line in make("compare", *common, "RUNS=; align.shift=2", **given[1]).stdout.splitlines()
         if line.startswith("[")
     )
-    assert page[-6:] == ["-r", "set", text, "-r", "runs", "; align.shift=2"]
+    assert page[2:4] == ["one", "compare"] and page[-4:] == ["--set", text, "--runs", "; align.shift=2"]
 
 
 @pytest.mark.smoke

@@ -56,6 +56,28 @@ def test_makefile_and_pipeline_know_the_same_notebooks():
         assert (ROOT / "nbs" / f"{notebook}.ipynb").is_file()
 
 
+def test_the_makefile_fits_on_a_screen_and_help_lists_every_target():
+    make = (ROOT / "Makefile").read_text()
+    assert len(make.splitlines()) <= 60
+    targets = set(re.findall(r"^([a-z%-]+):(?!=)", make, re.M))
+    assert targets == set(re.findall(r"^([a-z%-]+):.*## \S", make, re.M))
+
+
+def test_one_notebook_is_asked_for_by_its_name(capsys):
+    what, alone, params = pipeline.read_words(
+        ["one", "redshift", "--profile", "smoke", "--set", "align.shift=2"]
+    )
+    assert (what, alone.notebook, params.profile, params.set) == ("one", "redshift", "smoke", "align.shift=2")
+    for words, said in (
+        (["one"], "takes the name"),
+        (["pages", "redshift"], "the others none"),
+        (["one", "no_such"], "there is no nbs/no_such.ipynb"),
+    ):
+        with pytest.raises(SystemExit):
+            pipeline.read_words(words)
+        assert said in capsys.readouterr().err
+
+
 def test_threads_of_running_tasks_never_exceed_the_cores(tmp_path):
     text = f"""
 import os, time

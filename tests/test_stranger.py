@@ -320,7 +320,7 @@ def test_the_readme_can_be_pasted():
 
 def test_kernels_start_without_a_warning(forge, tmp_path):
     "What `make install` lays into the environment keeps ipykernel's word on eavesdropping from every page."
-    assert "cp .ci/ipython_kernel_config.py $(VENV)/etc/ipython/" in (ROOT / "Makefile").read_text()
+    assert 'cp .ci/ipython_kernel_config.py "$venv/etc/ipython/"' in (ROOT / ".ci" / "install").read_text()
     environment, python = bare_environment(tmp_path / "venv")
     folder = tmp_path / "venv" / "etc" / "ipython"
     folder.mkdir(parents=True)

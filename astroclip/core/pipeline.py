@@ -174,7 +174,7 @@ def papermill_command(
     for name, value in parameters.items():
         command += ["-r" if isinstance(value, str) else "-p", name, str(value)]
     for name, value in task.parameters:
-        command += ["-p", name, value]
+        command += ["-p" if value in ("True", "False") else "-r", name, value]
     return command
 
 # %% ../../nbs/core/27_pipeline.ipynb #61814861
@@ -292,23 +292,31 @@ def write_seconds(
 def read_words(
     words=None,  # list of str; None: those of the command line
 ):
-    "(what, Params) of the command line; it ends with one sentence where a word is wrong."
+    "(what, Task of a single notebook or None, Params); it ends with one sentence where a word is wrong."
     parser = argparse.ArgumentParser(prog="python -m astroclip.core.pipeline", description=main.__doc__)
-    parser.add_argument("what", choices=("reproduce", "pages", "studies", "folder"))
+    parser.add_argument("what", choices=("reproduce", "pages", "studies", "one", "folder"))
+    parser.add_argument("notebook", nargs="?", help="of `one`: a stage or a page of nbs/")
     parser.add_argument("--survey", default="mock", choices=SURVEYS)
     parser.add_argument("--profile", default="mini", choices=PROFILE_NAMES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", default="", help='settings to change: "align.embed_dim=64"')
+    parser.add_argument("--runs", help='of `one compare`: "; align.embed_dim=64"')
     args = vars(parser.parse_args(words))
-    what = args.pop("what")
+    what, notebook, runs = (args.pop(name) for name in ("what", "notebook", "runs"))
+    if (what == "one") != bool(notebook):
+        parser.error("`one` takes the name of a notebook, the others none: one redshift, or reproduce")
     if find_root() is None:
         parser.error(
             "there are no notebooks to run here: work in a clone of the repository, "
             "or set ASTROCLIP_ROOT to one"
         )
+    if notebook and not (find_root() / "nbs" / f"{notebook}.ipynb").is_file():
+        parser.error(f"there is no nbs/{notebook}.ipynb")
+    more = () if runs is None else (("runs", runs),)
+    alone = Task(notebook, notebook, (), cores(), more, shown=True) if notebook else None
     try:
-        return what, Params(**args)
+        return what, alone, Params(**args)
     except ValueError as error:
         parser.error(str(error))
 
@@ -316,8 +324,8 @@ def read_words(
 def main(
     words=None,  # list of str; None: those of the command line
 ):
-    "`python -m astroclip.core.pipeline`: run the notebooks of `reproduce`, `pages` or `studies`."
-    (what, params), n = read_words(words), cores()
+    "`python -m astroclip.core.pipeline`: run the notebooks of `reproduce`, `pages` or `studies`, or one."
+    (what, alone, params), n = read_words(words), cores()
     folder = executed_dir(params)
     if what == "folder":
         print(folder)
@@ -327,6 +335,7 @@ def main(
         reproduce=[*stage_tasks(params.profile, n), *page_tasks()],
         pages=page_tasks(after=()),
         studies=study_tasks(params.profile, n),
+        one=[alone],
     )[what]
     if changed_settings(params):
         print(f"with {changed_settings(params)}", flush=True)
@@ -341,7 +350,10 @@ def main(
         print(failure, "what is finished is kept: the same command resumes", sep="\n", file=sys.stderr)
         return 1
     total = time.perf_counter() - begin
-    write_seconds(folder / f"seconds_{what}.csv", tasks, seconds, total)
+    if what != "one":
+        write_seconds(folder / f"seconds_{what}.csv", tasks, seconds, total)
+    if what in ("reproduce", "pages") and params == Params():  # the committed list is that of the default run
+        subprocess.run([sys.executable, "-m", "astroclip.core.readme", "figures"], check=True)
     took = f"done in {total / 60:.1f} min on {n} cores ({processor()})"
     print(f"{took}: figures and tables are in {figures_dir(params)}")
     return 0
