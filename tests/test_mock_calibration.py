@@ -10,6 +10,7 @@ from astroclip.core.artifacts import STAGES, resolve
 from astroclip.core.config import sample_path
 from astroclip.core.profiles import LATER, STAGE_SETTINGS, key_settings, list_changes, settings
 from astroclip.data.spectrum_grid import WAVELENGTH
+from astroclip.evaluation.inpainting import noise_free
 from astroclip.mock import chunks, light_profiles, spectrograph, survey
 from astroclip.mock.galaxy_spectra import REST, Grids, component_spectra, draw_line_fraction
 from astroclip.surveys.pairs import Survey
@@ -167,5 +168,8 @@ def test_a_survey_says_how_it_was_made(tmp_path):
         with h5py.File(tmp_path / name) as f:
             assert (f.attrs["calibration"], f.attrs["line_fraction"]) == (1.0, 0.4)
             assert f["truth/flux_error"].shape == (8, 8) and f["truth/line_fraction"].shape == (8,)
+    made = Survey(tmp_path / "survey.h5")  # and its spectra can be made again without noise
+    clean = noise_free(made, np.arange(8))
+    assert np.median(clean * np.sqrt(made.ivar()), 1) == pytest.approx(made.truth("snr"), rel=1e-3)
     with pytest.raises(ValueError, match="made with .*calibration.*asked for the first recipe"):
         survey.make_survey(tmp_path, 8, 8, processes=1, progress=False)

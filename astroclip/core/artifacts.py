@@ -90,9 +90,8 @@ class Artifact:
     @property
     def key(self):
         "First 8 hex digits of the SHA-256 of everything the result depends on, but its code."
-        recipe = dict(stage=self.stage, survey=self.survey, profile=self.profile, seed=self.seed)
+        recipe = vars(self) | dict(settings=key_settings(self.stage, self.settings))
         recipe |= dict(inputs={name: a.key for name, a in self.inputs.items()})
-        recipe |= dict(settings=key_settings(self.stage, self.settings))
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BRIGHT', 'FAINT', 'FAINT_FRACTION', 'LABEL_SCATTER', 'FLUX_ERROR', 'CHUNK', 'LARGEST_HALF', 'selected', 'galaxies',
-           'catalogue', 'make_pairs', 'draw_magnitude', 'aperture_fractions', 'make_spectra']
+           'catalogue', 'noiseless', 'make_pairs', 'draw_magnitude', 'aperture_fractions', 'make_spectra']
 
 # %% ../../nbs/mock/45_chunks.ipynb #b27bdcf4
 import numpy as np
@@ -125,14 +125,25 @@ def _columns(pixels, truth, label=None, votes=None, **other):
     return {k: v if k in ("ra", "dec") else v.astype(small.get(v.dtype, v.dtype)) for k, v in out.items()}
 
 
-def _through_fibre(rng, pop, grids, caught, continuum, lines, errors):
-    "Noisy spectra, their ivar, and the truths about them, of components weighted by `caught` (n, 3[, 2])."
-    lsf, stretch = rng.uniform(0.70, 0.78, len(caught)), 1 + pop["z"][:, None]
-    pairs = ((continuum, REST), (lines, grids.line_wave))
+def noiseless(
+    pop: dict,  # population, and flux_error (n, 8) where a survey has it
+    grids: Grids,
+    caught: np.ndarray,  # (n, 3) of the components, or (n, 3, 2) at both ends of the spectrum
+    spectra: tuple,  # of `component_spectra`: continuum (n, 3, REST), lines (n, 3, L)
+    lsf: np.ndarray,  # (n,) A
+) -> np.ndarray:  # (n, 7781)
+    "What the spectrograph would deliver without noise."
+    stretch = 1 + pop["z"][:, None]
+    pairs = zip(spectra, (REST, grids.line_wave))
     light = [fibre_light(caught, x, wavelength * stretch) for x, wavelength in pairs]
     clean = observed(*light, pop, grids.line_wave, lsf)
-    if errors:
-        clean = clean * flux_factor(errors["flux_error"])
+    return clean * flux_factor(pop["flux_error"]) if "flux_error" in pop else clean
+
+
+def _through_fibre(rng, pop, grids, caught, spectra):
+    "Noisy spectra, their ivar, and the truths about them, of components weighted by `caught` (n, 3[, 2])."
+    lsf = rng.uniform(0.70, 0.78, len(caught))
+    clean = noiseless(pop, grids, caught, spectra, lsf)
     flux, ivar, exposure = observe(rng, clean)
     return flux, ivar, dict(lsf=lsf, exposure=exposure, snr=np.median(clean * np.sqrt(ivar), 1))
 
@@ -167,7 +178,7 @@ def make_pairs(
     if errors:
         caught = info["fibre_caught"] / point_source_fraction(_seeing(errors))[:, None]
         info["fibre_caught"] = caught
-    spectrum, ivar, about = _through_fibre(rng, pop, grids, caught, continuum, lines, errors)
+    spectrum, ivar, about = _through_fibre(rng, pop | errors, grids, caught, (continuum, lines))
     label, seen = catalogue(rng, pop, magnitude)
     truth = pop | info | about | errors | dict(magnitude=magnitude, component_flux=flux)
     votes = draw_votes(rng, truth)
@@ -230,7 +241,7 @@ def make_spectra(
     seeing = _seeing(errors) if errors else FIBRE_SEEING
     caught = aperture_fractions(rng, r, pop["bulge_to_total"], seeing)
     caught = caught * dimmed.reshape(n, *[1] * (caught.ndim - 1))
-    flux, ivar, about = _through_fibre(rng, pop, grids, caught, continuum, lines, errors)
+    flux, ivar, about = _through_fibre(rng, pop | errors, grids, caught, (continuum, lines))
     names = ("log_mstar", "log_sfr", "quiescent", "morph_type", "a_v_star", "sigma_star", "agn", "liner")
     truth = {k: pop[k] for k in names} | about | errors | gas | dict(r_magnitude=r)
     return _columns(dict(flux=flux, ivar=ivar), truth, redshift=pop["z"])
