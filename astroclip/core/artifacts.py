@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from .config import Params, data_root, environment, find_root
 from .faults import make_folder, write_atomic, writing
-from .profiles import EXPECTED_MINUTES, list_changes, parse_settings
+from .profiles import EXPECTED_MINUTES, key_settings, list_changes, parse_settings
 from .profiles import settings as profile_settings
 from .provenance import code_of, file_hash, library_versions, what_changed
 
@@ -90,8 +90,8 @@ class Artifact:
     @property
     def key(self):
         "First 8 hex digits of the SHA-256 of everything the result depends on, but its code."
-        recipe = dict(stage=self.stage, survey=self.survey, profile=self.profile, seed=self.seed)
-        recipe |= dict(settings=self.settings, inputs={name: a.key for name, a in self.inputs.items()})
+        recipe = vars(self) | dict(settings=key_settings(self.stage, self.settings))
+        recipe |= dict(inputs={name: a.key for name, a in self.inputs.items()})
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOCK_SURVEY', 'MOCK_TARGETS', 'PRETRAIN_SPECTRUM', 'TRAIN_REDSHIFT', 'TRAIN_BASELINES', 'PRETRAIN_IMAGE', 'ALIGN',
-           'EMBED', 'STAGE_SETTINGS', 'PROFILES', 'EXPECTED_MINUTES', 'WORD', 'ANY_LENGTH', 'OWN_PARAMETERS',
-           'settings', 'parse_settings', 'Change', 'list_changes', 'short_name']
+           'EMBED', 'LATER', 'STAGE_SETTINGS', 'PROFILES', 'EXPECTED_MINUTES', 'WORD', 'ANY_LENGTH', 'OWN_PARAMETERS',
+           'key_settings', 'settings', 'parse_settings', 'Change', 'list_changes', 'short_name']
 
 # %% ../../nbs/core/15_profiles.ipynb #72aae5ad
 import ast
@@ -186,6 +186,20 @@ EMBED = {
     "paper": dict(finetuned=False, batch_size=512),
 }
 
+# %% ../../nbs/core/15_profiles.ipynb #388198fb
+LATER = {  # stage: settings that came later, each with the value that leaves all as it was before
+    "mock_survey": dict(calibration=0.0, line_fraction=1.0),
+}
+
+
+def key_settings(
+    stage,  # a name of STAGE_SETTINGS
+    values,  # settings of it by name
+):
+    "The settings that an artifact's key is made of: all but the later ones that are as before."
+    later = LATER.get(stage, {})
+    return {name: value for name, value in values.items() if name not in later or value != later[name]}
+
 # %% ../../nbs/core/15_profiles.ipynb #fac5fefd
 STAGE_SETTINGS = {
     "mock_survey": MOCK_SURVEY,
@@ -230,7 +244,7 @@ def settings(
         raise ValueError(f"profile={profile!r} is unknown, expected one of {', '.join(PROFILES)}.")
     if stage not in PROFILES[profile]:
         raise ValueError(f"stage={stage!r} is unknown, expected one of {', '.join(PROFILES[profile])}.")
-    values = copy.deepcopy(PROFILES[profile][stage])
+    values = copy.deepcopy(PROFILES[profile][stage] | LATER.get(stage, {}))
     given = {name: value for name, value in overrides.items() if value is not None}
     given = (changes or {}).get(stage, {}) | given
     unknown = sorted(set(given) - set(values))
@@ -299,7 +313,7 @@ def _locate(word):
     found = re.fullmatch(r"(?:(\w+)\.)?(\w+)=(.+)", word, re.S)
     stage, name, text = found.groups() if found else (None, word, "")
     if stage is None:
-        homes = [s for s, by in STAGE_SETTINGS.items() if name in by["mini"]]
+        homes = [s for s in STAGE_SETTINGS if name in settings("mini", s)]
         where = f" ({name} is a setting of {', '.join(homes)})" if homes else ""
         example = "align.embed_dim=64" if not homes else f"{homes[0]}.{name}={text}"
         raise ValueError(f"set: {word!r} is not of the form stage.name=value, as {example}{where}.")
@@ -308,7 +322,7 @@ def _locate(word):
         raise ValueError(f"set: {stage} is no stage{near}; there are {', '.join(STAGE_SETTINGS)}.")
     if name in OWN_PARAMETERS:
         raise ValueError(f"set: {stage}.{name} is a notebook's own parameter: {OWN_PARAMETERS[name]}.")
-    names = [name for name in STAGE_SETTINGS[stage]["mini"] if name not in OWN_PARAMETERS]
+    names = [name for name in settings("mini", stage) if name not in OWN_PARAMETERS]
     if name not in names:
         near = _nearest(name, names)
         raise ValueError(f"set: {name} is no setting of {stage}{near}; it has {', '.join(names)}.")
@@ -324,7 +338,7 @@ def parse_settings(
         stage, name, value = _locate(word)
         if name in changes.setdefault(stage, {}):
             raise ValueError(f"set: {stage}.{name} is given twice.")
-        like = STAGE_SETTINGS[stage]["mini"][name]
+        like = settings("mini", stage)[name]
         changes[stage][name] = _fit(f"{stage}.{name}", _value(value), like)
     return changes
 
@@ -350,8 +364,8 @@ def list_changes(
     asked = parse_settings(text)
     return [
         Change(stage, name, asked[stage][name], default)
-        for stage, values in PROFILES[profile].items()
-        for name, default in values.items()
+        for stage in PROFILES[profile]
+        for name, default in settings(profile, stage).items()
         if name in asked.get(stage, {}) and asked[stage][name] != default
     ]
 

@@ -8,6 +8,7 @@ __all__ = ['TRUTH', 'LINES', 'NETWORK', 'UNTRAINED', 'MEASURED', 'LINE', 'COMPON
            'masked_spectra', 'hide_line', 'Fillers', 'choose_fillers', 'scores_by_snr', 'line_strengths', 'line_scores']
 
 # %% ../../nbs/evaluation/30_inpainting.ipynb #1f6278ec
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,7 +91,7 @@ class Components:
 TRUTH = (  # columns from which a simulated spectrum can be made again
     "z bulge_to_total cos_i log_mstar bulge_onset bulge_tau disc_onset disc_tau log_sfr_100myr log_z_star "
     "log_z_gas log_u a_v_gas a_v_star sigma_star sigma_gas ew_nuclear agn liner quiescent lsf fibre_fraction "
-    "point_source_fraction"
+    "point_source_fraction line_fraction fibre_caught flux_error"  # the last three: where a survey has them
 ).split()
 
 
@@ -101,18 +102,22 @@ def noise_free(
     "Noiseless spectra of simulated galaxies, made again from the truth; needs the [mock] extra."
     if not survey.simulated:
         return None
+    from astroclip.mock.chunks import noiseless
     from astroclip.mock.galaxy_spectra import Grids, component_spectra
-    from astroclip.mock.spectrograph import observed
 
-    pop = {name: survey.truth(name)[rows] for name in TRUTH}
+    pop = {}
+    for name in TRUTH:
+        with suppress(KeyError):
+            pop[name] = survey.truth(name)[rows]
     pop = {name: x.astype(bool) if x.dtype == np.int8 else x.astype(float) for name, x in pop.items()}
     pop |= dict(log_sfr_1gyr=survey.truth("log_sfr")[rows].astype(float), log_sfr=pop["log_sfr_100myr"])
     grids, parts = Grids(), []
     for some in np.array_split(np.arange(len(rows)), max(1, len(rows) // 64)):
         part = {name: x[some] for name, x in pop.items()}
         fraction = part["fibre_fraction"] / part["point_source_fraction"][:, None]
-        light = [np.einsum("nc,ncl->nl", fraction, x) for x in component_spectra(part, grids)]
-        parts.append(observed(*light, part, grids.line_wave, part["lsf"]).astype(np.float32))
+        caught = part.get("fibre_caught", fraction)
+        light = component_spectra(part, grids)
+        parts.append(noiseless(part, grids, caught, light, part["lsf"]).astype(np.float32))
     return np.concatenate(parts)
 
 # %% ../../nbs/evaluation/30_inpainting.ipynb #ffcd0af8

@@ -63,11 +63,13 @@ def simulated_widths(
     rng: np.random.Generator,
     n: int,  # galaxies
     grids,  # `mock.galaxy_spectra.Grids`
+    line_fraction: float = 1.0,  # of the ionising photons that reach the gas
 ) -> dict:  # redshift, ew_halpha [A at rest], quiescent: (n,)
     "Equivalent widths of H-alpha in the fibre, of simulated galaxies that the survey would take."
     parts = []
     for start in range(0, n, 200):
-        pop, _, magnitude, continuum, lines = galaxies(rng, min(200, n - start), grids)
+        some = galaxies(rng, min(200, n - start), grids, line_fraction=line_fraction)
+        pop, _, magnitude, continuum, lines = some
         caught = aperture_fractions(rng, magnitude[:, 1], pop["bulge_to_total"])  # (n, 3)
         light = (caught * continuum[:, :, np.searchsorted(REST, H_ALPHA)]).sum(1)
         line = (caught * lines[:, :, grids.line(H_ALPHA)]).sum(1)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BRIGHT', 'FAINT', 'FAINT_FRACTION', 'LABEL_SCATTER', 'FLUX_ERROR', 'CHUNK', 'LARGEST_HALF', 'selected', 'galaxies',
-           'catalogue', 'make_pairs', 'draw_magnitude', 'aperture_fractions', 'make_spectra']
+           'catalogue', 'noiseless', 'make_pairs', 'draw_magnitude', 'aperture_fractions', 'make_spectra']
 
 # %% ../../nbs/mock/45_chunks.ipynb #b27bdcf4
 import numpy as np
@@ -12,15 +12,25 @@ from scipy.special import gammainc
 
 from .galaxy_images import render
 from astroclip.mock.galaxy_spectra import (
+    REST,
     Grids,
     band_magnitudes,
     component_spectra,
     component_weights,
+    draw_line_fraction,
     stellar_labels,
 )
-from .light_profiles import point_source_fraction
+from .light_profiles import FIBRE_SEEING, point_source_fraction, weight_at
 from .population import draw
-from .spectrograph import observe, observed
+from astroclip.mock.spectrograph import (
+    ENDS,
+    draw_calibration,
+    fibre_light,
+    flux_factor,
+    observe,
+    observed,
+    seeing_at,
+)
 from .structure import draw_structure
 from .votes import draw_votes
 
@@ -47,11 +57,13 @@ def galaxies(
     n: int,  # galaxies
     grids: Grids,
     batch: int = 128,  # candidates drawn at once
+    line_fraction: float = 1.0,  # of the ionising photons that reach the gas
 ):  # population (dict), fluxes (n, 3, 3), magnitudes (n, 3), continuum (n, 3, REST), lines (n, 3, L)
     "Galaxies of which the survey would take a spectrum."
     parts, count = [], 0
     while count < n:
         pop = draw(rng, batch, limit=FAINT)
+        pop |= draw_line_fraction(rng, batch, line_fraction)
         weights = component_weights(pop, grids)
         continuum, lines = component_spectra(pop, grids, weights)
         flux, magnitude = band_magnitudes(pop, grids, (continuum, lines))
@@ -113,31 +125,62 @@ def _columns(pixels, truth, label=None, votes=None, **other):
     return {k: v if k in ("ra", "dec") else v.astype(small.get(v.dtype, v.dtype)) for k, v in out.items()}
 
 
-def _through_fibre(rng, pop, grids, caught, continuum, lines):
-    "Noisy spectra, their ivar, and the truths about them, of components weighted by `caught` (n, 3)."
-    lsf = rng.uniform(0.70, 0.78, len(caught))
-    light = [np.einsum("nc,ncl->nl", caught, x) for x in (continuum, lines)]
+def noiseless(
+    pop: dict,  # population, and flux_error (n, 8) where a survey has it
+    grids: Grids,
+    caught: np.ndarray,  # (n, 3) of the components, or (n, 3, 2) at both ends of the spectrum
+    spectra: tuple,  # of `component_spectra`: continuum (n, 3, REST), lines (n, 3, L)
+    lsf: np.ndarray,  # (n,) A
+) -> np.ndarray:  # (n, 7781)
+    "What the spectrograph would deliver without noise."
+    stretch = 1 + pop["z"][:, None]
+    pairs = zip(spectra, (REST, grids.line_wave))
+    light = [fibre_light(caught, x, wavelength * stretch) for x, wavelength in pairs]
     clean = observed(*light, pop, grids.line_wave, lsf)
+    return clean * flux_factor(pop["flux_error"]) if "flux_error" in pop else clean
+
+
+def _through_fibre(rng, pop, grids, caught, spectra):
+    "Noisy spectra, their ivar, and the truths about them, of components weighted by `caught` (n, 3[, 2])."
+    lsf = rng.uniform(0.70, 0.78, len(caught))
+    clean = noiseless(pop, grids, caught, spectra, lsf)
     flux, ivar, exposure = observe(rng, clean)
     return flux, ivar, dict(lsf=lsf, exposure=exposure, snr=np.median(clean * np.sqrt(ivar), 1))
 
 # %% ../../nbs/mock/45_chunks.ipynb #72f9b650
+def _seeing(errors):
+    "(n, 2) arcsec, at both ends of the spectrum."
+    return seeing_at(ENDS, errors["fibre_seeing"][:, None])
+
+
+def _fibres(errors, i):
+    "The weights of galaxy i's fibre at both ends of the spectrum; none without errors."
+    return [weight_at(s, errors["fibre_offset"][i]) for s in _seeing(errors)[i]] if errors else []
+
+
 def make_pairs(
     seed: int,
     chunk: int,  # its number: with the seed it decides everything
     n: int,  # rows
     grids: Grids,
+    calibration: float = 0.0,  # errors of the spectra's flux scale; 1: as surveys have it
+    line_fraction: float = 1.0,  # of the ionising photons that reach the gas
 ) -> dict:  # dataset name -> array (n, ...)
     "One chunk of pairs."
     rng = np.random.default_rng([seed, 0, chunk])
-    pop, flux, magnitude, continuum, lines = galaxies(rng, n, grids)
+    errors = draw_calibration(np.random.default_rng([seed, 0, chunk, 1]), n, calibration)
+    pop, flux, magnitude, continuum, lines = galaxies(rng, n, grids, line_fraction=line_fraction)
     pop |= draw_structure(rng, pop, magnitude)
-    images, infos = zip(*(render(rng, {k: v[i] for k, v in pop.items()}, flux[i]) for i in range(n)))
+    each = [{k: v[i] for k, v in pop.items()} for i in range(n)]
+    images, infos = zip(*(render(rng, each[i], flux[i], fibres=_fibres(errors, i)) for i in range(n)))
     info = {k: np.stack([i[k] for i in infos]) for k in infos[0]}
     caught = info["fibre_fraction"] / info["point_source_fraction"][:, None]
-    spectrum, ivar, about = _through_fibre(rng, pop, grids, caught, continuum, lines)
+    if errors:
+        caught = info["fibre_caught"] / point_source_fraction(_seeing(errors))[:, None]
+        info["fibre_caught"] = caught
+    spectrum, ivar, about = _through_fibre(rng, pop | errors, grids, caught, (continuum, lines))
     label, seen = catalogue(rng, pop, magnitude)
-    truth = pop | info | about | dict(magnitude=magnitude, component_flux=flux)
+    truth = pop | info | about | errors | dict(magnitude=magnitude, component_flux=flux)
     votes = draw_votes(rng, truth)
     truth |= dict(log_sfr_100myr=truth.pop("log_sfr"), log_sfr=truth.pop("log_sfr_1gyr"))
     truth["log_ssfr"] = truth["log_sfr"] - truth["log_mstar"]
@@ -161,18 +204,20 @@ def aperture_fractions(
     rng: np.random.Generator,
     r: np.ndarray,  # (n,) magnitude, which says the typical size
     bulge_to_total: np.ndarray,  # (n,)
-) -> np.ndarray:  # (n, 3) relative to a point source
+    seeing=FIBRE_SEEING,  # arcsec, or (n, 2) at both ends of the spectrum
+) -> np.ndarray:  # (n, 3), or (n, 3, 2), relative to a point source
     "Fractions of bulge, old and young disc that a fibre catches of galaxies without an image."
     size = np.interp(r, [16.5, 17.5, 18.25, 18.75, 19.25], np.log10([4.0, 2.6, 2.1, 1.6, 1.3]))
-    size, blur = (
-        10 ** (size + rng.normal(0, 0.2, len(r))),
-        0.62,
-    )  # arcsec; half-light radii, galaxy and seeing
+    size = 10 ** (size + rng.normal(0, 0.2, len(r)))  # half-light radius, arcsec
+    blur = 0.62 * seeing / FIBRE_SEEING  # that of the seeing
+    if np.ndim(seeing):
+        size, bulge_to_total = size[:, None], bulge_to_total[:, None]
     x = 0.75 * 1.678 / np.hypot(size, blur)
     disc = 1 - (1 + x) * np.exp(-x)
     bulge = np.hypot(np.where(bulge_to_total >= 1, size, 0.35 * size), blur)
     of_bulge = gammainc(4, 3.67 * (0.75 / bulge) ** 0.5)
-    return np.stack([of_bulge, disc, 0.9 * disc], 1) / point_source_fraction()
+    star = point_source_fraction(seeing)
+    return np.stack([of_bulge / star, disc / star, 0.9 * disc / star], 1)
 
 
 def make_spectra(
@@ -181,15 +226,22 @@ def make_spectra(
     n: int,  # rows
     grids: Grids,
     z_range: tuple = (0.005, 0.9),
+    calibration: float = 0.0,  # errors of the flux scale; 1: as surveys have it
+    line_fraction: float = 1.0,  # of the ionising photons that reach the gas
 ) -> dict:  # dataset name -> array (n, ...)
     "One chunk of spectra without images, uniform in redshift."
     rng = np.random.default_rng([seed, 1, chunk])
+    errors = draw_calibration(np.random.default_rng([seed, 1, chunk, 1]), n, calibration)
     pop = draw(rng, n, z_range=z_range, flat_z=True)
+    gas = draw_line_fraction(rng, n, line_fraction)
+    pop |= gas
     continuum, lines = component_spectra(pop, grids)
     magnitude, r = band_magnitudes(pop, grids, (continuum, lines))[1], draw_magnitude(rng, n)
-    dimmed = 10 ** (0.4 * (magnitude[:, 1] - r))[:, None]
-    caught = aperture_fractions(rng, r, pop["bulge_to_total"]) * dimmed
-    flux, ivar, about = _through_fibre(rng, pop, grids, caught, continuum, lines)
+    dimmed = 10 ** (0.4 * (magnitude[:, 1] - r))
+    seeing = _seeing(errors) if errors else FIBRE_SEEING
+    caught = aperture_fractions(rng, r, pop["bulge_to_total"], seeing)
+    caught = caught * dimmed.reshape(n, *[1] * (caught.ndim - 1))
+    flux, ivar, about = _through_fibre(rng, pop | errors, grids, caught, (continuum, lines))
     names = ("log_mstar", "log_sfr", "quiescent", "morph_type", "a_v_star", "sigma_star", "agn", "liner")
-    truth = {k: pop[k] for k in names} | about | dict(r_magnitude=r)
+    truth = {k: pop[k] for k in names} | about | errors | gas | dict(r_magnitude=r)
     return _columns(dict(flux=flux, ivar=ivar), truth, redshift=pop["z"])

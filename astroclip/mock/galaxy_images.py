@@ -169,6 +169,7 @@ def render(
     component_flux,  # (3, 3) bulge, old disc, young disc by g, r, z, nanomaggies
     noise: bool = True,  # False: the image without noise
     neighbours: bool = True,  # False: the galaxy (and its companion) alone
+    fibres=(),  # weights of `weight_at`, k of them: what they catch is `fibre_caught` (3, k)
 ):  # image (3, 152, 152) float32, nanomaggies per pixel; dict of what was drawn for it
     "One galaxy in the middle of a stamp as the survey would see it: rows are y, north is up, east is left."
     check_galaxy(galaxy, component_flux)
@@ -190,4 +191,6 @@ def render(
         noise=sigma.astype(np.float32),
         n_neighbours=np.int16(len(field["r"]) if neighbours else 0),
     )
+    if len(fibres):
+        info["fibre_caught"] = np.array([[fibre_fraction(p, w) for w in fibres] for p in parts], np.float32)
     return add_noise(for_noise, image, sigma).astype(np.float32) if noise else image, info

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['STEP', 'REST', 'COARSE', 'METALLICITIES', 'LOG_U', 'Z_SUN', 'BANDS', 'BULGE_METALS', 'DISC_METALS', 'METAL_POOR',
-           'NUCLEAR', 'LSUN', 'MPC', 'grids_folder', 'Grids', 'attenuation', 'component_metals', 'component_weights',
-           'stellar_labels', 'nuclear_lines', 'component_spectra', 'luminosity_to_flux', 'band_flux', 'band_magnitudes']
+           'NUCLEAR', 'LINE_SCATTER', 'LSUN', 'MPC', 'grids_folder', 'Grids', 'attenuation', 'component_metals',
+           'component_weights', 'stellar_labels', 'nuclear_lines', 'component_spectra', 'draw_line_fraction',
+           'luminosity_to_flux', 'band_flux', 'band_magnitudes']
 
 # %% ../../nbs/mock/20_galaxy_spectra.ipynb #cd357641
 import importlib.util
@@ -255,6 +256,8 @@ def component_spectra(
         light.append((mass @ grids.stars[:, ages].reshape(-1, REST.size)).reshape(n, 3, -1))
     young, old = light
     nebula, lines = _gas_light(pop, grids, weights[..., :BIRTH_CLOUD].sum((1, 2)))
+    if "line_fraction" in pop:  # dust inside the H II regions takes the rest
+        nebula, lines = (x * pop["line_fraction"][:, None].astype(x.dtype) for x in (nebula, lines))
     where = np.where(pop["bulge_to_total"] >= 1, 0, 2)  # the gas shines where the young stars are
     young[rows, where] += np.repeat(nebula, COARSE, axis=1)[:, : REST.size]
     young *= attenuation(pop["a_v_gas"] - pop["a_v_star"], REST)[:, None]
@@ -263,6 +266,23 @@ def component_spectra(
     out[rows, where] = lines * attenuation(pop["a_v_gas"], grids.line_wave)
     out[:, 0] += nuclear_lines(pop, grids, continuum.sum(1))
     return continuum, out
+
+# %% ../../nbs/mock/20_galaxy_spectra.ipynb #36734d74
+LINE_SCATTER = 0.1  # dex, from galaxy to galaxy
+
+
+def draw_line_fraction(
+    rng: np.random.Generator,  # its stream stays where it is
+    n: int,  # galaxies
+    typical: float,  # 0 to 1; 1: all photons reach the gas, and nothing is drawn
+) -> dict:  # line_fraction (n,), or empty
+    "Fractions of the ionising photons that dust leaves to the gas, to be joined to a population."
+    if not 0 <= typical <= 1:
+        raise ValueError(f"line_fraction={typical}: expected 0 to 1, a fraction of the ionising photons")
+    if typical == 1:
+        return {}
+    scatter = 10 ** rng.spawn(1)[0].normal(0, LINE_SCATTER, n)
+    return dict(line_fraction=np.minimum(typical * scatter, 1.0))
 
 # %% ../../nbs/mock/20_galaxy_spectra.ipynb #a4d80040
 LSUN, MPC = 3.828e33, 3.0857e24  # erg/s, cm

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PIXEL', 'SIZE', 'OVERSAMPLE', 'SUBPIXEL', 'GRID', 'MARGIN', 'BETA', 'FIBRE_RADIUS', 'FIBRE_SEEING', 'FIBRE_HALF',
-           'axis', 'fine_axis', 'half_width', 'along_axes', 'paste', 'sersic_constants', 'sersic_value', 'sersic',
-           'moffat_radius', 'moffat_table', 'frequencies', 'moffat_transform', 'convolve', 'point_source_fraction',
-           'fibre_weight', 'fibre_fraction']
+           'WAVE_STEP', 'axis', 'fine_axis', 'half_width', 'along_axes', 'paste', 'sersic_constants', 'sersic_value',
+           'sersic', 'moffat_radius', 'moffat_table', 'frequencies', 'moffat_transform', 'convolve',
+           'point_source_fraction', 'fibre_weight', 'fibre_fraction', 'bessel_waves', 'weight_at']
 
 # %% ../../nbs/mock/28_light_profiles.ipynb #a6e425ce
 from functools import lru_cache
@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import fft
 from scipy.signal import fftconvolve
-from scipy.special import gamma, gammaincinv, kv
+from scipy.special import gamma, gammaincinv, j0, j1, kv
 
 # %% ../../nbs/mock/28_light_profiles.ipynb #058da5b0
 PIXEL, SIZE = 0.262, 152  # arcsec per image pixel; pixels on a side
@@ -180,9 +180,11 @@ FIBRE_RADIUS, FIBRE_SEEING = 0.75, 1.0  # arcsec
 FIBRE_HALF = 40  # subpixels: beyond 5 arcsec nothing enters
 
 
-def point_source_fraction() -> float:
+def point_source_fraction(
+    seeing=FIBRE_SEEING,  # any shape: full width at half maximum, arcsec
+):  # like seeing
     "Fraction of a centred star's light that enters the fibre."
-    return float(1 - (1 + (FIBRE_RADIUS / moffat_radius(FIBRE_SEEING)) ** 2) ** (1 - BETA))
+    return 1 - (1 + (FIBRE_RADIUS / moffat_radius(seeing)) ** 2) ** (1 - BETA)
 
 
 @lru_cache(None)
@@ -201,9 +203,40 @@ def fibre_weight(fine: int = 8):
 
 def fibre_fraction(
     patch,  # (2 half, 2 half) light per subpixel, total light 1
+    weight=None,  # (2 FIBRE_HALF, 2 FIBRE_HALF) of `weight_at`; None: centred, in the usual seeing
 ) -> float:
     "Fraction of a template's light that enters the fibre."
     half = len(patch) // 2
     m = min(half, FIBRE_HALF)
-    weight = fibre_weight()[FIBRE_HALF - m : FIBRE_HALF + m, FIBRE_HALF - m : FIBRE_HALF + m]
+    weight = fibre_weight() if weight is None else weight
+    weight = weight[FIBRE_HALF - m : FIBRE_HALF + m, FIBRE_HALF - m : FIBRE_HALF + m]
     return float((patch[half - m : half + m, half - m : half + m] * weight).sum())
+
+# %% ../../nbs/mock/28_light_profiles.ipynb #76c7a28f
+WAVE_STEP = 0.03  # of k, per arcsec
+
+
+@lru_cache(None)
+def bessel_waves(
+    points: int = 1200,  # of k
+    largest: float = 9.0,  # arcsec
+):  # k (K,) per arcsec, r (R,) arcsec, J0(k r) (R, K)
+    "The waves that a round weight is made of."
+    k, r = (np.arange(points) + 0.5) * WAVE_STEP, np.arange(0, largest, SUBPIXEL / 2)
+    return k, r, j0(r[:, None] * k)
+
+
+def weight_at(
+    seeing: float,  # full width at half maximum, arcsec; at least 0.4
+    offset=(0.0, 0.0),  # of the fibre from the galaxy: x, y in arcsec
+):  # (2 FIBRE_HALF, 2 FIBRE_HALF) float32
+    "Fraction of the light at each subpixel that enters a fibre beside the middle, in any seeing."
+    if not seeing >= 0.4:
+        raise ValueError(f"seeing={seeing}: expected at least 0.4 arcsec, as the waves end there")
+    k, r, waves = bessel_waves()
+    table, _, per_unit = moffat_table()
+    moffat = np.interp(k * moffat_radius(seeing), np.arange(len(table)) / per_unit, table)
+    profile = FIBRE_RADIUS * WAVE_STEP * (waves @ (j1(k * FIBRE_RADIUS) * moffat))
+    x = axis(FIBRE_HALF).astype(float)
+    distance = np.hypot(x[None] - offset[0], x[:, None] - offset[1])
+    return np.interp(distance, r, profile).astype(np.float32)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PIXEL', 'PIXEL_EDGES', 'OH_BANDS', 'ATOMIC_LINES', 'OH_VIBRATION', 'FIBRE_AREA', 'SKY_LINE_FLUX', 'SKY_WAVE',
            'SKY_RATE', 'SKY_LINES', 'SKY_SLOPE', 'TELLURIC', 'THROUGHPUT', 'MIRROR', 'PLANCK_C', 'ELECTRONS',
-           'READ_VARIANCE', 'EXPOSURE', 'broaden', 'to_pixels', 'line_pixels', 'observed', 'oh_level', 'oh_lines',
-           'sky_lines', 'noise_variance', 'observe']
+           'READ_VARIANCE', 'EXPOSURE', 'GREY', 'TILT', 'WIGGLE', 'SEEING', 'SEEING_SCATTER', 'FIBRE_OFFSET', 'ENDS',
+           'FLUX_SHAPES', 'broaden', 'to_pixels', 'line_pixels', 'observed', 'oh_level', 'oh_lines', 'sky_lines',
+           'noise_variance', 'observe', 'draw_calibration', 'seeing_at', 'flux_factor', 'fibre_light']
 
 # %% ../../nbs/mock/25_spectrograph.ipynb #e10a338b
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.special import erf
 
 from ..data.spectrum_grid import WAVELENGTH
 from .galaxy_spectra import REST, STEP, luminosity_to_flux
+from .light_profiles import FIBRE_SEEING
 from .population import LIGHT_SPEED
 
 # %% ../../nbs/mock/25_spectrograph.ipynb #c31ecfa1
@@ -216,3 +218,57 @@ def observe(
     noisy += 0.01 * normal() * sky * np.sin(2 * np.pi * (rng.uniform(1, 4, (n, 1)) * x + rng.random((n, 1))))
     noisy += rng.normal(size=flux.shape) * np.sqrt(variance)
     return noisy, 1 / (variance + (0.01 * SKY_LINES) ** 2), exposure[:, 0]
+
+# %% ../../nbs/mock/25_spectrograph.ipynb #26fdaba5
+GREY, TILT, WIGGLE = 0.05, 0.055, 0.015  # rms: of the scale; from 4000 to 9000 A; of the waves
+SEEING, SEEING_SCATTER, FIBRE_OFFSET = 1.1, 0.25, 0.1  # arcsec; in the logarithm; arcsec along each axis
+ENDS = np.array([4000.0, 9000.0])  # A, where fractions in the fibre are worked out
+_x = np.log(WAVELENGTH / 6200) / np.log(ENDS[1] / ENDS[0])
+_turns = [2 * np.pi * m * _x / (_x[-1] - _x[0]) for m in (2, 3, 4)]
+FLUX_SHAPES = np.array([np.ones_like(_x), _x, *map(np.cos, _turns), *map(np.sin, _turns)])  # (8, 7781)
+
+
+def draw_calibration(
+    rng: np.random.Generator,
+    n: int,  # spectra
+    calibration: float,  # 0: perfect, and nothing is drawn; 1: as surveys have it
+) -> dict:  # flux_error (n, 8), fibre_seeing (n,) and fibre_offset (n, 2) in arcsec; or empty
+    "What is not known of each spectrum's flux: errors of its scale, and how the fibre saw the galaxy."
+    if not calibration >= 0:
+        raise ValueError(f"calibration={calibration}: expected 0 (as images have it), 1 (as surveys) or more")
+    if calibration == 0:
+        return {}
+    rms = np.array([GREY, TILT, *[WIGGLE / np.sqrt(3)] * 6])
+    seeing = np.exp(calibration * (np.log(SEEING / FIBRE_SEEING) + rng.normal(0, SEEING_SCATTER, n)))
+    return dict(
+        flux_error=calibration * rms * rng.normal(size=(n, len(rms))),
+        fibre_seeing=np.clip(FIBRE_SEEING * seeing, 0.6, 3.0),
+        fibre_offset=calibration * FIBRE_OFFSET * rng.normal(size=(n, 2)),
+    )
+
+
+def seeing_at(
+    wavelength,  # (...) A
+    seeing,  # (...) arcsec at 6500 A
+):
+    "Seeing at other wavelengths: the bluer, the wider."
+    return seeing * (wavelength / 6500) ** -0.2
+
+
+def flux_factor(
+    flux_error: np.ndarray,  # (n, 8) of `draw_calibration`
+) -> np.ndarray:  # (n, 7781)
+    "What the errors of the flux scale multiply spectra with."
+    return np.exp(flux_error @ FLUX_SHAPES)
+
+# %% ../../nbs/mock/25_spectrograph.ipynb #0c16149e
+def fibre_light(
+    caught: np.ndarray,  # (n, C), or (n, C, 2) at `ENDS`: what the fibre catches of each component
+    light: np.ndarray,  # (n, C, L) of the components
+    wavelength: np.ndarray,  # (n, L) observed, A
+) -> np.ndarray:  # (n, L)
+    "Light of all components in the fibre."
+    if caught.ndim == 2:
+        return np.einsum("nc,ncl->nl", caught, light)
+    blue, red = (np.einsum("nc,ncl->nl", caught[..., i], light) for i in (0, 1))
+    return blue + (red - blue) * np.log(wavelength / ENDS[0]) / np.log(ENDS[1] / ENDS[0])

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from ..core.profiles import LATER, key_settings
 from ..core.provenance import library_versions
 from ..core.faults import write_atomic
 from ..core.workers import cores, workers
@@ -50,11 +51,12 @@ def lay_out(
     rows: dict,  # a chunk, which says what datasets there are
     first_id: int,
     seed: int,
+    recipe=None,  # settings that are not as before, by name: they become attributes
 ):
     "Create a survey file of empty rows."
     about = dict(schema="astroclip-survey-1", simulated=True, seed=seed, data_card=DATA_CARD)
     with h5py.File(path, "w") as f:
-        f.attrs.update(about | dict(versions=str(library_versions())))
+        f.attrs.update(about | dict(versions=str(library_versions())) | (recipe or {}))
         f["targetid"] = first_id + np.arange(n, dtype=np.int64)
         for name, value in rows.items():
             shape, plan = (n, *value.shape[1:]), h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -83,12 +85,12 @@ def write_rows(
 _tables = None
 
 
-def _chunk(make, seed, chunk, n):
+def _chunk(make, seed, chunk, n, recipe):
     "Runs in a worker: (number, rows) of one chunk."
     global _tables
     if _tables is None:
         _tables = Grids()
-    return chunk, make(seed, chunk, n, _tables)
+    return chunk, make(seed, chunk, n, _tables, **recipe)
 
 # %% ../../nbs/mock/50_survey.ipynb #482ee792
 def _finished(partial, record, stamp):
@@ -139,21 +141,23 @@ def fill(
     seed: int,
     run,  # of `workers`
     progress: bool = True,  # a bar in a terminal, elsewhere a line at every tenth
+    recipe=None,  # settings of `make` that are not as before, by name
 ):
     "Make a file of n rows; a call after an interrupted one resumes where that stopped."
     path = Path(path)
     partial, record = path.with_name(path.name + ".partial"), path.with_name(path.name + ".chunks")
-    stamp, total = f"{make.__name__} {n} {seed} {library_versions()}", -(-n // CHUNK)
+    recipe, total = recipe or {}, -(-n // CHUNK)
+    stamp = " ".join(map(str, [make.__name__, n, seed, library_versions(), *([recipe] if recipe else [])]))
     done = _finished(partial, record, stamp)
     already, begin = len(done), time.time()
     hidden = None if progress else True  # None: shown in a terminal only
     bar = tqdm(total=total, initial=already, desc=path.name, unit="chunk", disable=hidden)
     left = [c for c in range(total) if c not in done]
-    for chunk, rows in run([(_chunk, make, seed, c, min(CHUNK, n - c * CHUNK)) for c in left]):
+    for chunk, rows in run([(_chunk, make, seed, c, min(CHUNK, n - c * CHUNK), recipe) for c in left]):
         with _disk_errors(partial):
             if not done:
                 _check_space(path, rows, n)
-                lay_out(partial, n, rows, first_id, seed)
+                lay_out(partial, n, rows, first_id, seed, recipe)
                 record.write_text(stamp + "\n")
             write_rows(partial, chunk * CHUNK, rows)
             with open(record, "a") as f:
@@ -167,12 +171,18 @@ def fill(
     record.unlink()
 
 # %% ../../nbs/mock/50_survey.ipynb #db2815ce
-def _complete(path, n, seed):
+def _complete(path, n, seed, recipe):
     "True if the file is there already; ValueError if it is another survey's."
     if not path.exists():
         return False
     with h5py.File(path, "r") as f:
         found = len(f["targetid"]), int(f.attrs["seed"])
+        made = {name: float(f.attrs[name]) for name in LATER["mock_survey"] if name in f.attrs}
+    if made != recipe:
+        raise ValueError(
+            f"{path} was made with {made or 'the first recipe'}, asked for {recipe or 'the first recipe'}: "
+            "delete it or choose another folder"
+        )
     if found != (n, seed):
         raise ValueError(
             f"{path} has {found[0]} rows of seed {found[1]}, asked for {n} of seed {seed}: "
@@ -188,23 +198,29 @@ def make_survey(
     seed: int = 0,
     processes: int | None = None,  # default: all cores that this process may use
     progress: bool = True,  # a bar in a terminal, elsewhere a line at every tenth
+    calibration: float = 0.0,  # errors of the spectra's flux scale; 1: as surveys have it
+    line_fraction: float = 1.0,  # of the ionising photons that reach the gas; 1: all
 ) -> list[Path]:  # of the files
     "Write a simulated survey."
     if n_pairs < 0 or n_spectra < 0 or seed < 0:
         raise ValueError(f"expected numbers >= 0, got n_pairs={n_pairs}, n_spectra={n_spectra}, seed={seed}")
+    asked = dict(calibration=float(calibration), line_fraction=float(line_fraction))
+    recipe = key_settings("mock_survey", asked)  # what is not as before
+    if not (0 <= calibration and 0 <= line_fraction <= 1):
+        raise ValueError(f"expected calibration >= 0 and line_fraction from 0 to 1, got {asked}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
         (folder / "spectra.h5", make_spectra, n_spectra, FIRST_EXTRA_ID),
         (folder / "survey.h5", make_pairs, n_pairs, FIRST_ID),
     ]
-    open_jobs = [job for job in jobs if job[2] and not _complete(job[0], job[2], seed)]
+    open_jobs = [job for job in jobs if job[2] and not _complete(job[0], job[2], seed, recipe)]
     if open_jobs:
         Grids()  # the cache is made once, before the workers look for it
         most = sum(-(-job[2] // CHUNK) for job in open_jobs)
         with workers(min(processes or cores(), most)) as run:
             for path, make, n, first_id in open_jobs:
-                fill(path, make, n, first_id, seed, run, progress)
+                fill(path, make, n, first_id, seed, run, progress, recipe)
     return [job[0] for job in jobs if job[2]]
 
 # %% ../../nbs/mock/50_survey.ipynb #80129fb2
