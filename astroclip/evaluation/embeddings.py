@@ -19,6 +19,7 @@ from ..core.faults import write_atomic
 from ..data.images import center_crop, to_rgb
 from ..surveys.pairs import Survey, batches
 from ..data.spectrum_grid import fill_missing
+from ..models.redshift import estimate, known_galaxies
 
 # %% ../../nbs/evaluation/10_embeddings.ipynb #8ab15b1e
 def summarize_image(tokens) -> np.ndarray:  # (B, 1 + P, E) class token first -> (B, 2 E) float32
@@ -143,14 +144,22 @@ def spectrum_tower(specformer):  # batch -> dict(spectrum (B, E))
 def classifier(
     model,  # RedshiftClassifier
     rows,  # (N,) bool: the galaxies that are asked
+    z_max: float | None = None,  # known beforehand: all are galaxies, none beyond; None: nothing is
 ):  # batch -> dict(z (B,), probability (B,))
     "Redshift and probability of the spectra in `rows`, NaN for the others."
+
+    def answers(flux, ivar):
+        if z_max is None:
+            return model.predict(flux, ivar=ivar)
+        logits = known_galaxies(model.logits_of(flux, ivar=ivar), model.centres, z_max)
+        y, raw = (x.cpu().numpy() for x in estimate(logits, model.centres))
+        return np.expm1(y), model.stated(raw)
 
     def predict(batch):
         chosen = rows[batch["row"]]
         z, probability = np.full((2, len(chosen)), np.nan, np.float32)
         if chosen.any():
-            z[chosen], probability[chosen] = model.predict(batch["flux"][chosen], ivar=batch["ivar"][chosen])
+            z[chosen], probability[chosen] = answers(batch["flux"][chosen], batch["ivar"][chosen])
         return {"z": z, "probability": probability}
 
     return predict

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REDSHIFTS', 'BELOW', 'OUTSIDE', 'RIGHT', 'correlate', 'convolution', 'allowed_shifts', 'RedshiftNetwork', 'shares',
-           'estimate', 'Redshifts', 'batch_logits', 'calibrated', 'RedshiftClassifier']
+           'estimate', 'known_galaxies', 'Redshifts', 'batch_logits', 'calibrated', 'RedshiftClassifier']
 
 # %% ../../nbs/models/60_redshift.ipynb #3ed5c25e
 import math
@@ -135,6 +135,18 @@ def estimate(
     peak = torch.where((shifts - p.argmax(-1, keepdim=True)).abs() <= near, p, 0.0)
     y = (peak * centers).sum(-1) / peak.sum(-1).clamp_min(1e-30)
     return y, torch.where((centers - y[:, None]).abs() < RIGHT, p, 0.0).sum(-1)
+
+
+def known_galaxies(
+    logits: torch.Tensor,  # (B, S), or (B, 4, S) with kinds
+    centers: torch.Tensor,  # (S,) ln(1 + z) of every shift
+    z_max: float,
+) -> torch.Tensor:  # like logits
+    "Logits where it is known beforehand that the spectra are of galaxies, none beyond z_max."
+    logits = logits.masked_fill(centers > math.log1p(z_max), OUTSIDE)
+    if logits.ndim == 3:
+        logits[:, 1:] = OUTSIDE
+    return logits
 
 # %% ../../nbs/models/60_redshift.ipynb #0edce789
 @dataclass
