@@ -11,9 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from ..losses.contrastive import unit_rows
 from ..metrics.bootstrap import Score, mean_interval
 from .neighbours import check_vectors, nearest
+from .ranks import comparable
 
 # %% ../../nbs/search/22_matched.ipynb #2507148e
 # differences in redshift, magnitudes in a fibre and in all, colours, and dex of the size
@@ -70,18 +70,10 @@ def pool_wins(
     block: int = 256,  # queries at a time
 ) -> np.ndarray:  # (n,) 0 to 1
     "Fraction of each pool that lies further from the query than its true pair; ties count half."
-    gallery = check_vectors(gallery, "gallery")
-    query = check_vectors(query, "query", gallery.shape[1])
-    own = np.arange(len(gallery)) if own is None else np.asarray(own)
-    if not len(query) == len(own) == len(pools):
-        raise ValueError(
-            f"{len(query)} queries, {len(own)} true pairs, {len(pools)} pools: expected n of each"
-        )
-    if metric not in ("cosine", "euclidean"):
-        raise ValueError(f"metric {metric!r}: cosine or euclidean")
-    q, g = (torch.as_tensor(x).double() for x in (query, gallery))
-    if metric == "cosine":
-        q, g = unit_rows(q), unit_rows(g)
+    q, g = comparable(query, gallery, metric)
+    own = np.arange(len(g)) if own is None else np.asarray(own)
+    if not len(q) == len(own) == len(pools):
+        raise ValueError(f"{len(q)} queries, {len(own)} true pairs, {len(pools)} pools: expected n of each")
     wins = []
     for i in range(0, len(q), block):
         rows = slice(i, i + block)
