@@ -226,4 +226,5 @@ def pool_panel(
         look = dict(color=style["color"], ls=style["ls"], marker="o", ms=2.5, lw=0.9, elinewidth=0.8)
         ax.errorbar(np.arange(len(found)) + shift, values, error, label=model_name(model), **look)
     ax.set_xticks(range(len(words)), words, rotation=25, ha="right")
-    ax.set(ylim=(0.45, 1.01))
+    lowest = min((score.low for found in curves.values() for score in found), default=0.5)
+    ax.set(ylim=(min(0.45, lowest - 0.02), 1.01))
