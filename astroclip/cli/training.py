@@ -153,7 +153,9 @@ def align(
     seed_everything(args.seed)
     vit = VisionTransformer.from_pretrained(image, device="cpu")
     specformer = SpecFormer.from_pretrained(spectrum, device="cpu")
-    model = AstroCLIP(vit, specformer, s["embed_dim"], s["num_heads"], dropout=s["dropout"]).to(device)
+    model = AstroCLIP(
+        vit, specformer, s["embed_dim"], s["num_heads"], dropout=s["dropout"], carry=s["carry"]
+    ).to(device)
     pairs = load_pairs(args.survey, model, config, device)
     records = run(model, pairs, config, folder / "checkpoint.pt", device)
     follow(records, folder / "curves.csv", config.steps, "align", config.batch_size)

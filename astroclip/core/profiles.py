@@ -18,11 +18,12 @@ import re
 from dataclasses import dataclass
 
 # %% ../../nbs/core/15_profiles.ipynb #d08fe8df
+_SKY = dict(calibration=1.0, line_fraction=0.45)
 MOCK_SURVEY = {
-    "smoke": dict(n_pairs=192, n_spectra=256),
-    "mini": dict(n_pairs=8_000, n_spectra=12_000),
-    "standard": dict(n_pairs=60_000, n_spectra=100_000),
-    "paper": dict(n_pairs=200_000, n_spectra=200_000),
+    "smoke": dict(n_pairs=192, n_spectra=256, **_SKY),
+    "mini": dict(n_pairs=8_000, n_spectra=12_000, **_SKY),
+    "standard": dict(n_pairs=60_000, n_spectra=100_000, **_SKY),
+    "paper": dict(n_pairs=200_000, n_spectra=200_000, **_SKY),
 }
 
 # %% ../../nbs/core/15_profiles.ipynb #a2ab5c14
@@ -40,17 +41,17 @@ PRETRAIN_SPECTRUM = {
     "smoke": dict(
         window=80, stride=40, embed_dim=32, depth=2, num_heads=1, place=8, place_steps=10,
         place_batch_size=8, chunks=6, chunk_width=13, steps=30, batch_size=16, lr=2e-3, weight_decay=0.05,
-        warmup=5, validate_every=10,
+        warmup=5, validate_every=10, degrade=0.75,
     ),
     "mini": dict(
-        window=80, stride=40, embed_dim=128, depth=4, num_heads=2, place=24, place_steps=500,
+        window=80, stride=40, embed_dim=128, depth=4, num_heads=2, place=24, place_steps=1_000,
         place_batch_size=32, chunks=6, chunk_width=13, steps=800, batch_size=32, lr=2e-3, weight_decay=0.05,
-        warmup=80, validate_every=100,
+        warmup=80, validate_every=100, degrade=0.75,
     ),
     "standard": dict(
         window=20, stride=10, embed_dim=384, depth=6, num_heads=6, place=24, place_steps=2_000,
         place_batch_size=256, chunks=6, chunk_width=50, steps=7_500, batch_size=256, lr=1e-3,
-        weight_decay=0.05, warmup=500, validate_every=500,
+        weight_decay=0.05, warmup=500, validate_every=500, degrade=0.75,
     ),
     "paper": dict(
         window=20, stride=10, embed_dim=768, depth=6, num_heads=6, place=0, place_steps=0,
@@ -155,19 +156,19 @@ ALIGN = {
         finetuned=False, embed_dim=32, num_heads=2, dropout=0.1, logit_scale=15.5, weight_decay=0.05,
         clip=1.0, shift=4, place_weight=3.0, frozen_steps=20, frozen_batch_size=64, frozen_lr=1e-3,
         frozen_warmup=5, tuned_steps=20, tuned_batch_size=32, tuned_lr=1e-3, tuned_warmup=5, tower_lr=1e-3,
-        random_tower_lr=1e-3,
+        random_tower_lr=1e-3, views=1, carry=1.0,
     ),
     "mini": dict(
         finetuned=False, embed_dim=128, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05,
         clip=1.0, shift=4, place_weight=3.0, frozen_steps=1_000, frozen_batch_size=256, frozen_lr=1e-3,
         frozen_warmup=100, tuned_steps=1_000, tuned_batch_size=128, tuned_lr=1e-3, tuned_warmup=100,
-        tower_lr=1e-3, random_tower_lr=1e-3,
+        tower_lr=1e-3, random_tower_lr=1e-3, views=3, carry=4.0,
     ),
     "standard": dict(
         finetuned=False, embed_dim=384, num_heads=6, dropout=0.1, logit_scale=15.5, weight_decay=0.05,
         clip=1.0, shift=4, place_weight=3.0, frozen_steps=5_000, frozen_batch_size=1_024, frozen_lr=5e-4,
         frozen_warmup=200, tuned_steps=3_000, tuned_batch_size=1_024, tuned_lr=5e-4, tuned_warmup=300,
-        tower_lr=3e-4, random_tower_lr=5e-4,
+        tower_lr=3e-4, random_tower_lr=5e-4, views=1, carry=4.0,
     ),
     "paper": dict(
         finetuned=False, embed_dim=1024, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05,
@@ -189,6 +190,8 @@ EMBED = {
 # %% ../../nbs/core/15_profiles.ipynb #388198fb
 LATER = {  # stage: settings that came later, each with the value that leaves all as it was before
     "mock_survey": dict(calibration=0.0, line_fraction=1.0),
+    "pretrain_spectrum": dict(degrade=0.0),
+    "align": dict(views=0, degrade=0.0, consistency=0.0, place_scale=0.1, carry=0.0),
 }
 
 
@@ -244,7 +247,7 @@ def settings(
         raise ValueError(f"profile={profile!r} is unknown, expected one of {', '.join(PROFILES)}.")
     if stage not in PROFILES[profile]:
         raise ValueError(f"stage={stage!r} is unknown, expected one of {', '.join(PROFILES[profile])}.")
-    values = copy.deepcopy(PROFILES[profile][stage] | LATER.get(stage, {}))
+    values = copy.deepcopy(LATER.get(stage, {}) | PROFILES[profile][stage])
     given = {name: value for name, value in overrides.items() if value is not None}
     given = (changes or {}).get(stage, {}) | given
     unknown = sorted(set(given) - set(values))

@@ -98,13 +98,15 @@ def image_tokens(
     return tokens
 
 
-def spectrum_tokens(specformer):  # batch -> tokens (B, T, E)
-    "Tokens of a spectrum transformer, computed once a batch for all towers with these weights."
+def spectrum_tokens(specformer):  # batch -> windows (B, T, ...), tokens (B, T, E)
+    "Windows and tokens of a spectrum transformer, computed once a batch for all towers with these weights."
     key = ("spectrum", weights_key(specformer))
 
     def tokens(batch):
         def compute():
-            return specformer.eval()(torch.as_tensor(batch["flux"], device=specformer.device))["embedding"]
+            flux = torch.as_tensor(batch["flux"], device=specformer.device)
+            windows = specformer.eval().preprocess(flux)
+            return windows, specformer.forward_tokens(windows)
 
         return once(batch, key, compute)
 
@@ -117,14 +119,16 @@ def towers(
 ):  # batch -> dict(image (B, D), spectrum (B, D))
     "Both aligned embeddings of a model."
     image, spectrum = model.eval().image_encoder, model.spectrum_encoder
-    tokens = {
-        "image": image_tokens(image.backbone, image.positions),
-        "spectrum": spectrum_tokens(spectrum.backbone),
-    }
-    heads = {"image": image.head, "spectrum": spectrum.head}
+    pixels, both = image_tokens(image.backbone, image.positions), spectrum_tokens(spectrum.backbone)
+
+    def of_spectra(batch):
+        windows, tokens = both(batch)
+        return spectrum.head(spectrum.with_place(tokens, windows))
+
+    how = dict(image=lambda batch: image.head(pixels(batch)), spectrum=of_spectra)
 
     def embed(batch):
-        return {kind: heads[kind](tokens[kind](batch)).float().cpu().numpy() for kind in modalities}
+        return {kind: how[kind](batch).float().cpu().numpy() for kind in modalities}
 
     return embed
 
@@ -138,7 +142,7 @@ def image_tower(vit):  # batch -> dict(image (B, 2 E))
 def spectrum_tower(specformer):  # batch -> dict(spectrum (B, E))
     "Summary of an unaligned spectrum transformer."
     tokens = spectrum_tokens(specformer)
-    return lambda batch: {"spectrum": summarize_spectrum(tokens(batch))}
+    return lambda batch: {"spectrum": summarize_spectrum(tokens(batch)[1])}
 
 # %% ../../nbs/evaluation/10_embeddings.ipynb #38ce7a55
 def classifier(

@@ -42,6 +42,7 @@ class RestFrame(nn.Module):
             stride * torch.arange(num_tokens - 1) + (window - 1) / 2
         )  # of windows, Angstrom
         periods = torch.logspace(math.log10(1.5), math.log10(0.004), place)
+        self.periods = np.logspace(math.log10(1.5), math.log10(0.004), place)  # the same, on no device
         self.register_buffer("ln_wavelength", torch.cat([torch.zeros(1), center.log()]))  # (T,)
         self.register_buffer("omega", 2 * math.pi / periods)  # (K,)
 

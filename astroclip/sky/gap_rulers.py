@@ -97,7 +97,8 @@ def embed(
             tokens = tokenize(x, tower.window, tower.stride)
             if tower.finder is not None:
                 tokens = torch.cat([tokens, tower.finder(other).to(tokens.dtype)], -1)
-            out.append(encoder.head(tower.forward_tokens(tokens)).numpy())
+            all_tokens = encoder.with_place(tower.forward_tokens(tokens), tokens)
+            out.append(encoder.head(all_tokens).numpy())
     return np.concatenate(out)
 
 

@@ -18,6 +18,7 @@ from ..losses.masked import chunk_mask, masked_spectrum_loss
 from ..surveys.pairs import Survey
 from .loop import autocast, check_finite, clip_gradients, load_checkpoint, save_checkpoint
 from .schedules import cosine_schedule, parameter_groups, set_schedule
+from .pair_views import some_views
 
 # %% ../../nbs/training/40_masked_modelling.ipynb #e2e2fb35
 def load_flux(
@@ -46,6 +47,7 @@ class SpectrumPretraining:
     clip: float = 1.0
     chunks: int = 6  # hidden stretches
     chunk_width: int = 13  # tokens in each
+    degrade: float = 0.0  # fraction of a batch that is shown as another instrument would have delivered it
     validate_every: int = 125
     checkpoint_every: int = 250
     seed: int = 0
@@ -111,7 +113,7 @@ def pretrain_spectrum(
         set_schedule(optimizer, lr, config.weight_decay)
         generator = torch.Generator().manual_seed(spawn_seed(config.seed, "rows", step))
         rows = torch.randint(len(train), (config.batch_size,), generator=generator)
-        flux = train[rows].to(device).float()
+        flux = some_views(train[rows].float(), config.degrade, generator).to(device)
         masked = hidden_tokens(model, len(flux), config, step).to(device)
         with autocast(device):
             loss = masked_loss(model, flux, masked)
