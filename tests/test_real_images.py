@@ -12,6 +12,7 @@ from astroclip.data.photometry import aperture_fluxes
 from astroclip.sky import pictures, real_pairs
 from astroclip.surveys.pairs import Survey
 from astroclip.surveys.viewer import Degrade, as_pictures, clipped_fraction, degrade_some, from_pictures, from_rgb
+from astroclip.surveys.viewer import through_picture
 
 PAIRS, ZOO = (real_pairs.real_folder(name) for name in ("pairs_legacy_sdss", "images_gz_decals"))
 
@@ -63,6 +64,42 @@ def test_the_augmentation_is_off_and_repeats_itself(images):
     one, two = (degrade_some(images, Degrade(fraction=0.5), np.random.default_rng(3)) for _ in range(2))
     assert (one == two).all() and 0 < (one != images).any((1, 2, 3)).sum() < len(images)
     assert one.shape == images.shape and (one is not images)
+
+
+def test_a_stretch_that_is_off_changes_the_flux_by_as_much():
+    gray = np.full((3, 48, 48), 0.1, np.float32)
+    plain, off = (np.median(through_picture(gray, scale_errors=s), (1, 2)) for s in ((1, 1, 1), (0.9, 1, 1.1)))
+    assert np.allclose(plain, 0.1, rtol=0.03) and np.allclose(off, [0.09, 0.1, 0.11], rtol=0.03)
+    v = 0.1 * np.array([6.0, 3.4, 2.2]) + 0.03  # of g, r, z; a softer q dims all three alike
+    i = v.mean()
+    gain = np.arcsinh(22 * i) / np.sqrt(22) * np.sqrt(20) / np.arcsinh(20 * i)
+    dimmer = np.median(through_picture(gray, q_error=1.1), (1, 2))
+    mean = gain * np.arcsinh(20 * i) / np.sqrt(20)
+    by_hand = (v / i * np.sinh(np.sqrt(20) * mean) / 20 - 0.03) / [6.0, 3.4, 2.2]
+    assert np.allclose(dimmer, by_hand, rtol=0.03) and (by_hand < 0.099).all()
+
+
+def test_pictures_of_every_scale_keep_the_flux_and_correlate_the_noise(images):
+    sky = 0.01 * np.random.default_rng(0).standard_normal((6, 3, 72, 72)).astype(np.float32) + 0.05
+    for scale in (0.1, 0.17, 0.3):
+        seen = np.stack([through_picture(x, scale, 95) for x in sky])
+        assert seen.shape == sky.shape and np.allclose(seen.mean((0, 2, 3)), 0.05, rtol=0.05)
+        r = seen[:, 1] - seen[:, 1].mean()
+        assert (r[:, 1:] * r[:, :-1]).mean() / (r**2).mean() > 0.15
+
+
+def test_every_draw_of_the_augmentation_is_of_the_generator(images):
+    one = Degrade(fraction=1.0)
+    cut = center_crop(images[:3], 60)
+    alone = degrade_some(cut[:1], one, np.random.default_rng(5))
+    rng = np.random.default_rng(5)
+    rng.random(1)
+    scale, quality = rng.uniform(0.1, 0.3), rng.integers(85, 96)
+    *factors, q = np.exp(rng.uniform(-0.05, 0.05, 4))
+    assert (alone[0] == through_picture(cut[0], scale, quality, tuple(factors), q)).all()
+    assert (cut == center_crop(images[:3], 60)).all()  # the batch that was given is as it was
+    with pytest.raises(ValueError, match="expected 0"):
+        Degrade(fraction=1.5)
 
 
 def test_bad_pictures_are_refused_with_a_reason(images):

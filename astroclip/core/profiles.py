@@ -189,6 +189,7 @@ EMBED = {
 # %% ../../nbs/core/15_profiles.ipynb #388198fb
 LATER = {  # stage: settings that came later, each with the value that leaves all as it was before
     "mock_survey": dict(calibration=0.0, line_fraction=1.0),
+    "pretrain_image": dict(degrade=0.0),
 }
 
 
