@@ -9,7 +9,9 @@ from PIL import Image
 from astroclip.core.config import sample_path
 from astroclip.data.images import center_crop, stretch, to_rgb
 from astroclip.data.photometry import aperture_fluxes
-from astroclip.sky import pictures, real_pairs
+from astroclip.core.config import Params
+from astroclip.metrics.bootstrap import Score
+from astroclip.sky import picture_training, pictures, real_pairs
 from astroclip.surveys.pairs import Survey
 from astroclip.surveys.viewer import Degrade, as_pictures, clipped_fraction, degrade_some, from_pictures, from_rgb
 from astroclip.surveys.viewer import through_picture
@@ -192,6 +194,76 @@ def test_simulated_sets_are_like_the_real_one():
     tens = real_pairs.simulated_tens(z, r, *asked, draws=50)
     assert all(len(set(ten)) == 3 for ten in tens)
     assert np.abs(z[tens] - asked[0]).max() < 0.04 and np.abs(r[tens] - asked[1]).max() < 0.6
+
+
+class Toy:
+    "As much of a run, its networks and an artifact as the comparison looks at."
+
+    name, inputs = "astroclip", ()
+
+    def __init__(self, **given):
+        vars(self).update(given)
+
+    def embedding(self, name, kind):
+        return np.zeros((2, 3))
+
+
+def toy_model():
+    from astroclip import AstroCLIP
+    from astroclip.models.specformer import SpecFormer
+    from astroclip.models.vit import VisionTransformer
+
+    return AstroCLIP(VisionTransformer(48, 12, 32, 1, 2), SpecFormer(80, 40, 32, 1, 2), embed_dim=16).eval()
+
+
+def test_a_second_network_comes_where_it_is_made_or_asked_for(tmp_path, monkeypatch):
+    model, asked = toy_model(), []
+    model.save_pretrained(tmp_path / "astroclip")
+
+    def resolve(stage, params):
+        made = "degrade=0.5" in params.set and ready
+        survey = Toy(key="other" if "mock_survey" in params.set else "same")
+        return Toy(key="same", ready=made, path=tmp_path, inputs={"mock_survey": survey})
+
+    def ensure(stage, params):
+        asked.append((stage, params.set))
+        return resolve(stage, params)
+
+    monkeypatch.setattr(picture_training, "resolve", resolve)
+    monkeypatch.setattr(picture_training, "ensure", ensure)
+    survey = Survey(sample_path())
+
+    def spaces(compare="", set=""):
+        run = Toy(params=Params(profile="smoke", device="cpu", set=set), survey=survey, inputs=[])
+        return picture_training.spaces_to_compare(run, Toy(model=model), compare), run.inputs
+
+    ready = False
+    assert [s.way for s in spaces()[0]] == ["network"] and not asked
+    two, inputs = spaces("pretrain_image.degrade=0.25", "align.embed_dim=64")
+    assert asked == [("align", "align.embed_dim=64 pretrain_image.degrade=0.25")] and len(inputs) == 1
+    assert [s.name for s in two] == ["astroclip", "astroclip_pictures"]
+    assert np.allclose(two[1].image[3:5], model.embed_images(survey.images([3, 4])), atol=1e-5)
+    assert two[1].spectrum.shape == (len(survey), 16)
+    ready = True
+    assert [s.way for s in spaces()[0]] == ["network", "network on pictures too"]
+    assert len(spaces(set="pretrain_image.degrade=0.1")[0]) == 1  # this run is the one with pictures
+    with pytest.raises(ValueError, match="changes the survey"):
+        spaces("mock_survey.n_pairs=100")
+
+
+def test_the_words_follow_the_numbers():
+    one, two = Score(0.5, 0.4, 0.6), Score(0.7, 0.6, 0.8)
+    assert "OUTSIDE" in picture_training.change_in_words(one, two)
+    assert "inside" in picture_training.change_in_words(one, Score(0.6, 0.5, 0.7))
+    space = picture_training.Space(picture_training.FLUX, "a", None, None, None)
+    scores = {(s, x, "a", "knn"): Score(0.004, 0.001, 0.006) for s in ("sigma_nmad", "bias") for x in "xy"}
+    scores |= {("sigma_nmad", x, "a", "knn"): one for x in picture_training.SIMULATED}
+    scores["bias", "y", "a", "knn"] = Score(-0.02, -0.03, -0.01)
+    scores |= {("sigma_nmad", x, "constant", ""): one for x in "xy"}
+    _, good, bad = picture_training.redshifts_in_words([space], scores, "xy")
+    assert "NOT" not in good and bad.count("NOT reached") == 1  # the bias alone
+    ranks = {(n, x, w, ""): one for n in (picture_training.FIRST, picture_training.CLOSER) for x in picture_training.ALIKE for w in ("network", "photometry")}
+    assert "fewer than by photometry alone: NOT reached" in picture_training.ranks_in_words(ranks, ["network"])[1]
 
 
 @pytest.mark.skipif(PAIRS is None, reason="needs the real pairs of ../shared/real_2")
