@@ -9,9 +9,12 @@ from PIL import Image
 from astroclip.core.config import sample_path
 from astroclip.data.images import center_crop, stretch, to_rgb
 from astroclip.data.photometry import aperture_fluxes
-from astroclip.sky import pictures, real_pairs
+from astroclip.core.config import Params
+from astroclip.metrics.bootstrap import Score
+from astroclip.sky import picture_training, pictures, real_pairs
 from astroclip.surveys.pairs import Survey
 from astroclip.surveys.viewer import Degrade, as_pictures, clipped_fraction, degrade_some, from_pictures, from_rgb
+from astroclip.surveys.viewer import through_picture
 
 PAIRS, ZOO = (real_pairs.real_folder(name) for name in ("pairs_legacy_sdss", "images_gz_decals"))
 
@@ -63,6 +66,42 @@ def test_the_augmentation_is_off_and_repeats_itself(images):
     one, two = (degrade_some(images, Degrade(fraction=0.5), np.random.default_rng(3)) for _ in range(2))
     assert (one == two).all() and 0 < (one != images).any((1, 2, 3)).sum() < len(images)
     assert one.shape == images.shape and (one is not images)
+
+
+def test_a_stretch_that_is_off_changes_the_flux_by_as_much():
+    gray = np.full((3, 48, 48), 0.1, np.float32)
+    plain, off = (np.median(through_picture(gray, scale_errors=s), (1, 2)) for s in ((1, 1, 1), (0.9, 1, 1.1)))
+    assert np.allclose(plain, 0.1, rtol=0.03) and np.allclose(off, [0.09, 0.1, 0.11], rtol=0.03)
+    v = 0.1 * np.array([6.0, 3.4, 2.2]) + 0.03  # of g, r, z; a softer q dims all three alike
+    i = v.mean()
+    gain = np.arcsinh(22 * i) / np.sqrt(22) * np.sqrt(20) / np.arcsinh(20 * i)
+    dimmer = np.median(through_picture(gray, q_error=1.1), (1, 2))
+    mean = gain * np.arcsinh(20 * i) / np.sqrt(20)
+    by_hand = (v / i * np.sinh(np.sqrt(20) * mean) / 20 - 0.03) / [6.0, 3.4, 2.2]
+    assert np.allclose(dimmer, by_hand, rtol=0.03) and (by_hand < 0.099).all()
+
+
+def test_pictures_of_every_scale_keep_the_flux_and_correlate_the_noise(images):
+    sky = 0.01 * np.random.default_rng(0).standard_normal((6, 3, 72, 72)).astype(np.float32) + 0.05
+    for scale in (0.1, 0.17, 0.3):
+        seen = np.stack([through_picture(x, scale, 95) for x in sky])
+        assert seen.shape == sky.shape and np.allclose(seen.mean((0, 2, 3)), 0.05, rtol=0.05)
+        r = seen[:, 1] - seen[:, 1].mean()
+        assert (r[:, 1:] * r[:, :-1]).mean() / (r**2).mean() > 0.15
+
+
+def test_every_draw_of_the_augmentation_is_of_the_generator(images):
+    one = Degrade(fraction=1.0)
+    cut = center_crop(images[:3], 60)
+    alone = degrade_some(cut[:1], one, np.random.default_rng(5))
+    rng = np.random.default_rng(5)
+    rng.random(1)
+    scale, quality = rng.uniform(0.1, 0.3), rng.integers(85, 96)
+    *factors, q = np.exp(rng.uniform(-0.05, 0.05, 4))
+    assert (alone[0] == through_picture(cut[0], scale, quality, tuple(factors), q)).all()
+    assert (cut == center_crop(images[:3], 60)).all()  # the batch that was given is as it was
+    with pytest.raises(ValueError, match="expected 0"):
+        Degrade(fraction=1.5)
 
 
 def test_bad_pictures_are_refused_with_a_reason(images):
@@ -155,6 +194,76 @@ def test_simulated_sets_are_like_the_real_one():
     tens = real_pairs.simulated_tens(z, r, *asked, draws=50)
     assert all(len(set(ten)) == 3 for ten in tens)
     assert np.abs(z[tens] - asked[0]).max() < 0.04 and np.abs(r[tens] - asked[1]).max() < 0.6
+
+
+class Toy:
+    "As much of a run, its networks and an artifact as the comparison looks at."
+
+    name, inputs = "astroclip", ()
+
+    def __init__(self, **given):
+        vars(self).update(given)
+
+    def embedding(self, name, kind):
+        return np.zeros((2, 3))
+
+
+def toy_model():
+    from astroclip import AstroCLIP
+    from astroclip.models.specformer import SpecFormer
+    from astroclip.models.vit import VisionTransformer
+
+    return AstroCLIP(VisionTransformer(48, 12, 32, 1, 2), SpecFormer(80, 40, 32, 1, 2), embed_dim=16).eval()
+
+
+def test_a_second_network_comes_where_it_is_made_or_asked_for(tmp_path, monkeypatch):
+    model, asked = toy_model(), []
+    model.save_pretrained(tmp_path / "astroclip")
+
+    def resolve(stage, params):
+        made = "degrade=0.5" in params.set and ready
+        survey = Toy(key="other" if "mock_survey" in params.set else "same")
+        return Toy(key="same", ready=made, path=tmp_path, inputs={"mock_survey": survey})
+
+    def ensure(stage, params):
+        asked.append((stage, params.set))
+        return resolve(stage, params)
+
+    monkeypatch.setattr(picture_training, "resolve", resolve)
+    monkeypatch.setattr(picture_training, "ensure", ensure)
+    survey = Survey(sample_path())
+
+    def spaces(compare="", set=""):
+        run = Toy(params=Params(profile="smoke", device="cpu", set=set), survey=survey, inputs=[])
+        return picture_training.spaces_to_compare(run, Toy(model=model), compare), run.inputs
+
+    ready = False
+    assert [s.way for s in spaces()[0]] == ["network"] and not asked
+    two, inputs = spaces("pretrain_image.degrade=0.25", "align.embed_dim=64")
+    assert asked == [("align", "align.embed_dim=64 pretrain_image.degrade=0.25")] and len(inputs) == 1
+    assert [s.name for s in two] == ["astroclip", "astroclip_pictures"]
+    assert np.allclose(two[1].image[3:5], model.embed_images(survey.images([3, 4])), atol=1e-5)
+    assert two[1].spectrum.shape == (len(survey), 16)
+    ready = True
+    assert [s.way for s in spaces()[0]] == ["network", "network on pictures too"]
+    assert len(spaces(set="pretrain_image.degrade=0.1")[0]) == 1  # this run is the one with pictures
+    with pytest.raises(ValueError, match="changes the survey"):
+        spaces("mock_survey.n_pairs=100")
+
+
+def test_the_words_follow_the_numbers():
+    one, two = Score(0.5, 0.4, 0.6), Score(0.7, 0.6, 0.8)
+    assert "OUTSIDE" in picture_training.change_in_words(one, two)
+    assert "inside" in picture_training.change_in_words(one, Score(0.6, 0.5, 0.7))
+    space = picture_training.Space(picture_training.FLUX, "a", None, None, None)
+    scores = {(s, x, "a", "knn"): Score(0.004, 0.001, 0.006) for s in ("sigma_nmad", "bias") for x in "xy"}
+    scores |= {("sigma_nmad", x, "a", "knn"): one for x in picture_training.SIMULATED}
+    scores["bias", "y", "a", "knn"] = Score(-0.02, -0.03, -0.01)
+    scores |= {("sigma_nmad", x, "constant", ""): one for x in "xy"}
+    _, good, bad = picture_training.redshifts_in_words([space], scores, "xy")
+    assert "NOT" not in good and bad.count("NOT reached") == 1  # the bias alone
+    ranks = {(n, x, w, ""): one for n in (picture_training.FIRST, picture_training.CLOSER) for x in picture_training.ALIKE for w in ("network", "photometry")}
+    assert "fewer than by photometry alone: NOT reached" in picture_training.ranks_in_words(ranks, ["network"])[1]
 
 
 @pytest.mark.skipif(PAIRS is None, reason="needs the real pairs of ../shared/real_2")

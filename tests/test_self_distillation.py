@@ -15,6 +15,8 @@ import torch
 
 from golden_files import golden_file
 
+from astroclip.core.artifacts import resolve
+from astroclip.core.profiles import key_settings
 from astroclip.training.self_distillation import (
     ImageConfig,
     SelfDistillation,
@@ -165,6 +167,38 @@ def test_resume_equals_uninterrupted(survey, tmp_path):
         for run in ("killed", "whole")
     ]
     assert curves[0] == curves[1] and [r["step"] for r in curves[0]] == list(range(14))
+
+
+def test_pictures_are_off_by_default_and_change_no_other_crop(survey):
+    images = next(image_stream(survey, SMALL))[1]
+    off, on = (make_views(images, replace(SMALL, degrade=fraction), 3) for fraction in (0.0, 0.5))
+    assert all(torch.equal(x, y) for x, y in zip(make_views(images, SMALL, 3), off))
+    changed = (on[0] != off[0]).flatten(1).any(1)
+    assert 0 < changed.sum() < 16 and torch.equal(changed[:8], changed[8:]) and torch.equal(on[2], off[2])
+    assert all(torch.equal(x, y) for x, y in zip(on, make_views(images, replace(SMALL, degrade=0.5), 3)))
+    with pytest.raises(ValueError, match="expected 0"):
+        replace(SMALL, degrade=2.0)
+
+
+def test_the_switch_is_in_the_key_only_where_it_is_on():
+    usual = resolve("pretrain_image")
+    assert usual.settings["degrade"] == 0.0 and ImageConfig(**usual.settings).degrade == 0.0
+    assert resolve("pretrain_image", set="pretrain_image.degrade=0.0").key == usual.key
+    assert resolve("pretrain_image", set="pretrain_image.degrade=0.5").key != usual.key
+    assert "degrade" not in key_settings("pretrain_image", usual.settings)
+
+
+def test_a_run_with_pictures_resumes_to_the_same_weights(survey, tmp_path):
+    config, weights = replace(SMALL, degrade=0.5, steps=8, checkpoint_every=3), {}
+    for record in pretrain_image(survey, config, tmp_path / "killed", "cpu", every=1e9):
+        if record["step"] == 4:
+            break  # last checkpoint: after step 2
+    with pytest.raises(ValueError, match="degrade 0.5 -> 0.0"):
+        list(pretrain_image(survey, replace(config, degrade=0.0), tmp_path / "killed", "cpu"))
+    for run, c in (("killed", config), ("whole", config), ("flux", replace(config, degrade=0.0))):
+        list(pretrain_image(survey, c, tmp_path / run, "cpu", every=1e9))
+        weights[run] = (tmp_path / run / "vit" / "model.safetensors").read_bytes()
+    assert weights["killed"] == weights["whole"] != weights["flux"]
 
 
 RUN = """

@@ -192,6 +192,7 @@ LATER = {  # stage: settings that came later, each with the value that leaves al
     "mock_survey": dict(calibration=0.0, line_fraction=1.0),
     "pretrain_spectrum": dict(degrade=0.0),
     "align": dict(views=0, degrade=0.0, consistency=0.0, place_scale=0.1, carry=0.0),
+    "pretrain_image": dict(degrade=0.0),
 }
 
 

@@ -14,6 +14,7 @@ MODEL_NAMES = dict(
     astroclip="aligned",
     astroclip_finetuned="aligned, image tower fine-tuned",
     astroclip_finetuned_random="aligned, image tower from random weights",
+    astroclip_pictures="aligned, trained on pictures too",
     vit="unaligned image tower",
     specformer="unaligned spectrum tower",
     random_vit="untrained image tower",

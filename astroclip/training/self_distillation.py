@@ -30,6 +30,7 @@ from astroclip.losses.selfdistill import (
 from ..models.pretrained import resolve_device
 from ..models.vit import VisionTransformer
 from ..surveys.pairs import TRAIN, Survey, batches
+from ..surveys.viewer import Degrade, degrade_some
 from astroclip.training.loop import (
     Curves,
     Progress,
@@ -63,6 +64,7 @@ class ImageConfig:
     blur: tuple = (1.0, 0.1, 0.5)  # probability in the first global, second global and local crops
     noise: tuple = (1.0, 0.1, 0.5)
     rotate: bool = True  # all eight symmetries of the square; the paper's two flips give four
+    degrade: float = 0.0  # fraction of the images that are seen through a picture of the viewer; 0: off
     # the head and the losses
     n_prototypes: int = 1024
     hidden_dim: int = 512
@@ -95,6 +97,7 @@ class ImageConfig:
         if not self.local_size <= self.image_size <= self.cutout:
             crops = f"{self.image_size} and {self.local_size}"
             raise ValueError(f"crops of {crops} pixels do not fit into a cutout of {self.cutout}")
+        Degrade(self.degrade)  # raises where it is no fraction
 
 # %% ../../nbs/training/30_self_distillation.ipynb #fab6ebe5
 def schedules(
@@ -122,7 +125,9 @@ def make_views(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "Global crops (2B, 3, s, s), local crops (n_local B, 3, s', s'), masks (2B, P) bool."
     settings = Multicrop(c.image_size, c.local_size, c.n_local, c.blur, c.noise, transpose=c.rotate)
-    images = torch.as_tensor(center_crop(images, c.cutout)).to(device)
+    images = center_crop(images, c.cutout)
+    images = degrade_some(images, Degrade(c.degrade), np.random.default_rng([c.seed, step, 2]))
+    images = torch.as_tensor(images).to(device)
     big, little = [crops.flatten(0, 1) for crops in multicrop(images, [c.seed, step], settings)]
     side, rng = c.image_size // c.patch_size, np.random.default_rng([c.seed, step, 1])
     masks = batch_masks(2 * len(images), (side, side), rng)
