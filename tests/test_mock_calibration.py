@@ -142,7 +142,7 @@ def test_settings_that_came_later_leave_keys_alone():
     )  # the paper's recipe has none of them
     as_before = "mock_survey.calibration=0 mock_survey.line_fraction=1"
     assert len(list_changes("mini", as_before)) == 2  # the profiles have another survey now
-    assert resolve("mock_survey", set=as_before).key == "6c0c6d0b"  # that of version 0.1, found again
+    assert resolve("mock_survey", set=as_before).key == "6c0c6d0b"  # that of before, found again
     keys = [resolve("embed", set=f"mock_survey.{c}").key for c in ("calibration=0", "line_fraction=0.4")]
     assert len({*keys, resolve("embed").key}) == 3
     assert resolve("mock_targets", set="mock_survey.calibration=0").key == resolve("mock_targets").key
