@@ -133,6 +133,7 @@ class PairSearch:
     scores: dict  # recall_at_1, recall_at_10, recall_at_100, median_rank -> Score
     steps: np.ndarray  # (K,), the k of recall@k
     shuffled: np.ndarray  # (shuffles, K) recall in shuffled galleries
+    head: str = "cosine"  # of the Space
 
     @property
     def n(self):
@@ -166,7 +167,7 @@ def search_pairs(
     steps = np.unique(np.concatenate([[1, 10, 100], np.geomspace(1, n, 200).astype(int)]))
     steps = steps[steps <= n]
     null = recall_curve(shuffled_ranks(query, gallery, shuffles, seed, space.metric), steps)
-    return PairSearch(ranks, scores, steps, null)
+    return PairSearch(ranks, scores, steps, null, space.head)
 
 # %% ../../nbs/search/25_spaces.ipynb #6650d097
 COLUMNS, NULL_COLUMNS = ("ndcg", "low", "high"), ("null", "null_low", "null_high")  # of a row
