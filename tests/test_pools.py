@@ -15,7 +15,7 @@ from astroclip.core.provenance import file_hash
 from astroclip.data.photometry import aperture_magnitudes
 from astroclip.evaluation.embeddings import Embeddings, embed_survey, towers
 from astroclip.evaluation.runs import Run, open_unseen
-from astroclip.evaluation.scores import ScoreTable, add_pools, pool_sentence
+from astroclip.evaluation.scores import ScoreTable, add_pools, pool_sentence, pools_verdict
 from astroclip.metrics.bootstrap import draw_counts
 from astroclip.mock.survey import FIRST_EXTRA_ID, FIRST_ID
 from astroclip.models.astroclip import AstroCLIP
@@ -118,6 +118,9 @@ def test_who_wins_is_said_once_and_plainly():
     assert "g, r, z, no network wins: +" in pool_sentence(rows[0], found) and "Chance 0.200" in pool_sentence(rows[0], found)
     turned = pool_sentence(compare_pools(found, "photometry", 200)[0], found)
     assert "g, r, z, no network wins: +" in turned  # whoever is asked first
+    assert pools_verdict(rows) == "In pools of 50, whichever searches for the other: g, r, z, no network wins."
+    assert pools_verdict([rows[0], rows[1] | dict(verdict="above")]).endswith("neither wins throughout.")
+    assert pools_verdict([row | dict(verdict="level", pool=1200) for row in rows]).endswith("1,200, whichever searches for the other: neither wins throughout.")
     twice = search_pools([spaces[0], Space("vit", spaces[0].vectors)], (50,), pools=5, draws=50)
     assert "neither wins: +0.000" in pool_sentence(compare_pools(twice, "vit", 50)[0], twice)
     table = ScoreTable("retrieval")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['table_to_look_at', 'ScoreTable', 'verdict', 'compare_pairs', 'sentence', 'add_searches', 'add_classes', 'add_pools',
-           'pool_sentence']
+           'pool_sentence', 'pools_verdict']
 
 # %% ../../nbs/evaluation/14_scores.ipynb #32af421b
 from ..core.plots import save_table
@@ -211,3 +211,17 @@ def pool_sentence(
         d, names = Score(-d.value, -d.high, -d.low), names[::-1]
     wins = "neither wins" if row["verdict"] == "level" else f"{model_name(names[0])} wins"
     return f"{way}, {size:,} galaxies: {'; '.join(said)}. Chance {min(1, 10 / size):.3f}. {wins}: {d:+.3f}."
+
+
+def pools_verdict(
+    rows,  # of `compare_pools`, against one other
+) -> str:
+    "Who wins, in one sentence: a side that is ahead everywhere by more than the interval, or nobody."
+    verdicts = {row["verdict"] for row in rows}
+    sizes = " and of ".join(f"{size:,}" for size in sorted({row["pool"] for row in rows}))
+    who = "neither wins throughout"
+    if verdicts == {"above"}:
+        who = f"{model_name(rows[0]['model'])} wins"
+    if verdicts == {"below"}:
+        who = f"{model_name(rows[0]['other'])} wins"
+    return f"In pools of {sizes}, whichever searches for the other: {who}."
