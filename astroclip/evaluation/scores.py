@@ -193,7 +193,7 @@ def add_pools(
         for name, score in search.scores.items():
             table.add(f"{name} of {size}", way, model, search.head, score, score.n)
 
-
+# %% ../../nbs/evaluation/14_scores.ipynb #0883c98d
 def pool_sentence(
     row,  # of `compare_pools`
     found,  # of `search_pools`
