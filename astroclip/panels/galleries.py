@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUERY', 'THUMB', 'BELOW', 'GAP', 'LEFT', 'TOP', 'MARKED', 'SPACE_STYLES', 'Sheet', 'gallery', 'smooth_shape',
-           'spectrum_stack', 'spectrum_gallery', 'recall_panel', 'class_panel', 'unique_legend', 'pool_panel']
+           'spectrum_stack', 'spectrum_gallery', 'recall_panel', 'recall_figure', 'class_panel', 'unique_legend',
+           'class_figure', 'pool_panel', 'size_panel', 'size_figure']
 
 # %% ../../nbs/panels/10_galleries.ipynb #d1f76da4
 import numpy as np
@@ -178,6 +179,19 @@ def recall_panel(
     ticks = [k for k in (1, 10, 100, 1000) if k <= found.n]
     ax.set_xticks(ticks, map(str, ticks))
 
+
+def recall_figure(
+    searches,  # direction -> model -> PairSearch
+):  # figure
+    "A panel for each direction."
+    fig, axes = figure("double", 1, len(searches), height=2.6, sharey=True, squeeze=False)
+    for ax, (way, here) in zip(axes[0], searches.items()):
+        recall_panel(ax, here)
+        ax.set_title(way)
+    axes[0, 0].set_ylabel("true pair among the first $k$")
+    unique_legend(fig, axes[0], 4)
+    return fig
+
 # %% ../../nbs/panels/10_galleries.ipynb #88518a9f
 def class_panel(
     ax,
@@ -210,6 +224,23 @@ def unique_legend(fig, axes, ncol=3):
             found.setdefault(label, handle)
     fig.legend(found.values(), found.keys(), loc="outside lower center", ncol=ncol)
 
+
+def class_figure(
+    rows,  # of `search_classes`
+    n,  # galaxies in the gallery
+    ways,  # directions, from left to right
+):  # figure
+    "A panel for each class."
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    fig, axes = figure("double", 1, len(kinds), height=2.9, sharey=True, squeeze=False)
+    for ax, kind in zip(axes[0], kinds):
+        here = [row for row in rows if row["kind"] == kind]
+        class_panel(ax, here, ways)
+        ax.set_title(f"{kind} ({here[0]['n_query']} of {n})")
+    axes[0, 0].set(ylim=(0, None), ylabel=f"nDCG@{rows[0]['k']} / mean of shuffled galleries")
+    unique_legend(fig, axes[0])
+    return fig
+
 # %% ../../nbs/panels/10_galleries.ipynb #523ceb6b
 def pool_panel(
     ax,
@@ -228,3 +259,42 @@ def pool_panel(
     ax.set_xticks(range(len(words)), words, rotation=25, ha="right")
     lowest = min((score.low for found in curves.values() for score in found), default=0.5)
     ax.set(ylim=(min(0.45, lowest - 0.02), 1.01))
+
+# %% ../../nbs/panels/10_galleries.ipynb #1a70fdd1
+def size_panel(
+    ax,
+    curves,  # model -> {size of the pool: Score}, of one direction
+    k=10,
+):
+    "Fraction of true pairs among the first k, over the size of the pool."
+    sizes = sorted({size for found in curves.values() for size in found})
+    for model, found in curves.items():
+        style = SPACE_STYLES.get(model, dict(color="k", ls="-", marker="o"))
+        here = sorted(found)
+        value, low, high = np.array([list(found[size]) for size in here], float).T
+        ax.fill_between(here, low, high, color=style["color"], alpha=0.2, lw=0)
+        ax.plot(here, value, **style, ms=3, lw=1, label=model_name(model))
+    fine = np.geomspace(sizes[0], sizes[-1], 50)
+    ax.plot(fine, np.minimum(1, k / fine), color="0.4", lw=0.8, ls=":", label="chance")
+    ax.set(xscale="log", ylim=(0, 1.02), xlabel="galaxies in the pool")
+    ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    ax.minorticks_off()
+
+
+def size_figure(
+    found,  # (direction, size, model) -> PoolSearch, of `search_pools`
+    k=10,
+):  # figure
+    "A panel for each direction."
+    ways = list(dict.fromkeys(way for way, _, _ in found))
+    fig, axes = figure("double", 1, len(ways), height=2.6, sharey=True, squeeze=False)
+    for ax, way in zip(axes[0], ways):
+        curves = {}
+        for (direction, size, model), search in found.items():
+            if direction == way:
+                curves.setdefault(model, {})[size] = search.scores[f"recall_at_{k}"]
+        size_panel(ax, curves, k)
+        ax.set_title(way)
+    axes[0, 0].set_ylabel(f"true pair among the first {k}")
+    unique_legend(fig, axes[0], 4)
+    return fig
