@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAGES := mock_survey mock_targets pretrain_spectrum train_redshift train_baselines pretrain_image align embed
 PAGES := posterior domain redshift properties morphology retrieval beyond_color reconstruction embedding_map real_galaxies real_images spectrum_gap
-STUDIES := ablations ablation_spectrum ablation_pretraining released_model
+STUDIES := ablations ablation_spectrum ablation_pretraining remedies released_model
 export SET ?=
 export RUNS ?=  # recipes read both from the environment: their blanks and brackets are nobody's business
 # What runs side by side, with how many threads, and what of it is found again: nbs/core/27_pipeline.ipynb.

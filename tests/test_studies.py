@@ -10,6 +10,7 @@ SHORT = {
     "ablations": ["-p", "steps", "4", "-p", "n_seeds", "2", "-p", "n_seeds_trained", "1", "-y", "{only: [batch of 64 in 4 groups, 50 pairs, as released, image tower trained]}"],
     "ablation_pretraining": ["-p", "pretrain_steps", "4", "-p", "align_steps", "6"],
     "ablation_spectrum": ["-p", "steps", "4", "-p", "place_steps", "4", "-p", "align_steps", "6", "-p", "n_train", "100"],
+    "remedies": ["-p", "steps", "2", "-p", "place_steps", "2", "-p", "align_steps", "2", "-p", "n_seeds", "1"],
 }
 
 pytestmark = pytest.mark.smoke

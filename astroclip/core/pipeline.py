@@ -51,7 +51,7 @@ PAGES = [
 ]  # the longest first: nobody waits for it at the end
 EARLY = dict(reconstruction="pretrain_spectrum")  # a page that needs less than the embeddings
 COMPARED = ["redshift", "properties", "retrieval"]
-STUDIES = ["ablations", "ablation_spectrum", "ablation_pretraining", "released_model"]
+STUDIES = ["ablations", "ablation_spectrum", "ablation_pretraining", "remedies", "released_model"]
 
 
 @dataclass(frozen=True)
