@@ -8,10 +8,10 @@ from astroclip.core.config import sample_path
 from astroclip.data.spectrum_augment import Degrade, degrade, random_curves
 from astroclip.data.spectrum_grid import WAVELENGTH, fill_missing
 from astroclip.evaluation.embeddings import towers
-from astroclip.models.astroclip import PERIOD, AstroCLIP, PlacedHead
+from astroclip.models.astroclip import PERIOD, AstroCLIP, PlacedHead, told
 from astroclip.models.specformer import SpecFormer
 from astroclip.models.vit import VisionTransformer
-from astroclip.sky.remedies import one_remedy, recentred, remedies
+from astroclip.sky.remedy_study import one_remedy, recentred, remedies
 from astroclip.surveys.pairs import Survey
 from astroclip.training.alignment import Alignment, Pairs, align, load_pairs, spectrum_tokens
 from astroclip.training.pair_views import VIEW, one_of, some_views, spectrum_view
@@ -73,7 +73,7 @@ def test_a_view_of_a_bad_spectrum_is_finite():
 def test_the_place_is_added_as_it_is(flux):
     model = small()
     encoder = model.spectrum_encoder
-    kept = int(encoder.kept().sum())
+    kept = int(told(encoder.backbone).sum())
     assert kept == 2 * int((encoder.backbone.finder.periods > PERIOD).sum()) and 0 < kept < 16
     with torch.inference_mode():
         tokens = encoder.tokens(flux)
