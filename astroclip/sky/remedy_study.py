@@ -47,6 +47,7 @@ def remedies(
         "the place carried": none | dict(carry=carry),
         "views in the alignment, place carried": seen | dict(carry=carry),
         "views in both, place carried": seen | dict(degrade=degrade, carry=carry),
+        "all four": dict(degrade=degrade, views=views, consistency=1.0, carry=carry),
     }
 
 # %% ../../nbs/sky/44_remedy_study.ipynb #380d18dc
@@ -104,7 +105,7 @@ class Towers:
         "Where what has this recipe is kept."
         self.kept.mkdir(parents=True, exist_ok=True)
         return self.kept / recipe_name(
-            [asdict(self.placing), asdict(self.pretraining), self.network, *recipe]
+            [asdict(self.placing), asdict(self.pretraining), self.network, list(recipe)]
         )
 
     def finder(self, seed):
