@@ -225,8 +225,8 @@ PROFILES = {
 EXPECTED_MINUTES = {
     "smoke": {stage: 0.3 for stage in STAGE_SETTINGS},
     "mini": dict(
-        mock_survey=2, mock_targets=1, pretrain_spectrum=16, train_redshift=15, train_baselines=45,
-        pretrain_image=8, align=2, embed=2,
+        mock_survey=2, mock_targets=1, pretrain_spectrum=18, train_redshift=15, train_baselines=45,
+        pretrain_image=8, align=6, embed=2,
     ),
     "standard": dict(
         mock_survey=10, mock_targets=1, pretrain_spectrum=8, train_redshift=15, train_baselines=15,
