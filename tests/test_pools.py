@@ -66,13 +66,18 @@ def test_ties_count_half():
 def test_draws_are_reproducible_and_of_their_size():
     members = draw_pools(300, 90, 20, seed=5)
     assert members.shape == (20, 300) and (members.sum(1) == 90).all()
-    assert (members == draw_pools(300, 90, 20, seed=5)).all() and (members != draw_pools(300, 90, 20, seed=6)).any()
+    assert (members == draw_pools(300, 90, 20, seed=5)).all() and (
+        members != draw_pools(300, 90, 20, seed=6)
+    ).any()
     assert (draw_pools(300, 90, 5, seed=5) == members[:5]).all()  # more draws do not change the first ones
     assert len({row.tobytes() for row in members}) == 20
     assert abs(members.mean(0).mean() - 0.3) < 1e-12 and members.any(0).mean() > 0.98
     spaces = [Space("a", dict(zip(("image", "spectrum"), noisy_pair(60))))]
     one, two = (search_pools(spaces, (20, 40), pools=4, draws=30, seed=1) for _ in range(2))
-    assert all(np.array_equal(one[key].ranks, two[key].ranks, equal_nan=True) and one[key].scores == two[key].scores for key in one)
+    assert all(
+        np.array_equal(one[key].ranks, two[key].ranks, equal_nan=True) and one[key].scores == two[key].scores
+        for key in one
+    )
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -95,7 +100,9 @@ def test_many_draws_come_to_the_expectation_and_chance_to_chance():
     assert recall_over_pools(ranks, np.ones((1, 400)))[0] == pytest.approx(expected.mean(), abs=0.01)
     rng = np.random.default_rng(2)
     blind = ranks_in_pools(*rng.normal(size=(2, 400, 4)), draw_pools(400, 100))
-    assert scores_over_pools(blind, draw_counts(400, 200))["recall_at_10"].value == pytest.approx(0.1, abs=0.04)
+    assert scores_over_pools(blind, draw_counts(400, 200))["recall_at_10"].value == pytest.approx(
+        0.1, abs=0.04
+    )
 
 
 def test_a_galaxy_drawn_twice_is_two_galaxies():
@@ -106,27 +113,46 @@ def test_a_galaxy_drawn_twice_is_two_galaxies():
         rows = np.repeat(np.arange(40), counts[b].astype(int))
         drawn = [row[np.isfinite(row)] for row in ranks[:, rows]]
         assert recall_over_pools(ranks, counts, 3)[b] == pytest.approx((np.concatenate(drawn) <= 3).mean())
-        assert median_over_pools(ranks, counts)[b] == pytest.approx(np.mean([np.median(row) for row in drawn]))
+        assert median_over_pools(ranks, counts)[b] == pytest.approx(
+            np.mean([np.median(row) for row in drawn])
+        )
 
 
 def test_who_wins_is_said_once_and_plainly():
     image, spectrum = noisy_pair(150, noise=1.2)
-    spaces = [Space("astroclip", dict(image=image, spectrum=spectrum)), Space("photometry", dict(image=image, spectrum=image))]
+    spaces = [
+        Space("astroclip", dict(image=image, spectrum=spectrum)),
+        Space("photometry", dict(image=image, spectrum=image)),
+    ]
     found = search_pools(spaces, (50,), pools=5, draws=200)
     rows = compare_pools(found, "astroclip", 200)
-    assert [(row["input"], row["pool"], row["verdict"]) for row in rows] == [(way, 50, "below") for way in ACROSS]
-    assert "g, r, z, no network wins: +" in pool_sentence(rows[0], found) and "Chance 0.200" in pool_sentence(rows[0], found)
+    assert [(row["input"], row["pool"], row["verdict"]) for row in rows] == [
+        (way, 50, "below") for way in ACROSS
+    ]
+    assert "g, r, z, no network wins: +" in pool_sentence(rows[0], found) and "Chance 0.200" in pool_sentence(
+        rows[0], found
+    )
     turned = pool_sentence(compare_pools(found, "photometry", 200)[0], found)
     assert "g, r, z, no network wins: +" in turned  # whoever is asked first
-    assert pools_verdict(rows) == "In pools of 50, whichever searches for the other: g, r, z, no network wins."
+    assert (
+        pools_verdict(rows) == "In pools of 50, whichever searches for the other: g, r, z, no network wins."
+    )
     assert pools_verdict([rows[0], rows[1] | dict(verdict="above")]).endswith("neither wins throughout.")
-    assert pools_verdict([row | dict(verdict="level", pool=1200) for row in rows]).endswith("1,200, whichever searches for the other: neither wins throughout.")
+    assert pools_verdict([row | dict(verdict="level", pool=1200) for row in rows]).endswith(
+        "1,200, whichever searches for the other: neither wins throughout."
+    )
     twice = search_pools([spaces[0], Space("vit", spaces[0].vectors)], (50,), pools=5, draws=50)
     assert "neither wins: +0.000" in pool_sentence(compare_pools(twice, "vit", 50)[0], twice)
     table = ScoreTable("retrieval")
     add_pools(table, found)
-    assert len(table) == 2 * 2 * 4 and table["median_rank of 50", ACROSS[0], "photometry", "cosine"].value == 1
-    d = compare_over_pools(found[ACROSS[0], 50, "photometry"].ranks, found[ACROSS[0], 50, "astroclip"].ranks, draw_counts(150, 200))
+    assert (
+        len(table) == 2 * 2 * 4 and table["median_rank of 50", ACROSS[0], "photometry", "cosine"].value == 1
+    )
+    d = compare_over_pools(
+        found[ACROSS[0], 50, "photometry"].ranks,
+        found[ACROSS[0], 50, "astroclip"].ranks,
+        draw_counts(150, 200),
+    )
     assert d.value == pytest.approx(-rows[0]["difference"]) and d.low == pytest.approx(-rows[0]["high"])
 
 
@@ -137,8 +163,14 @@ def test_who_wins_is_said_once_and_plainly():
         (lambda: draw_pools(100, 1), "expected a pool or more, 2 to 100"),
         (lambda: draw_pools(100, 50, 0), "0 pools of 50"),
         (lambda: ranks_in_pools(np.ones((9, 2)), np.ones((9, 2)), np.ones((3, 8), bool)), "a column a query"),
-        (lambda: ranks_in_pools(np.ones((9, 2)), np.ones((8, 2)), np.ones((3, 9), bool)), "9 queries and 8 gallery rows"),
-        (lambda: compare_over_pools(np.full((1, 2), np.nan), np.ones((1, 2)), np.ones((1, 2))), "draw the pools once"),
+        (
+            lambda: ranks_in_pools(np.ones((9, 2)), np.ones((8, 2)), np.ones((3, 9), bool)),
+            "9 queries and 8 gallery rows",
+        ),
+        (
+            lambda: compare_over_pools(np.full((1, 2), np.nan), np.ones((1, 2)), np.ones((1, 2))),
+            "draw the pools once",
+        ),
         (lambda: unseen_recipe(settings("mini", "mock_survey"), 0), "0 unseen pairs: expected 2 or more"),
     ],
 )
@@ -151,7 +183,9 @@ def test_further_pairs_follow_the_survey_and_repeat_nothing_of_it(tmp_path):
     sky = settings("mini", "mock_survey", calibration=1.0, line_fraction=0.45)
     recipe = unseen_recipe(sky, 2_400, seed=3)
     assert recipe["n"] == 2_400 and (recipe["calibration"], recipe["line_fraction"]) == (1.0, 0.45)
-    assert unseen_recipe(settings("smoke", "mock_survey"), 2_400)["n"] == 192  # never more than the survey has
+    assert (
+        unseen_recipe(settings("smoke", "mock_survey"), 2_400)["n"] == 192
+    )  # never more than the survey has
     assert FIRST_UNSEEN_ID > FIRST_EXTRA_ID + 10**9 > FIRST_ID + 10**9
     few = recipe | dict(n=3)
     one, two = (Survey(make_unseen(tmp_path / name, **few, processes=1)) for name in ("a.h5", "b.h5"))
@@ -208,12 +242,23 @@ def test_further_pairs_go_through_the_models_of_the_run(tmp_path, monkeypatch):
     run = Run("retrieval", p, sample, embeddings, [resolve("embed", p), resolve("mock_survey", p)])
     unseen, (artifact, *_) = open_unseen(run, 3)
     assert len(unseen) == 3 and (unseen.targetid == FIRST_UNSEEN_ID + np.arange(3)).all()
-    assert sorted(f.name for f in artifact.path.iterdir()) == ["artifact.json", "embeddings.h5"]  # no pixels are kept
+    assert sorted(f.name for f in artifact.path.iterdir()) == [
+        "artifact.json",
+        "embeddings.h5",
+    ]  # no pixels are kept
     recipe = unseen_recipe(settings("smoke", "mock_survey"), 3)
     again = Survey(make_unseen(tmp_path / "again.h5", **recipe, processes=1))
-    np.testing.assert_allclose(unseen.get("astroclip", "image"), model.embed_images(again.images()), atol=1e-5)
-    assert unseen.get("fibre", "bands").shape == (3, 3) and unseen.get("photometry", "aperture_3").shape == (3, 3)
+    np.testing.assert_allclose(
+        unseen.get("astroclip", "image"), model.embed_images(again.images()), atol=1e-5
+    )
+    assert unseen.get("fibre", "bands").shape == (3, 3) and unseen.get("photometry", "aperture_3").shape == (
+        3,
+        3,
+    )
     before = (artifact.path / "embeddings.h5").stat().st_mtime_ns
-    assert open_unseen(run, 3)[1][0].path.stat().st_ino and (artifact.path / "embeddings.h5").stat().st_mtime_ns == before
+    assert (
+        open_unseen(run, 3)[1][0].path.stat().st_ino
+        and (artifact.path / "embeddings.h5").stat().st_mtime_ns == before
+    )
     with pytest.raises(ValueError, match="other weights than those"):
         load_aligned(weights.parent.parent, dict(astroclip=dict(checkpoint="0" * 64)))

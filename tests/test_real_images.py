@@ -13,7 +13,14 @@ from astroclip.core.config import Params
 from astroclip.metrics.bootstrap import Score
 from astroclip.sky import picture_training, pictures, real_pairs
 from astroclip.surveys.pairs import Survey
-from astroclip.surveys.viewer import Degrade, as_pictures, clipped_fraction, degrade_some, from_pictures, from_rgb
+from astroclip.surveys.viewer import (
+    Degrade,
+    as_pictures,
+    clipped_fraction,
+    degrade_some,
+    from_pictures,
+    from_rgb,
+)
 from astroclip.surveys.viewer import through_picture
 
 PAIRS, ZOO = (real_pairs.real_folder(name) for name in ("pairs_legacy_sdss", "images_gz_decals"))
@@ -36,7 +43,9 @@ def test_the_stretch_has_an_inverse_where_nothing_is_clipped(images):
     rgb = to_rgb(images)
     inside = ((rgb > 0) & (rgb < 1)).all(1, keepdims=True).repeat(3, 1)
     assert np.abs(from_rgb(rgb) - images)[inside].max() < 1e-4
-    assert (from_rgb(rgb) <= images + 1e-4)[(rgb[:, ::-1] >= 1) & (rgb > 0).all(1, keepdims=True)].all()  # a lower limit
+    assert (from_rgb(rgb) <= images + 1e-4)[
+        (rgb[:, ::-1] >= 1) & (rgb > 0).all(1, keepdims=True)
+    ].all()  # a lower limit
 
 
 def test_eight_bits_and_a_jpeg_cost_less_than_the_noise(images):
@@ -62,7 +71,9 @@ def test_a_picture_knows_the_ceiling():
 
 def test_the_augmentation_is_off_and_repeats_itself(images):
     rng = np.random.default_rng(0)
-    assert degrade_some(images, Degrade(), rng) is images and rng.random() == np.random.default_rng(0).random()
+    assert (
+        degrade_some(images, Degrade(), rng) is images and rng.random() == np.random.default_rng(0).random()
+    )
     one, two = (degrade_some(images, Degrade(fraction=0.5), np.random.default_rng(3)) for _ in range(2))
     assert (one == two).all() and 0 < (one != images).any((1, 2, 3)).sum() < len(images)
     assert one.shape == images.shape and (one is not images)
@@ -70,7 +81,9 @@ def test_the_augmentation_is_off_and_repeats_itself(images):
 
 def test_a_stretch_that_is_off_changes_the_flux_by_as_much():
     gray = np.full((3, 48, 48), 0.1, np.float32)
-    plain, off = (np.median(through_picture(gray, scale_errors=s), (1, 2)) for s in ((1, 1, 1), (0.9, 1, 1.1)))
+    plain, off = (
+        np.median(through_picture(gray, scale_errors=s), (1, 2)) for s in ((1, 1, 1), (0.9, 1, 1.1))
+    )
     assert np.allclose(plain, 0.1, rtol=0.03) and np.allclose(off, [0.09, 0.1, 0.11], rtol=0.03)
     v = 0.1 * np.array([6.0, 3.4, 2.2]) + 0.03  # of g, r, z; a softer q dims all three alike
     i = v.mean()
@@ -118,7 +131,9 @@ def test_the_stretch_of_galaxy_zoo_and_back(images):
     drawn = pictures.zoo_stretch(core)
     inside = (drawn > 0).all(1, keepdims=True).repeat(3, 1) & (drawn < 1)
     error = np.abs(pictures.from_zoo(drawn) - core)[inside]
-    assert np.median(error) < 1e-6 and np.percentile(error, 90) < 2e-3  # pixels of one colour are beyond repair
+    assert (
+        np.median(error) < 1e-6 and np.percentile(error, 90) < 2e-3
+    )  # pixels of one colour are beyond repair
     kept = aperture_fluxes(pictures.from_zoo(drawn), 3) / aperture_fluxes(core, 3)
     assert np.abs(np.median(kept, 0) - 1).max() < 0.02
     gray = np.float32([0.008, 0.014, 0.019])[:, None, None]  # x = asinh(1), the same in all bands
@@ -133,7 +148,9 @@ def test_the_scale_from_the_noise_does_not_mind_the_stretch_or_the_brightness(im
         shown = as_pictures(factor * images[:8], 256, 0.13, draw=draw)
         found.append(np.median([pictures.noise_frequency(x) for x in shown]))
     assert np.ptp(found) < 0.1 * np.mean(found)
-    low, high = (np.median([pictures.noise_frequency(x) for x in as_pictures(images[:8], 256, s)]) for s in (0.1, 0.15))
+    low, high = (
+        np.median([pictures.noise_frequency(x) for x in as_pictures(images[:8], 256, s)]) for s in (0.1, 0.15)
+    )
     assert 1.35 < high / low < 1.6
 
 
@@ -157,7 +174,12 @@ def test_ranks_by_hand():
     score = scores["first or second, image to spectrum"]
     assert score.value == pytest.approx(2 / 3) and 0.1 < score.low < score.high < 1
     assert scores["median simulated spectra closer"].value == 0
-    assert real_pairs.rank_scores(ranks, kept=np.array([False, True, False]))["median simulated spectra closer"].value == 2
+    assert (
+        real_pairs.rank_scores(ranks, kept=np.array([False, True, False]))[
+            "median simulated spectra closer"
+        ].value
+        == 2
+    )
 
 
 def test_nobody_is_closer_than_itself():
@@ -184,7 +206,10 @@ def test_the_control_does_not_mind_units_and_forgives_an_offset():
         assert all((one.ranks()[k] == two.ranks()[k]).all() for k in one.ranks())
     plain, shifted = found(windows), found(windows, np.array([5.0, 0, 0]))
     assert (shifted[3].ranks()["image to spectrum"] == plain[3].ranks()["image to spectrum"]).all()
-    assert shifted[2].ranks()["simulated spectra closer"].mean() > plain[2].ranks()["simulated spectra closer"].mean()
+    assert (
+        shifted[2].ranks()["simulated spectra closer"].mean()
+        > plain[2].ranks()["simulated spectra closer"].mean()
+    )
 
 
 def test_simulated_sets_are_like_the_real_one():
@@ -262,19 +287,33 @@ def test_the_words_follow_the_numbers():
     scores |= {("sigma_nmad", x, "constant", ""): one for x in "xy"}
     _, good, bad = picture_training.redshifts_in_words([space], scores, "xy")
     assert "NOT" not in good and bad.count("NOT reached") == 1  # the bias alone
-    ranks = {(n, x, w, ""): one for n in (picture_training.FIRST, picture_training.CLOSER) for x in picture_training.ALIKE for w in ("network", "photometry")}
-    assert "fewer than by photometry alone: NOT reached" in picture_training.ranks_in_words(ranks, ["network"])[1]
+    ranks = {
+        (n, x, w, ""): one
+        for n in (picture_training.FIRST, picture_training.CLOSER)
+        for x in picture_training.ALIKE
+        for w in ("network", "photometry")
+    }
+    assert (
+        "fewer than by photometry alone: NOT reached"
+        in picture_training.ranks_in_words(ranks, ["network"])[1]
+    )
 
 
 @pytest.mark.skipif(PAIRS is None, reason="needs the real pairs of ../shared/real_2")
 def test_the_real_pairs_are_whole():
     pairs = real_pairs.read_pairs(PAIRS)
     assert len(pairs) == 10 and pairs.pictures.flux.shape == (10, 3, 96, 96)
-    assert len(set(pairs.pictures.names)) == 10 and (pairs.pictures.z > 0.02).all() and (pairs.pictures.z < 0.15).all()
+    assert (
+        len(set(pairs.pictures.names)) == 10
+        and (pairs.pictures.z > 0.02).all()
+        and (pairs.pictures.z < 0.15).all()
+    )
     assert real_pairs.window_colors(pairs.flux, pairs.ivar).shape == (10, 3)
     magnitude = 22.5 - 2.5 * np.log10(aperture_fluxes(pairs.pictures.flux, 3)[:, 1])
     assert (magnitude > 17).all() and (magnitude < 19.5).all()
-    with Image.open(PAIRS / f"{pairs.pictures.names[0]}.jpeg") as image:  # the quality that `as_pictures` takes
+    with Image.open(
+        PAIRS / f"{pairs.pictures.names[0]}.jpeg"
+    ) as image:  # the quality that `as_pictures` takes
         file = io.BytesIO()
         Image.new("RGB", (8, 8)).save(file, "JPEG", quality=90)
         assert list(Image.open(io.BytesIO(file.getvalue())).quantization[0]) == list(image.quantization[0])
@@ -282,7 +321,9 @@ def test_the_real_pairs_are_whole():
 
 @pytest.mark.skipif(PAIRS is None, reason="needs the real pairs of ../shared/real_2")
 def test_the_noise_of_the_viewer_is_what_the_slope_says():
-    slopes = [pictures.noise_frequency(pictures.read_pixels(path)) / 0.1 for path in sorted(PAIRS.glob("*.jpeg"))]
+    slopes = [
+        pictures.noise_frequency(pictures.read_pixels(path)) / 0.1 for path in sorted(PAIRS.glob("*.jpeg"))
+    ]
     assert np.median(slopes) == pytest.approx(pictures.NOISE_SLOPE, abs=0.01) and np.ptp(slopes) < 0.25
 
 

@@ -38,16 +38,17 @@ def remedies(
 ) -> dict[str, dict]:
     "name -> settings that differ from a training without any remedy."
     none = dict(degrade=0.0, views=0, consistency=0.0, carry=0.0)
-    seen = none | dict(views=views)
+    seen, agree = dict(views=views), dict(views=views, consistency=1.0)
+    placed, masked = dict(carry=carry), dict(degrade=degrade)
     return {
         "none": none,
-        "views in the alignment": seen,
-        "views, and two must agree": seen | dict(consistency=1.0),
-        "views in both trainings": seen | dict(degrade=degrade),
-        "the place carried": none | dict(carry=carry),
-        "views in the alignment, place carried": seen | dict(carry=carry),
-        "views in both, place carried": seen | dict(degrade=degrade, carry=carry),
-        "all four": dict(degrade=degrade, views=views, consistency=1.0, carry=carry),
+        "views in the alignment": none | seen,
+        "a view must agree": none | agree,
+        "place carried": none | placed,
+        "place carried, views in the alignment": none | placed | seen,
+        "place carried, a view must agree": none | placed | agree,
+        "place carried, views in masked modelling": none | placed | masked,
+        "place carried, a view must agree, views in both": none | placed | agree | masked,
     }
 
 # %% ../../nbs/sky/44_remedy_study.ipynb #380d18dc

@@ -52,7 +52,7 @@ class Alignment:
     place_scale: float = 0.1  # shortest period of ln(wavelength) that is predicted
     views: int = 0  # degraded views that are kept of every training pair, beside the pair itself
     degrade: float = 0.0  # fraction of the images of a view that are shown as pictures
-    consistency: float = 0.0  # of telling the spectrum's other view from those of other galaxies
+    consistency: float = 0.0  # of finding a view by the spectrum itself; pairs are then never views
     validate_every: int = 50  # steps between validations
     checkpoint_every: int = 250
     seed: int = 0
@@ -321,7 +321,8 @@ def batch_inputs(
     if config.train_image_tower:
         generator = torch.Generator().manual_seed(spawn_seed(config.seed, "views", step))
         images = oriented_crops(images, size, generator)
-    spectra = one_of(pairs.spectra, pairs.spectrum_views, rows, config.seed, "spectrum view", step)
+    views = [] if config.consistency else pairs.spectrum_views
+    spectra = one_of(pairs.spectra, views, rows, config.seed, "spectrum view", step)
     return images, spectra.to(device)
 
 # %% ../../nbs/training/50_alignment.ipynb #bbc66ca9
