@@ -114,7 +114,7 @@ def test_what_cannot_be_is_refused():
         small(place=0)
     with pytest.raises(ValueError, match="does not fit into a token"):
         PlacedHead(8, 16, 2, True, 0.0, place=12, gain=1.0)
-    with pytest.raises(ValueError, match="ask for views"):
+    with pytest.raises(ValueError, match="asks for views"):
         load_pairs(sample_path(), small(), Alignment(consistency=1.0))
 
 

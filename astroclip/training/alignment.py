@@ -51,7 +51,7 @@ class Alignment:
     place_weight: float = 0.0  # of predicting the spectrum's place from both embeddings; 0: the paper's loss
     place_scale: float = 0.1  # shortest period of ln(wavelength) that is predicted
     views: int = 0  # degraded views that are kept of every training pair, beside the pair itself
-    degrade: float = 0.0  # fraction of the images of a view that are shown as pictures
+    degrade: float = 0.0  # fraction of the images in a view (at least one is kept) that are pictures
     consistency: float = 0.0  # of finding a view by the spectrum itself; pairs are then never views
     validate_every: int = 50  # steps between validations
     checkpoint_every: int = 250
@@ -145,24 +145,23 @@ def add_views(
     device="cpu",
     like: Pairs | None = None,  # of an earlier run with the same spectrum tower: its views are kept
 ):
-    "Tokens (or pixels with a margin) of `config.views` degraded views of every training pair."
+    "Tokens (or pixels with a margin) of degraded views of every training pair."
     rows, size = np.flatnonzero(survey.split == TRAIN), model.image_encoder.backbone.config["image_size"]
     size += 2 * config.shift if config.train_image_tower else 0
-    spectra = read_spectra(survey, rows) if config.views and not like else None
+    for view in range(max(config.views, 1) if config.degrade else 0):
+        rng = np.random.default_rng(spawn_seed(config.seed, "pictures", view))
+        images = read_images(survey, rows, size, degrade=config.degrade, rng=rng)
+        tokens = images if config.train_image_tower else tower_tokens(model.image_encoder, images, device)
+        train.image_views.append(tokens)
+    if like:
+        train.spectrum_views = like.spectrum_views
+        return
+    spectra = read_spectra(survey, rows) if config.views else None
     for view in range(config.views):
-        if config.degrade:
-            rng = np.random.default_rng(spawn_seed(config.seed, "pictures", view))
-            images = read_images(survey, rows, size, degrade=config.degrade, rng=rng)
-            tokens = images if config.train_image_tower else tower_tokens(model.image_encoder, images, device)
-            train.image_views.append(tokens)
-        if like:
-            continue
         generator = torch.Generator().manual_seed(spawn_seed(config.seed, "spectrum views", view))
         parts = (spectrum_view(some, generator) for some in spectra.split(256))
         tokens = [tower_tokens(model.spectrum_encoder, some, device) for some in parts]
         train.spectrum_views.append(torch.cat(tokens))
-    if like:
-        train.spectrum_views = like.spectrum_views
 
 # %% ../../nbs/training/50_alignment.ipynb #cefc07fd
 def load_pairs(
@@ -175,8 +174,8 @@ def load_pairs(
     "Spectrum tokens, and image tokens or, where the tower trains, pixels with a margin."
     survey, size = Survey(path), model.image_encoder.backbone.config["image_size"]
     margin = 2 * config.shift if config.train_image_tower else 0
-    if (config.degrade or config.consistency) and not config.views:
-        raise ValueError("align.degrade and align.consistency ask for views of a pair: set align.views=3")
+    if config.consistency and not config.views:
+        raise ValueError("align.consistency asks for views of a spectrum: set align.views=3")
     if config.place_weight and model.spectrum_encoder.backbone.finder is None:
         raise ValueError(
             "place_weight needs a spectrum tower with a finder (SpecFormer place > 0); "
