@@ -19,6 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from .artifacts import STAGES, resolve
 from .config import VARIANTS, Params, executed_dir, figures_dir, find_root
 from .faults import write_atomic
 
@@ -106,12 +107,30 @@ def _command(record):
     words += ["-p protocol released"] * (asked.get("protocol") == "released")
     return " ".join(["papermill", record["notebook"], "out.ipynb", *words])
 
+# %% ../../nbs/core/40_readme.ipynb #43175aac
+def _today(params):
+    "The keys that each stage can have in a run with today's settings."
+    variants = dict(
+        align=("finetuned", True), embed=("finetuned", True), train_baselines=("protocol", "released")
+    )
+    keys = {stage: {resolve(stage, params).key} for stage in STAGES}
+    for stage, (name, value) in variants.items():
+        keys[stage].add(resolve(stage, params, **{name: value}).key)
+    return keys
+
+
+def _made_from(record, today):
+    "What an earlier run made a figure from, as a sentence; '' for a figure of today's settings."
+    others = [f"{s} {key}" for s, key in record["inputs"].items() if s in today and key not in today[s]]
+    said = record["caption"].rstrip().endswith(").") and "Rows of an earlier run" in record["caption"]
+    return f" *Of an earlier run ({', '.join(others)}).*" if others and not said else ""
+
 
 def figures_index(
     params,  # Params of the run
 ):
     "Markdown index of a run's figures and tables, from their sidecars."
-    folder = figures_dir(params)
+    folder, today = figures_dir(params), _today(params)
     lines = ["# Figures and tables", "", MADE_BY, "", "| | caption | made by |", "| --- | --- | --- |"]
     for path in sorted(folder.rglob("*.json")):
         drawn = [f for f in (path.with_suffix(".png"), path.with_suffix(".csv")) if f.is_file()]
@@ -120,7 +139,8 @@ def figures_index(
             continue
         record = json.loads(path.read_text())
         name = f"[{record['label']}]({drawn[0].relative_to(folder)})"
-        lines.append(f"| {name} | {record['caption']} | `{_command(record)}` |")
+        words = record["caption"] + _made_from(record, today)
+        lines.append(f"| {name} | {words} | `{_command(record)}` |")
     times = _run_times(params)
     if times:
         lines += ["", f"Run times of the last run ({os.cpu_count()} cores, {cpu_name()}):", ""]
