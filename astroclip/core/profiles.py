@@ -156,19 +156,19 @@ ALIGN = {
         finetuned=False, embed_dim=32, num_heads=2, dropout=0.1, logit_scale=15.5, weight_decay=0.05,
         clip=1.0, shift=4, place_weight=3.0, frozen_steps=20, frozen_batch_size=64, frozen_lr=1e-3,
         frozen_warmup=5, tuned_steps=20, tuned_batch_size=32, tuned_lr=1e-3, tuned_warmup=5, tower_lr=1e-3,
-        random_tower_lr=1e-3, carry=1.0,
+        random_tower_lr=1e-3, views=1, carry=1.0,
     ),
     "mini": dict(
         finetuned=False, embed_dim=128, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05,
         clip=1.0, shift=4, place_weight=3.0, frozen_steps=1_000, frozen_batch_size=256, frozen_lr=1e-3,
         frozen_warmup=100, tuned_steps=1_000, tuned_batch_size=128, tuned_lr=1e-3, tuned_warmup=100,
-        tower_lr=1e-3, random_tower_lr=1e-3, carry=4.0,
+        tower_lr=1e-3, random_tower_lr=1e-3, views=3, carry=4.0,
     ),
     "standard": dict(
         finetuned=False, embed_dim=384, num_heads=6, dropout=0.1, logit_scale=15.5, weight_decay=0.05,
         clip=1.0, shift=4, place_weight=3.0, frozen_steps=5_000, frozen_batch_size=1_024, frozen_lr=5e-4,
         frozen_warmup=200, tuned_steps=3_000, tuned_batch_size=1_024, tuned_lr=5e-4, tuned_warmup=300,
-        tower_lr=3e-4, random_tower_lr=5e-4, carry=4.0,
+        tower_lr=3e-4, random_tower_lr=5e-4, views=1, carry=4.0,
     ),
     "paper": dict(
         finetuned=False, embed_dim=1024, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05,
@@ -226,7 +226,7 @@ EXPECTED_MINUTES = {
     "smoke": {stage: 0.3 for stage in STAGE_SETTINGS},
     "mini": dict(
         mock_survey=2, mock_targets=1, pretrain_spectrum=18, train_redshift=15, train_baselines=45,
-        pretrain_image=8, align=3, embed=2,
+        pretrain_image=8, align=6, embed=2,
     ),
     "standard": dict(
         mock_survey=10, mock_targets=1, pretrain_spectrum=8, train_redshift=15, train_baselines=15,

@@ -244,8 +244,9 @@ def measure(
         x = embed_flux(model, np.float32(fill_missing(spectra.flux, spectra.ivar)[0]))
         row |= {f"z_{name}": knn_regress(bank, z["train"], x)}
         row |= {f"z_{name}_recentred": knn_regress(bank, z["train"], recentred(x, bank))}
-    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (others, clean))
-    score = a @ b.T
-    rank = (score > np.diag(score)[:, None]).sum(1)
-    row["recall_at_10"] = float((rank < 10).mean())
+    for name, x in (("clean", clean), ("stand_in", far)):
+        a, b = (y / np.linalg.norm(y, axis=1, keepdims=True) for y in (others, x))
+        score = a @ b.T
+        rank = (score > np.diag(score)[:, None]).sum(1)
+        row[f"{name}_recall_at_10"] = float((rank < 10).mean())
     return row | dict(image_r2=r2(knn_regress(images, z["train"], others), z["validation"]), n=len(clean))
