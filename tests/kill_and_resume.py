@@ -28,15 +28,7 @@ from astroclip.core.artifacts import SIDECAR, _write_sidecar, resolve
 from astroclip.core.config import find_root
 from astroclip.core.profiles import PROFILES
 
-STAGES = (
-    "mock_survey",
-    "mock_targets",
-    "pretrain_spectrum",
-    "pretrain_image",
-    "train_redshift",
-    "align",
-    "embed",
-)
+STAGES = ("mock_survey", "mock_targets", "pretrain_spectrum", "pretrain_image", "train_redshift", "align", "embed")
 SMALL = dict(
     mock_survey=dict(n_pairs=64, n_spectra=64),
     mock_targets=dict(n=128),

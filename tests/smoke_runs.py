@@ -8,31 +8,8 @@ from pathlib import Path
 from astroclip.core.config import find_root
 
 ROOT = find_root(Path(__file__).parent)
-ORDER = [
-    "mock_survey",
-    "mock_targets",
-    "pretrain_spectrum",
-    "train_redshift",
-    "train_baselines",
-    "pretrain_image",
-    "align",
-    "embed",
-]
-PAGES = [
-    "redshift",
-    "properties",
-    "posterior",
-    "morphology",
-    "retrieval",
-    "beyond_color",
-    "reconstruction",
-    "embedding_map",
-    "domain",
-    "real_galaxies",
-    "real_images",
-    "spectrum_gap",
-    "scoreboard",
-]
+ORDER = ["mock_survey", "mock_targets", "pretrain_spectrum", "train_redshift", "train_baselines", "pretrain_image", "align", "embed"]
+PAGES = ["redshift", "properties", "posterior", "morphology", "retrieval", "beyond_color", "reconstruction", "embedding_map", "domain", "real_galaxies", "real_images", "spectrum_gap", "scoreboard"]
 OTHERS = sorted(p.stem for p in ROOT.glob("nbs/*.ipynb") if p.stem not in {*ORDER, *PAGES, "index"})
 
 
@@ -43,17 +20,9 @@ def executed(name, home):
 
 def papermill(name, home, *arguments, check=True):
     "Run `nbs/<name>.ipynb` in `home`, as a user does, with the smoke profile."
-    environment = dict(
-        os.environ, ASTROCLIP_HOME=str(home), OMP_NUM_THREADS="1", MPLBACKEND="agg", CUDA_VISIBLE_DEVICES=""
-    )
+    environment = dict(os.environ, ASTROCLIP_HOME=str(home), OMP_NUM_THREADS="1", MPLBACKEND="agg", CUDA_VISIBLE_DEVICES="")
     executed(name, home).parent.mkdir(exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(ROOT / "nbs" / f"{name}.ipynb"),
-        str(executed(name, home)),
-    ]
+    command = [sys.executable, "-m", "papermill", str(ROOT / "nbs" / f"{name}.ipynb"), str(executed(name, home))]
     command += ["-k", "python3", "--no-progress-bar", "-p", "profile", "smoke", *arguments]
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=900)
     if check:

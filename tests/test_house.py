@@ -72,13 +72,7 @@ def imports(tree, everywhere=True):
 def test_imports_point_down_the_layers(layer):
     for path in modules(layer):
         for level, name in imports(ast.parse(path.read_text())):
-            target = (
-                name.split(".")[0]
-                if level == 2
-                else name.split(".")[1]
-                if name.startswith("astroclip.")
-                else None
-            )
+            target = name.split(".")[0] if level == 2 else name.split(".")[1] if name.startswith("astroclip.") else None
             if target in LAYERS and target != layer:
                 assert target in ALLOWED[layer], f"{path.name} of {layer} imports {target}"
 
@@ -86,9 +80,7 @@ def test_imports_point_down_the_layers(layer):
 @pytest.mark.parametrize("layer", sorted(LIGHT))
 def test_models_and_training_import_nothing_heavy(layer):
     for path in modules(layer):
-        names = {
-            name.split(".")[0] for level, name in imports(ast.parse(path.read_text()), False) if level == 0
-        }
+        names = {name.split(".")[0] for level, name in imports(ast.parse(path.read_text()), False) if level == 0}
         assert not names & HEAVY, f"{path.name} imports {names & HEAVY} at import time"
 
 
@@ -110,42 +102,26 @@ def test_one_notebook_one_module():
         exports[found[0]] = path.name
     written = {f"{layer}.{p.stem}" for layer in LAYERS for p in modules(layer)}
     assert written == set(exports)
-    runnable = {p.stem for p in RUNNABLE} - {
-        "redshift"
-    }  # the classifier and the page: both names are fixed by the design
+    runnable = {p.stem for p in RUNNABLE} - {"redshift"}  # the classifier and the page: both names are fixed by the design
     assert not runnable & {name.split(".")[-1] for name in exports}, "a module and a page share a name"
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=ids(LIBRARY))
 def test_library_notebooks_teach(path):
     cells = load(path)["cells"]
-    assert cells[0]["cell_type"] == "markdown" and re.match(r"# .+\n+> .", source(cells[0])), (
-        "title and one sentence"
-    )
+    assert cells[0]["cell_type"] == "markdown" and re.match(r"# .+\n+> .", source(cells[0])), "title and one sentence"
     code = [source(c) for c in cells if c["cell_type"] == "code"]
     hidden = [c for c in code if c.startswith("#| hide")]
     assert len(hidden) <= max(2, len(code) // 10), "setup and export may be hidden, and little else"
     for cell in code:
         exported = cell.startswith("#| export")
-        for node in ast.walk(
-            ast.parse("\n".join(l for l in cell.splitlines() if not l.startswith(("!", "%"))))
-        ):
+        for node in ast.walk(ast.parse("\n".join(l for l in cell.splitlines() if not l.startswith(("!", "%"))))):
             if exported and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                assert node.end_lineno - node.lineno < 70, (
-                    f"{node.name} is {node.end_lineno - node.lineno} lines long"
-                )
+                assert node.end_lineno - node.lineno < 70, f"{node.name} is {node.end_lineno - node.lineno} lines long"
 
 
 # Classes that stand alone in their cell and are longer: what they share is their state, and no step of them is one alone.
-WHOLE_CLASSES = {
-    "Machine",
-    "TorchArchive",
-    "VisionTransformer",
-    "SpecFormer",
-    "FromArrays",
-    "Survey",
-    "ScoreTable",
-}
+WHOLE_CLASSES = {"Machine", "TorchArchive", "VisionTransformer", "SpecFormer", "FromArrays", "Survey", "ScoreTable"}
 # Notebooks whose long cells are not divided yet; empty it.
 UNDIVIDED = set()
 
@@ -204,13 +180,9 @@ def test_runnable_notebooks_are_committed_bare(path):
     assert any("skip_exec: true" in source(c) for c in cells[:2]), "nbdev_test would train models"
     for cell in cells:
         if cell["cell_type"] == "code":
-            for node in ast.walk(
-                ast.parse("\n".join(l for l in source(cell).splitlines() if not l.startswith(("!", "%"))))
-            ):
+            for node in ast.walk(ast.parse("\n".join(l for l in source(cell).splitlines() if not l.startswith(("!", "%"))))):
                 if isinstance(node, ast.FunctionDef):
-                    assert node.end_lineno - node.lineno <= 5, (
-                        f"{node.name}: export it from a library notebook"
-                    )
+                    assert node.end_lineno - node.lineno <= 5, f"{node.name}: export it from a library notebook"
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=ids(RUNNABLE))
@@ -226,9 +198,7 @@ def test_pages_are_short(path):
 
 def test_the_style_is_checked():
     "One statement a line, 110 columns, no clever closures: in notebooks, package and tests."
-    done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
 
 
@@ -271,18 +241,14 @@ def test_every_stage_has_its_notebook_and_make_knows_the_order():
 def test_figures_have_sidecars_and_are_small():
     figures = ROOT / "figures"
     tables = [*figures.glob("tables/*.csv"), *figures.glob("*/tables/*.csv")]
-    for path in [
-        p for p in figures.rglob("*.png") if not re.search("-", p.relative_to(figures).parts[0])
-    ] + tables:
+    for path in [p for p in figures.rglob("*.png") if not re.search("-", p.relative_to(figures).parts[0])] + tables:
         record = json.loads(path.with_suffix(".json").read_text())
         page, name = record["label"].split("/")
         assert path.stem in (name, f"{page}_{name}", page) and path.parent.name in (page, "tables"), path
         assert record["notebook"] == f"nbs/{page}.ipynb" and (ROOT / record["notebook"]).is_file()
         assert record["shows"] != "simulated" or "SIMULATED" in record["caption"]
         assert path.suffix != ".png" or path.stat().st_size <= 300_000, f"{path.name} is above 300 kB"
-    tracked = subprocess.run(
-        ["git", "ls-files", "figures"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.split()
+    tracked = subprocess.run(["git", "ls-files", "figures"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     assert not [name for name in tracked if name.endswith(".pdf")], "PDFs are written, not committed"
 
 
@@ -302,16 +268,8 @@ def test_environment_agrees_with_pyproject():
     dev = {requirement(p): p for p in project["optional-dependencies"]["dev"]}
     for name in ("nbdev", "execnb", "fastcore", "ghapi", "fastgit"):
         assert pins[name] == dev[name]
-    lock = {
-        requirement(line): line
-        for line in (ROOT / "requirements.lock").read_text().splitlines()
-        if line.strip()
-    }
-    wanted = (
-        project["dependencies"]
-        + project["optional-dependencies"]["mock"]
-        + project["optional-dependencies"]["dev"]
-    )
+    lock = {requirement(line): line for line in (ROOT / "requirements.lock").read_text().splitlines() if line.strip()}
+    wanted = project["dependencies"] + project["optional-dependencies"]["mock"] + project["optional-dependencies"]["dev"]
     missing = [r for r in map(requirement, wanted) if r not in lock]
     assert not missing, f"requirements.lock lacks {missing}: run `make lock`"
     assert lock["torch"] == "torch==2.13.0" and pins["torch"] == "torch==2.13.0"
@@ -333,40 +291,21 @@ def test_settings_and_pyproject_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert settings["lib_name"] == project["project"]["name"]
     assert settings["description"] == project["project"]["description"]
-    assert (
-        settings["allowed_cell_metadata_keys"]
-        == project["tool"]["nbdev"]["allowed_cell_metadata_keys"]
-        == "tags"
-    )
+    assert settings["allowed_cell_metadata_keys"] == project["tool"]["nbdev"]["allowed_cell_metadata_keys"] == "tags"
     assert project["project"]["requires-python"] == f">={settings['min_python']}"
     version = re.search(r'__version__ = "(.+)"', (ROOT / "astroclip" / "__init__.py").read_text())[1]
-    assert (
-        version
-        == settings["version"]
-        == re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)[1]
-    )
+    assert version == settings["version"] == re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)[1]
 
 
 @pytest.mark.slow
 def test_a_wheel_installed_elsewhere_is_whole(tmp_path):
     "Built from the repository, unpacked outside it: every sub-package is inside, imports, and the command runs."
     source_tree = tmp_path / "source"
-    shutil.copytree(
-        ROOT / "astroclip", source_tree / "astroclip", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(ROOT / "astroclip", source_tree / "astroclip", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source_tree)
     subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "build",
-            "--wheel",
-            "--no-isolation",
-            "--outdir",
-            str(tmp_path),
-            str(source_tree),
-        ],
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source_tree)],
         check=True,
         capture_output=True,
     )

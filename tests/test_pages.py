@@ -52,9 +52,7 @@ def test_a_misspelt_parameter_stops_the_run(home):
 
 
 def test_nothing_was_written_into_the_repository(home):
-    status = subprocess.run(
-        ["git", "status", "--porcelain", "figures", "data"], cwd=ROOT, capture_output=True, text=True
-    )
+    status = subprocess.run(["git", "status", "--porcelain", "figures", "data"], cwd=ROOT, capture_output=True, text=True)
     assert "mock-smoke" not in status.stdout
 
 
@@ -62,13 +60,8 @@ def test_the_three_lines_of_the_readme_can_be_pasted(home):
     "As they stand, but for the profile: what a reader pastes runs, and image and spectrum are in one space."
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert 'ensure("align")' in block
-    code = (
-        block.replace('ensure("align")', 'ensure("align", profile="smoke")')
-        + "print((images @ spectra.T).shape)"
-    )
+    code = block.replace('ensure("align")', 'ensure("align", profile="smoke")') + "print((images @ spectra.T).shape)"
     environment = dict(os.environ, ASTROCLIP_HOME=str(home), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.endswith("(64, 64)\n"), done.stdout

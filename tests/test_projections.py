@@ -9,15 +9,7 @@ import pytest
 from sklearn.manifold import trustworthiness
 
 from astroclip.evaluation.projections import map_quality, neighbour_mean, principal, umap_2d, upright
-from astroclip.probes.modality_gap import (
-    bridge,
-    directions,
-    modality_gap,
-    own_kind,
-    recall,
-    remove_centroids,
-    tell_modalities,
-)
+from astroclip.probes.modality_gap import bridge, directions, modality_gap, own_kind, recall, remove_centroids, tell_modalities
 from astroclip.plotting.maps import interactive_map, write_interactive
 from astroclip.metrics.bootstrap import mean_interval
 

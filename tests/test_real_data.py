@@ -5,14 +5,7 @@ import pytest
 
 from astroclip.data.spectrum_grid import N_PIXELS, Spectrum, WAVELENGTH
 from astroclip.evaluation.real_data import COLUMNS, ask_images, ask_spectra, list_all, real_scores
-from astroclip.surveys.folders import (
-    SUFFIXES,
-    find_folder,
-    find_folders,
-    group_of,
-    images_for_network,
-    nearest_redshift,
-)
+from astroclip.surveys.folders import SUFFIXES, find_folder, find_folders, group_of, images_for_network, nearest_redshift
 from astroclip.surveys.folders import read_folder, read_folders, same_object, spectra_for_network, survey_of
 from astroclip.metrics.bootstrap import wilson
 from astroclip.models.redshift import Redshifts
@@ -37,7 +30,6 @@ def test_every_file_is_accounted_for(real, found):
 
 def test_groups(found):
     groups = [group_of(s) for _, s in found.spectra]
-
     def count(name):
         return sum(g == name for g, _ in groups)
 
@@ -49,14 +41,8 @@ def test_gates(found):
     rows, images, refused = images_for_network(found.images, 144)
     assert images.shape == (9, 3, 152, 152) and not refused
     rows, flux, ivar, refused = spectra_for_network(found.spectra)
-    assert (
-        flux.shape == ivar.shape == (74, N_PIXELS)
-        and np.isfinite(flux).all()
-        and ((ivar > 0).mean(1) >= 0.5).all()
-    )
-    assert (
-        all("dead fibre" in why for why in refused.values()) and len(refused) == 4
-    )  # three dead fibres, an empty spaxel
+    assert flux.shape == ivar.shape == (74, N_PIXELS) and np.isfinite(flux).all() and ((ivar > 0).mean(1) >= 0.5).all()
+    assert all("dead fibre" in why for why in refused.values()) and len(refused) == 4      # three dead fibres, an empty spaxel
 
 
 def test_the_pair_is_found_by_position(found):
@@ -79,14 +65,14 @@ def test_a_bad_file_does_not_stop_the_others(real, tmp_path):
 
 def test_find_folder(real, tmp_path, monkeypatch):
     assert find_folder(str(real)) == real
-    assert find_folder(str(tmp_path)) == tmp_path  # what was given, though it is empty
+    assert find_folder(str(tmp_path)) == tmp_path               # what was given, though it is empty
     with pytest.raises(FileNotFoundError, match="leave the parameter empty"):
         find_folder(str(tmp_path / "none"))
     monkeypatch.setenv("ASTROCLIP_SHARED", str(tmp_path))
     monkeypatch.setenv("ASTROCLIP_HOME", str(tmp_path))
     assert find_folder() is None
     (tmp_path / "real").mkdir()
-    assert find_folder() is None  # an empty folder is no folder
+    assert find_folder() is None                                # an empty folder is no folder
     (tmp_path / "real/x.fits").write_bytes(b"")
     assert find_folder() == tmp_path / "real"
 
@@ -94,27 +80,16 @@ def test_find_folder(real, tmp_path, monkeypatch):
 def test_scores():
     z = np.array([0.1, 0.2, 0.3, 0.4])
     scores = real_scores(z + np.array([0, 0.002, 0.008, 0.3]), z)
-    strict, within, scatter = (
-        scores["redshift within 0.003"],
-        scores["redshift within 0.01"],
-        scores["sigma_nmad"],
-    )
+    strict, within, scatter = scores["redshift within 0.003"], scores["redshift within 0.01"], scores["sigma_nmad"]
     assert (strict.value, within.value, strict.n) == (0.5, 0.75, 4) and strict.low < 0.5 < strict.high
     assert scatter.low <= scatter.value <= scatter.high
     assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == 1
 
 
 def test_unscored():
-    s = Spectrum(
-        "a", WAVELENGTH, np.ones(N_PIXELS), np.ones(N_PIXELS), np.zeros(N_PIXELS, bool), 0.1, source="SDSS x"
-    )
+    s = Spectrum("a", WAVELENGTH, np.ones(N_PIXELS), np.ones(N_PIXELS), np.zeros(N_PIXELS, bool), 0.1, source="SDSS x")
     assert group_of(s) == ("SDSS", "")
-    for change, why in (
-        ({"redshift": None}, "no redshift"),
-        ({"redshift": 1.2}, "beyond"),
-        ({"redshift": 0.0001}, "star"),
-        ({"spectype": "QSO"}, "quasar"),
-    ):
+    for change, why in (({"redshift": None}, "no redshift"), ({"redshift": 1.2}, "beyond"), ({"redshift": 0.0001}, "star"), ({"spectype": "QSO"}, "quasar")):
         assert why in group_of(Spectrum(**(vars(s) | change)))[1]
 
 
@@ -140,14 +115,10 @@ def test_each_half_of_a_folder_stands_alone(real, found, half):
     from astroclip.surveys.folders import Observed
 
     bank, z_bank = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32), np.full(20, 0.1)
-    some = Observed(
-        found.images if half == "images" else [], found.spectra if half == "spectra" else [], found.left_out
-    )
+    some = Observed(found.images if half == "images" else [], found.spectra if half == "spectra" else [], found.left_out)
     images = ask_images(Network(), some.images, bank, z_bank, k=2)
     spectra, flux, ivar = ask_spectra(Network(), Network(), some.spectra, bank)
-    assert len(images.rows) == len(some.images) and len(spectra.rows) + len(spectra.refused) == len(
-        some.spectra
-    )
+    assert len(images.rows) == len(some.images) and len(spectra.rows) + len(spectra.refused) == len(some.spectra)
     assert images.near.shape == (len(images.rows), 2) and spectra.near.shape == (len(spectra.rows), 3)
     listed = list_all(some, images, spectra, [None] * len(images.rows), [""] * len(spectra.rows))
     assert len(listed) == len(some.images) + len(some.spectra) + len(some.left_out)
@@ -170,16 +141,8 @@ def test_figures_of_a_folder_have_a_place_of_their_own(tmp_path):
     def place(label="", profile="mini", folder=""):
         return figures_dir(SimpleNamespace(survey="mock", profile=profile, label=label, folder=folder)).name
 
-    assert (
-        own_label("") == ""
-        and own_label(str(tmp_path / "my night (3)")) == "my_night_3"
-        and own_label("/", "") == "mine"
-    )
-    assert (
-        place("my_night_3") == "mock-mini-my_night_3"
-        and place("x", "smoke") == "mock-smoke-x"
-        and place() == "figures"
-    )
+    assert own_label("") == "" and own_label(str(tmp_path / "my night (3)")) == "my_night_3" and own_label("/", "") == "mine"
+    assert place("my_night_3") == "mock-mini-my_night_3" and place("x", "smoke") == "mock-smoke-x" and place() == "figures"
     assert place(folder="~/mine") == "mock-mini-mine"
     with pytest.raises(ValueError, match="has no rows"):
         save_table([], "t/t", None)
@@ -233,13 +196,8 @@ def test_both_folders_are_found_and_read(shared, every, monkeypatch):
     assert find_folders() == [shared / "real", shared / "real_2"]
     assert find_folders(str(shared / "real")) == [shared / "real"]
     files = {f for f, _ in every.images + every.spectra + every.left_out}
-    there = {
-        str(p.relative_to(shared))
-        for name in ("real", "real_2")
-        for p in (shared / name).rglob("*")
-        if p.name.lower().endswith(SUFFIXES)
-    }
-    assert files == there  # nothing is lost silently
+    there = {str(p.relative_to(shared)) for name in ("real", "real_2") for p in (shared / name).rglob("*") if p.name.lower().endswith(SUFFIXES)}
+    assert files == there                                       # nothing is lost silently
 
 
 def test_every_row_of_every_table_is_read(shared, every):
@@ -253,28 +211,22 @@ def test_every_row_of_every_table_is_read(shared, every):
                 continue
             for i, s in enumerate(rows):
                 valid = int(table["npix"][i])
-                assert len(s.wavelength) == valid and s.id == table["name"][i]  # the padding is gone
+                assert len(s.wavelength) == valid and s.id == table["name"][i]         # the padding is gone
                 assert np.allclose(s.wavelength, 10 ** table["loglam"][i, :valid].astype(float))
-                assert np.allclose(s.flux, table["flux"][i, :valid])  # 1e-17 erg/s/cm2/A, as it stands
-                bad = (
-                    table["and_mask"][i, :valid].astype(np.int64) >> 16
-                ) > 0  # bits of the pixel, not of the fibre
+                assert np.allclose(s.flux, table["flux"][i, :valid])                   # 1e-17 erg/s/cm2/A, as it stands
+                bad = (table["and_mask"][i, :valid].astype(np.int64) >> 16) > 0        # bits of the pixel, not of the fibre
                 assert (s.ivar[bad] == 0).all()
                 assert np.array_equal(s.ivar > 0, ~bad & (table["ivar"][i, :valid] > 0))
-                assert (s.redshift, s.redshift_warning, s.spectype) == (
-                    table["z"][i],
-                    table["zwarning"][i],
-                    table["cls"][i],
-                )
+                assert (s.redshift, s.redshift_warning, s.spectype) == (table["z"][i], table["zwarning"][i], table["cls"][i])
 
 
 @pytest.mark.parametrize(
     "name, line, near",
     [
-        ("spec-0391-51782-0594", 5008.24, 2),  # [O III] of a galaxy, SDSS
-        ("spectrum_desi_221925.57+272806.4", 5008.24, 2),  # of a nucleus, DESI
-        ("gama_G09_Y1_GS1_080", 6564.6, 3),  # H alpha, GAMA: the file does not say whether in air
-        ("spec-2758-54523-0387", 1549.5, 10),  # C IV of a quasar: broad
+        ("spec-0391-51782-0594", 5008.24, 2),                   # [O III] of a galaxy, SDSS
+        ("spectrum_desi_221925.57+272806.4", 5008.24, 2),       # of a nucleus, DESI
+        ("gama_G09_Y1_GS1_080", 6564.6, 3),                     # H alpha, GAMA: the file does not say whether in air
+        ("spec-2758-54523-0387", 1549.5, 10),                   # C IV of a quasar: broad
     ],
 )
 def test_lines_lie_where_the_redshift_puts_them(every, name, line, near):
@@ -305,7 +257,7 @@ def test_partners_are_found_by_position(shared, every):
     for path in (shared / "real_2" / "spectra").glob("desi_clagn_*.npz"):
         with np.load(path) as table:
             named |= {frozenset(pair) for pair in zip(table["name"].tolist(), table["sdss_partner"].tolist())}
-    assert len(pairs) == 24 and pairs == named  # as the table names them, and no others
+    assert len(pairs) == 24 and pairs == named                  # as the table names them, and no others
 
 
 def test_a_classifier_is_judged_by_class(every):

@@ -7,14 +7,7 @@ import torch
 from astroclip.core.config import sample_path
 from astroclip.surveys.pairs import Survey
 from astroclip.data.spectrum_grid import WAVELENGTH
-from astroclip.evaluation.inpainting import (
-    Components,
-    LINES,
-    chi_squared,
-    interpolate,
-    line_strength,
-    noise_free,
-)
+from astroclip.evaluation.inpainting import Components, LINES, chi_squared, interpolate, line_strength, noise_free
 from astroclip.evaluation.inpainting import per_galaxy
 from astroclip.metrics.bootstrap import mean_interval, rank_correlation
 from astroclip.losses.masked import chunk_mask

@@ -4,21 +4,14 @@ import numpy as np
 import pytest
 
 from astroclip.metrics.bootstrap import wilson
-from astroclip.metrics.spectroscopic import (
-    LIGHT,
-    SUCCESS,
-    confident_errors,
-    confusion_table,
-    fraction,
-    purity_completeness,
-)
+from astroclip.metrics.spectroscopic import LIGHT, SUCCESS, confident_errors, confusion_table, fraction, purity_completeness
 from astroclip.metrics.spectroscopic import right_or_abstained, success, velocity, velocity_scores
 
 
 def test_a_velocity_is_that_of_the_galaxys_own_frame():
     assert velocity([0.1011], [0.1])[0] == pytest.approx(299792.458 * 0.0011 / 1.1)
     z, dv = np.array([0.02, 0.7, 1.6, 3.9]), np.array([55.0, -55.0, 200.0, 0.0])
-    assert np.allclose(velocity(z + dv / LIGHT * (1 + z), z), dv, atol=1e-6)  # at every redshift alike
+    assert np.allclose(velocity(z + dv / LIGHT * (1 + z), z), dv, atol=1e-6)      # at every redshift alike
     assert SUCCESS * LIGHT == pytest.approx(989.3, abs=0.1)
 
 
@@ -45,18 +38,15 @@ def test_purity_and_completeness_by_hand():
     rng = np.random.default_rng(1)
     p, right = rng.uniform(size=300), rng.uniform(size=300) < 0.6
     cut, purity, completeness = purity_completeness(p, right)
-    assert (np.diff(completeness) <= 0).all()  # completeness only falls
+    assert (np.diff(completeness) <= 0).all()                                     # completeness only falls
     order = rng.permutation(300)
-    assert all(
-        np.array_equal(a, b)
-        for a, b in zip((cut, purity, completeness), purity_completeness(p[order], right[order]))
-    )
-    assert purity[0] == completeness[0] == right.mean()  # nothing is cut
+    assert all(np.array_equal(a, b) for a, b in zip((cut, purity, completeness), purity_completeness(p[order], right[order])))
+    assert purity[0] == completeness[0] == right.mean()                           # nothing is cut
 
 
 def test_confidence_and_silence():
     p, right = np.array([0.95, 0.91, 0.9, 0.3]), np.array([True, False, False, False])
-    assert confident_errors(p, right).value == pytest.approx(1 / 3)  # 0.9 is not above 0.9
+    assert confident_errors(p, right).value == pytest.approx(1 / 3)               # 0.9 is not above 0.9
     assert right_or_abstained(p, right).value == 0.5
     assert right_or_abstained(p, right, silent=p > 0.9).value == 0.75
     with pytest.raises(ValueError, match="expected 0 to 1"):

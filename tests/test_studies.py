@@ -7,48 +7,10 @@ from smoke_runs import OTHERS, papermill
 
 # Pages that train in a loop over settings: few steps are enough to see that they run.
 SHORT = {
-    "ablations": [
-        "-p",
-        "steps",
-        "4",
-        "-p",
-        "n_seeds",
-        "2",
-        "-p",
-        "n_seeds_trained",
-        "1",
-        "-y",
-        "{only: [batch of 64 in 4 groups, 50 pairs, as released, image tower trained]}",
-    ],
+    "ablations": ["-p", "steps", "4", "-p", "n_seeds", "2", "-p", "n_seeds_trained", "1", "-y", "{only: [batch of 64 in 4 groups, 50 pairs, as released, image tower trained]}"],
     "ablation_pretraining": ["-p", "pretrain_steps", "4", "-p", "align_steps", "6"],
-    "ablation_spectrum": [
-        "-p",
-        "steps",
-        "4",
-        "-p",
-        "place_steps",
-        "4",
-        "-p",
-        "align_steps",
-        "6",
-        "-p",
-        "n_train",
-        "100",
-    ],
-    "remedies": [
-        "-p",
-        "steps",
-        "2",
-        "-p",
-        "place_steps",
-        "2",
-        "-p",
-        "align_steps",
-        "2",
-        "-p",
-        "n_seeds",
-        "1",
-    ],
+    "ablation_spectrum": ["-p", "steps", "4", "-p", "place_steps", "4", "-p", "align_steps", "6", "-p", "n_train", "100"],
+    "remedies": ["-p", "steps", "2", "-p", "place_steps", "2", "-p", "align_steps", "2", "-p", "n_seeds", "1"],
 }
 
 pytestmark = pytest.mark.smoke
@@ -71,12 +33,8 @@ def test_a_page_with_supervised_networks_and_fine_tuned_towers_runs(name, home):
 def test_real_galaxies_takes_what_there_is(kind, home, real, tmp_path):
     "Cutouts alone; one coadd of new observations, without redshifts; nothing readable. The figures have a folder of their own."
     (tmp_path / kind).mkdir()
-    files = dict(
-        cutouts="images_legacysurvey/example_b.fits", coadd="spectra_desi/coadd-4-80613-thru20210324.fits"
-    )
-    (tmp_path / kind / "a.fits").write_bytes(
-        (real / files[kind]).read_bytes() if kind in files else b"nothing"
-    )
+    files = dict(cutouts="images_legacysurvey/example_b.fits", coadd="spectra_desi/coadd-4-80613-thru20210324.fits")
+    (tmp_path / kind / "a.fits").write_bytes((real / files[kind]).read_bytes() if kind in files else b"nothing")
     papermill("real_galaxies", home, "-p", "folder", str(tmp_path / kind))
     figures = home / "figures" / f"mock-smoke-{kind}"
     drawn = dict(cutouts=["images"], coadd=["spectra"], nothing=[])
@@ -85,6 +43,4 @@ def test_real_galaxies_takes_what_there_is(kind, home, real, tmp_path):
         (row,) = csv.DictReader(file)
     assert row["kind"] == dict(cutouts="image", coadd="spectrum", nothing="left out")[kind]
     assert kind == "nothing" or 0 < float(row["z_pred"]) < 1
-    assert kind != "coadd" or (
-        0 <= float(row["probability"]) <= 1 and row["z_true"] == "" and "no redshift known" in row["flag"]
-    )
+    assert kind != "coadd" or (0 <= float(row["probability"]) <= 1 and row["z_true"] == "" and "no redshift known" in row["flag"])

@@ -18,16 +18,7 @@ from astroclip.surveys.pairs import Survey, read_rows
 from astroclip.targets import features, quasars, stars, targets
 from astroclip.targets.distant_galaxies import continue_blueward, emission_line_galaxies
 
-COLUMNS = {
-    "redshift",
-    "flux",
-    "ivar",
-    "truth/kind",
-    "truth/subkind",
-    "truth/sn",
-    "truth/contrast",
-    "truth/exposure",
-}
+COLUMNS = {"redshift", "flux", "ivar", "truth/kind", "truth/subkind", "truth/sn", "truth/contrast", "truth/exposure"}
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +45,7 @@ def test_a_bump_has_its_area_and_place_and_a_trough_its_equivalent_width():
 def test_bumps_at_the_edges_are_cut_not_moved():
     lines = np.zeros((1, N_PIXELS))
     features.add_bumps(lines, np.array([[WAVELENGTH[0], WAVELENGTH[-1]]]), 1.0, 2.0)
-    assert (
-        lines.sum() * PIXEL == pytest.approx(2 * np.sqrt(2 * np.pi), rel=0.2)
-        and lines[0, 100:-100].max() == 0
-    )
+    assert lines.sum() * PIXEL == pytest.approx(2 * np.sqrt(2 * np.pi), rel=0.2) and lines[0, 100:-100].max() == 0
 
 
 def test_contrast_counts_features_only_and_in_units_of_the_noise():
@@ -65,9 +53,7 @@ def test_contrast_counts_features_only_and_in_units_of_the_noise():
     assert features.contrast(np.full((1, N_PIXELS), 9.0), ivar)[0] == pytest.approx(0, abs=1e-9)
     line = np.full((1, N_PIXELS), 9.0)
     line[0, 4000] += 5
-    assert features.contrast(line, ivar)[0] == pytest.approx(
-        5 * 2 * np.sqrt(1 - 1 / features.SMOOTH), rel=1e-6
-    )
+    assert features.contrast(line, ivar)[0] == pytest.approx(5 * 2 * np.sqrt(1 - 1 / features.SMOOTH), rel=1e-6)
 
 
 @pytest.mark.parametrize("measure", [features.signal_to_noise, features.contrast])
@@ -125,10 +111,7 @@ def test_forest_absorbs_blueward_of_the_quasar_only_and_as_measured(rng):
 
 def test_saha_and_boltzmann_put_lines_where_the_spectral_types_are():
     t = np.linspace(3000, 45000, 3000)
-    peak = {
-        name: t[np.argmax(stars.population(t, *atom))]
-        for name, atom in dict(h=stars.HYDROGEN, he=stars.HE_I).items()
-    }
+    peak = {name: t[np.argmax(stars.population(t, *atom))] for name, atom in dict(h=stars.HYDROGEN, he=stars.HE_I).items()}
     assert 9000 < peak["h"] < 11000 and 15000 < peak["he"] < 25000
     half = stars.population(np.array([stars_half()]), 0.0, 0, (13.6,))[0]
     assert half == pytest.approx(0.5, abs=0.01)
@@ -192,9 +175,7 @@ def test_the_file_reads_like_a_survey_and_is_made_once(tmp_path):
     assert survey.flux([69, 0]).shape == survey.ivar([69, 0]).shape == (2, N_PIXELS)
     assert survey.truth("kind").dtype == np.int8 and set(np.unique(survey.split)) <= {0, 1, 2}
     with h5py.File(path) as f:
-        assert list(f.attrs["kinds"]) == list(targets.KINDS) and list(f.attrs["subkinds"]) == list(
-            targets.SUBKINDS
-        )
+        assert list(f.attrs["kinds"]) == list(targets.KINDS) and list(f.attrs["subkinds"]) == list(targets.SUBKINDS)
     before = path.stat().st_mtime_ns
     assert targets.make_targets(tmp_path, 70, seed=2, progress=False, **weights()) == path
     assert path.stat().st_mtime_ns == before and {p.name for p in tmp_path.iterdir()} == {"targets.h5"}
@@ -207,9 +188,7 @@ def weights():
 
 
 def test_an_interrupted_file_resumes_to_the_same_bytes(tmp_path):
-    whole = targets.make_targets(
-        tmp_path / "whole", 130, seed=4, processes=1, progress=False, stars=1.0, nothing=1.0
-    )
+    whole = targets.make_targets(tmp_path / "whole", 130, seed=4, processes=1, progress=False, stars=1.0, nothing=1.0)
     code = f"""
 import os
 from astroclip.mock import survey
@@ -222,9 +201,7 @@ survey.write_rows = once
 targets.make_targets(r'{tmp_path / "broken"}', 130, seed=4, processes=1, progress=False, stars=1.0, nothing=1.0)
 """
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ)).returncode == 9
-    again = targets.make_targets(
-        tmp_path / "broken", 130, seed=4, processes=1, progress=False, stars=1.0, nothing=1.0
-    )
+    again = targets.make_targets(tmp_path / "broken", 130, seed=4, processes=1, progress=False, stars=1.0, nothing=1.0)
     for name in ("flux", "ivar", "redshift", "truth/kind", "truth/contrast"):
         parts = []
         for path in (whole, again):
@@ -234,9 +211,7 @@ targets.make_targets(r'{tmp_path / "broken"}', 130, seed=4, processes=1, progres
     assert read_rows(again, "truth/kind").shape == (130,)
 
 
-@pytest.mark.parametrize(
-    "wrong", [dict(n=0), dict(n=5, comets=1.0), dict(n=5, stars=-1.0), dict(n=5, stars=0.0)]
-)
+@pytest.mark.parametrize("wrong", [dict(n=0), dict(n=5, comets=1.0), dict(n=5, stars=-1.0), dict(n=5, stars=0.0)])
 def test_wrong_numbers_are_refused_in_one_sentence(tmp_path, wrong):
     with pytest.raises(ValueError, match="expected n >= 1, seed >= 0 and weights"):
         targets.make_targets(tmp_path, progress=False, **wrong)
