@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'RATES', 'log_shares', 'shares_of', 'survey_shares', 'joined', 'spectra_on_trial', 'save_all', 'load_all',
-           'keep_opinion', 'planted_tables', 'swapped_tables', 'rates', 'found_at', 'pair_p_values', 'overlap']
+           'keep_opinion', 'planted_tables', 'swapped_tables', 'rates', 'found_at', 'overlap']
 
-# %% ../../nbs/answers/68_check_trials.ipynb #bb982d48
+# %% ../../nbs/answers/68_check_trials.ipynb #ba0cbe3c
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .consistency import ALPHA, VERDICTS, p_values
+from .consistency import ALPHA, VERDICTS
 from .densities import best_window
 from .planted import plant, swapped
 from .second_opinion import KnownSpectra, SecondOpinion, fit_opinion
@@ -28,7 +28,7 @@ from ..surveys.log_spectra import LogSpectra, load_log_spectra
 from ..surveys.pairs import VALIDATION
 from ..training.redshift_classifier import hard_copies
 
-# %% ../../nbs/answers/68_check_trials.ipynb #033b29ac
+# %% ../../nbs/answers/68_check_trials.ipynb #b3f520ee
 @torch.no_grad()
 def log_shares(
     classifier,  # RedshiftClassifier
@@ -66,7 +66,7 @@ def survey_shares(
     found = [shares_of(classifier, survey.flux(some), survey.ivar(some))[0] for some in parts]
     return np.concatenate(found) if found else np.zeros((0, len(classifier.centres)), np.float32)
 
-# %% ../../nbs/answers/68_check_trials.ipynb #49dc3e26
+# %% ../../nbs/answers/68_check_trials.ipynb #47812195
 def joined(
     parts: list[KnownSpectra],
 ) -> KnownSpectra:
@@ -80,7 +80,7 @@ def spectra_on_trial(
     classifier,  # RedshiftClassifier
     files: list,  # survey.h5, spectra.h5, ...; those that exist are read
     split: int = VALIDATION,
-    copies: int = 4,  # degraded versions; 0: none
+    copies: int = 2,  # degraded versions; 0: none
     seed: int = 0,
     as_observed: bool = True,
 ) -> KnownSpectra:
@@ -95,7 +95,7 @@ def spectra_on_trial(
         parts.append(known_spectra(p, centers, z, seed=spawn_seed(seed, "trial", split, i)))
     return joined(parts)
 
-# %% ../../nbs/answers/68_check_trials.ipynb #0cfc66e8
+# %% ../../nbs/answers/68_check_trials.ipynb #8d7490c6
 NETWORKS = dict(astroclip=AstroCLIP, redshift=RedshiftClassifier)  # name of the folder: class
 
 
@@ -132,7 +132,7 @@ def keep_opinion(
     run,  # of `open_run`, with the networks among its inputs
     networks,  # of `open_networks`
     alpha: float = ALPHA,
-    copies: int = 4,
+    copies: int = 2,
     steps: int = 1500,  # of the image's head
 ) -> Artifact:
     "Fitted where it is missing: `load_all(kept.path)` reads it."
@@ -153,19 +153,21 @@ def keep_opinion(
             save_all(opinion, networks.model, networks.classifier, folder)
     return kept
 
-# %% ../../nbs/answers/68_check_trials.ipynb #d96b8938
+# %% ../../nbs/answers/68_check_trials.ipynb #8cdb50e5
 def planted_tables(
     question: Callable,  # redshifts (N,) -> Table of `ask`
     z,  # (N,) right
     magnitude=None,  # (N,)
     seed: int = 0,
     highest: float = 4.2,
-) -> dict:  # "right" and names of failures -> Table, its rows those that have such a failure
+) -> dict:  # "right" and names of failures -> Table of the rows that have such a failure, with `row`
     "Verdicts on right and on planted redshifts."
-    tables = {"right": question(np.asarray(z, float))}
-    for name, wrong in plant(z, magnitude, spawn_seed(seed, "trial"), highest).items():
-        rows = np.isfinite(wrong)
-        tables[name] = question(wrong)[rows]
+    z, tables = np.asarray(z, float), {}
+    asked = {"right": z} | plant(z, magnitude, spawn_seed(seed, "trial"), highest)
+    for name, values in asked.items():
+        tables[name] = question(values)
+        tables[name]["row"] = np.arange(len(z))
+        tables[name] = tables[name][np.isfinite(values)]
     return tables
 
 
@@ -174,12 +176,15 @@ def swapped_tables(
     z,  # (N,) right
     magnitude,  # (N,)
     seed: int = 0,
-) -> dict:
+) -> dict:  # name -> Table, with `row` and `spectrum_row`
     "Verdicts on spectra of other galaxies; the catalogue has the redshift of the spectrum."
     z = np.asarray(z, float)
     alike = np.stack([np.asarray(magnitude, float), z], 1)
     partners = {"swapped": swapped(len(z), seed), "swapped, alike": swapped(len(z), seed, alike)}
-    return {name: question(z[rows], rows) for name, rows in partners.items()}
+    tables = {name: question(z[rows], rows) for name, rows in partners.items()}
+    for name, rows in partners.items():
+        tables[name]["row"], tables[name]["spectrum_row"] = np.arange(len(z)), rows
+    return tables
 
 
 def rates(
@@ -195,7 +200,7 @@ def rates(
         found[name] = Score(k / n, *wilson(k, n), n) if n else Score(nan, nan, nan, 0)
     return found
 
-# %% ../../nbs/answers/68_check_trials.ipynb #4e12b7fc
+# %% ../../nbs/answers/68_check_trials.ipynb #40a3af6e
 RATES = np.geomspace(0.002, 0.5, 40)
 
 
@@ -211,14 +216,6 @@ def found_at(
     k = [int((p <= rate).sum()) for rate in stated]
     low, high = np.transpose([wilson(one, len(p)) for one in k])
     return np.array(k) / len(p), low, high
-
-
-def pair_p_values(
-    reference,  # (n,) scores of right validation pairs
-    scores,  # (N,)
-) -> np.ndarray:  # (N,)
-    "P-values of scores of another kind, to compare ways to find a swap."
-    return p_values(scores, reference)
 
 
 def overlap(

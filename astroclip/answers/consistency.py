@@ -6,13 +6,13 @@
 __all__ = ['ALPHA', 'DOUBT', 'VERDICTS', 'LIKELY', 'p_values', 'p_of_odds', 'threshold', 'least_stated', 'image_power',
            'combined', 'verdicts']
 
-# %% ../../nbs/answers/64_consistency.ipynb #2129cada
+# %% ../../nbs/answers/64_consistency.ipynb #110c933e
 import numpy as np
 
 ALPHA = 0.01  # stated rate of right redshifts that are contradicted
 DOUBT = 0.05  # rate below which a redshift is doubtful
 
-# %% ../../nbs/answers/64_consistency.ipynb #1b85932a
+# %% ../../nbs/answers/64_consistency.ipynb #c3f9b338
 def p_values(
     score,  # (N,) low: does not fit; NaN: not asked
     right,  # (n,) scores of galaxies whose redshift is right
@@ -22,7 +22,7 @@ def p_values(
     p = (1 + np.searchsorted(right, score, "right")) / (len(right) + 1)
     return np.where(np.isfinite(score), p, np.nan)
 
-# %% ../../nbs/answers/64_consistency.ipynb #29c00e43
+# %% ../../nbs/answers/64_consistency.ipynb #4dc400ad
 def p_of_odds(
     odds,  # (N,) natural logarithm, at most 0; NaN: not asked
     right,  # (n,) of galaxies whose redshift is right
@@ -31,7 +31,7 @@ def p_of_odds(
     odds = np.asarray(odds, float)
     return np.maximum(p_values(odds, right), 1 / (1 + np.exp(-odds)))
 
-# %% ../../nbs/answers/64_consistency.ipynb #6e8fab44
+# %% ../../nbs/answers/64_consistency.ipynb #25d95927
 def threshold(
     right,  # (n,) scores
     alpha: float = ALPHA,
@@ -51,18 +51,21 @@ def least_stated(
     wrong,  # (n, F) and at planted ones; NaN: none
     alpha: float = ALPHA,
     found: float = 0.95,  # fraction of planted ones that must be found
+    margin: float = 0.1,  # of stated probability, above the cut: the least sure
     cuts=(0.0, *np.arange(0.05, 0.95, 0.05), 0.95, 0.97, 0.98, 0.99, 0.995),
 ) -> float:  # infinite: no cut will do
     "The smallest stated probability from which planted redshifts are found."
     stated, right, wrong = (np.asarray(x, float) for x in (stated, right, wrong))
     for cut in cuts:
         kept = stated >= cut
-        some = wrong[kept][np.isfinite(wrong[kept])]
-        if len(some) and (some <= threshold(right[kept], alpha)).mean() >= found:
+        at = threshold(right[kept], alpha)
+        groups = (wrong[kept], wrong[kept & (stated < cut + margin)])
+        told = [(some[np.isfinite(some)] <= at).mean() for some in groups if np.isfinite(some).any()]
+        if told and min(told) >= found:
             return float(cut)
     return float("inf")
 
-# %% ../../nbs/answers/64_consistency.ipynb #e8066693
+# %% ../../nbs/answers/64_consistency.ipynb #d8a81177
 def image_power(
     q: np.ndarray,  # (N, K) density over bins
     right,  # (n,) tails of galaxies whose redshift is right
@@ -73,7 +76,7 @@ def image_power(
     tails = np.cumsum(np.take_along_axis(q, order, 1), 1)  # of each bin, in order of density
     return (p_values(tails.ravel(), right).reshape(q.shape) <= level).mean(1)
 
-# %% ../../nbs/answers/64_consistency.ipynb #96671238
+# %% ../../nbs/answers/64_consistency.ipynb #fa188199
 VERDICTS = ("agree", "doubtful", "contradict", "cannot say")
 LIKELY = float(np.log(0.5))  # log odds from which the spectrum prefers the catalogue's redshift, or nearly
 

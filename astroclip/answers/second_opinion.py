@@ -7,7 +7,7 @@ __all__ = ['MOST', 'ALONE', 'COLUMNS', 'FILES', 'Domain', 'fit_domain', 'cosines
            'known_spectra', 'fit_opinion', 'tests_of', 'against', 'silence', 'reason_of', 'ask', 'save_opinion',
            'load_opinion']
 
-# %% ../../nbs/answers/66_second_opinion.ipynb #75db3e42
+# %% ../../nbs/answers/66_second_opinion.ipynb #5475bdda
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from .planted import name_failure, plant
 from ..core.faults import write_atomic
 from ..probes.heads import mlp
 
-# %% ../../nbs/answers/66_second_opinion.ipynb #493bcd49
+# %% ../../nbs/answers/66_second_opinion.ipynb #4e2c5ae7
 @dataclass
 class Domain:
     "Where the training galaxies lie in an embedding."
@@ -64,7 +64,7 @@ def cosines(
     lengths = np.maximum(np.linalg.norm(u, axis=1), 1e-3) * np.maximum(np.linalg.norm(v, axis=1), 1e-3)
     return (u * v).sum(1) / lengths
 
-# %% ../../nbs/answers/66_second_opinion.ipynb #9fa0bc3c
+# %% ../../nbs/answers/66_second_opinion.ipynb #d040c64d
 MOST = 4096  # scores that are kept of a list
 
 
@@ -92,7 +92,7 @@ def thinned(
         return scores
     return scores[np.linspace(0, len(scores) - 1, MOST).round().astype(int)]
 
-# %% ../../nbs/answers/66_second_opinion.ipynb #2efee2de
+# %% ../../nbs/answers/66_second_opinion.ipynb #77de0ef9
 @dataclass
 class KnownSpectra:
     "Spectra with right redshifts, as the classifier sees them."
@@ -151,7 +151,7 @@ def fit_opinion(
         made_for=made_for or {},
     )
 
-# %% ../../nbs/answers/66_second_opinion.ipynb #ecb66102
+# %% ../../nbs/answers/66_second_opinion.ipynb #9600cc90
 def tests_of(
     opinion: SecondOpinion,
     z,  # (N,) of a catalogue, NaN: none
@@ -181,7 +181,7 @@ def tests_of(
     )
     return found | dict(power=np.where(here, image_power(q, opinion.tails, opinion.doubt), 0.0))
 
-# %% ../../nbs/answers/66_second_opinion.ipynb #c944c826
+# %% ../../nbs/answers/66_second_opinion.ipynb #b12b1778
 ALONE = 0.5  # power that an image needs to confirm by itself
 
 
@@ -238,7 +238,7 @@ def reason_of(
         )
     return f"by the image alone, which would have doubted {row['power']:.0%} of all redshifts"
 
-# %% ../../nbs/answers/66_second_opinion.ipynb #23295843
+# %% ../../nbs/answers/66_second_opinion.ipynb #adba03b2
 COLUMNS = ("z_catalogue", "z_spectrum", "probability", "z_image", "z_image_low", "z_image_high")
 COLUMNS += ("p_spectrum", "p_image", "p_pair")
 
@@ -275,7 +275,7 @@ def ask(
     table.meta = dict(false_alarms=opinion.alpha, doubtful_below=opinion.doubt)
     return table
 
-# %% ../../nbs/answers/66_second_opinion.ipynb #ea9a5f2d
+# %% ../../nbs/answers/66_second_opinion.ipynb #9f7f3fd9
 FILES = ("opinion.safetensors", "opinion.json")
 
 
