@@ -93,7 +93,8 @@ def test_confused_lines_keep_the_observed_wavelength():
         for (a, b), wrong in confusions(z).items():
             assert (1 + wrong) * CONFUSED[b] == pytest.approx((1 + z) * CONFUSED[a])
             assert 3600 < (1 + z) * CONFUSED[a] < 9824
-            assert name_failure(wrong, z) == f"{a} may have been taken for {b}"
+            assert name_failure(wrong, z).isascii() and "may have been taken for" in name_failure(wrong, z)
+    assert name_failure(1.1 * 6564.6 / 5008.2 - 1, 0.1) == "H-alpha may have been taken for [O III]"
 
 
 def test_planted_redshifts_are_wrong():
@@ -204,6 +205,15 @@ def test_a_list_of_files_keeps_its_rows(folder, tmp_path, capsys):
     lines = (tmp_path / "out.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == ["first", "second", "third"]
     assert "no file" in lines[1] and "neither image nor spectrum" in lines[2]
+
+
+def test_a_fits_table_takes_any_file_name(folder, tmp_path, capsys):
+    from astropy.table import Table
+
+    (tmp_path / "gälaxy.fits").write_bytes(b"nothing")
+    status, _, err = check(capsys, tmp_path / "gälaxy.fits", "--model", folder, "-o", tmp_path / "out.fits")
+    assert status == 0, err
+    assert Table.read(tmp_path / "out.fits")["verdict"].astype(str).tolist() == ["cannot say"]
 
 
 def test_bad_questions_end_with_one_line(folder, tmp_path, capsys):

@@ -6,7 +6,7 @@
 __all__ = ['NETWORKS', 'RATES', 'log_shares', 'shares_of', 'survey_shares', 'joined', 'spectra_on_trial', 'save_all', 'load_all',
            'keep_opinion', 'planted_tables', 'swapped_tables', 'rates', 'found_at', 'overlap']
 
-# %% ../../nbs/answers/68_check_trials.ipynb #ba0cbe3c
+# %% ../../nbs/answers/68_check_trials.ipynb #90c3562f
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from ..surveys.log_spectra import LogSpectra, load_log_spectra
 from ..surveys.pairs import VALIDATION
 from ..training.redshift_classifier import hard_copies
 
-# %% ../../nbs/answers/68_check_trials.ipynb #b3f520ee
+# %% ../../nbs/answers/68_check_trials.ipynb #2061aad7
 @torch.no_grad()
 def log_shares(
     classifier,  # RedshiftClassifier
@@ -66,7 +66,7 @@ def survey_shares(
     found = [shares_of(classifier, survey.flux(some), survey.ivar(some))[0] for some in parts]
     return np.concatenate(found) if found else np.zeros((0, len(classifier.centres)), np.float32)
 
-# %% ../../nbs/answers/68_check_trials.ipynb #47812195
+# %% ../../nbs/answers/68_check_trials.ipynb #e9e0cef9
 def joined(
     parts: list[KnownSpectra],
 ) -> KnownSpectra:
@@ -95,7 +95,7 @@ def spectra_on_trial(
         parts.append(known_spectra(p, centers, z, seed=spawn_seed(seed, "trial", split, i)))
     return joined(parts)
 
-# %% ../../nbs/answers/68_check_trials.ipynb #8d7490c6
+# %% ../../nbs/answers/68_check_trials.ipynb #0ff2773f
 NETWORKS = dict(astroclip=AstroCLIP, redshift=RedshiftClassifier)  # name of the folder: class
 
 
@@ -153,7 +153,7 @@ def keep_opinion(
             save_all(opinion, networks.model, networks.classifier, folder)
     return kept
 
-# %% ../../nbs/answers/68_check_trials.ipynb #8cdb50e5
+# %% ../../nbs/answers/68_check_trials.ipynb #45074db2
 def planted_tables(
     question: Callable,  # redshifts (N,) -> Table of `ask`
     z,  # (N,) right
@@ -200,8 +200,8 @@ def rates(
         found[name] = Score(k / n, *wilson(k, n), n) if n else Score(nan, nan, nan, 0)
     return found
 
-# %% ../../nbs/answers/68_check_trials.ipynb #40a3af6e
-RATES = np.geomspace(0.002, 0.5, 40)
+# %% ../../nbs/answers/68_check_trials.ipynb #477091da
+RATES = np.geomspace(0.003, 0.3, 40)
 
 
 def found_at(

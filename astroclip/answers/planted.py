@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['CONFUSED', 'WITHIN', 'SKY', 'END', 'FAILURES', 'same_redshift', 'confusions', 'line_confused', 'of_neighbour',
-           'plant', 'swapped', 'name_failure']
+           'plant', 'swapped', 'in_ascii', 'name_failure']
 
-# %% ../../nbs/answers/60_planted.ipynb #138042aa
+# %% ../../nbs/answers/60_planted.ipynb #46cb9574
 import numpy as np
 
 from ..core.config import spawn_seed
 from ..data.spectrum_grid import WAVELENGTH
 
-# %% ../../nbs/answers/60_planted.ipynb #2bfc1c7d
+# %% ../../nbs/answers/60_planted.ipynb #5ec3d43a
 CONFUSED = {"Lyα": 1215.7, "[O II]": 3728.5, "Hβ": 4862.7, "[O III]": 5008.2, "Hα": 6564.6}  # vacuum A
 WITHIN = 0.005  # |dz| / (1 + z) up to which two redshifts are one
 
@@ -43,7 +43,7 @@ def confusions(
                 found[a, b] = wrong
     return found
 
-# %% ../../nbs/answers/60_planted.ipynb #0a72f069
+# %% ../../nbs/answers/60_planted.ipynb #0fe25ad8
 SKY = (7700.0, 8900.0)  # A, the strongest bands of hydroxyl on the grid
 END = 1.7  # of the grid of galaxies in the pipelines of DESI; piled up within a few thousandths
 
@@ -74,7 +74,7 @@ def of_neighbour(
     wrong[order] = np.asarray(z, float)[order[(place + step) % n]]
     return wrong
 
-# %% ../../nbs/answers/60_planted.ipynb #25fa6478
+# %% ../../nbs/answers/60_planted.ipynb #5d101cad
 FAILURES = ("line confusion", "sky line", "pile-up", "neighbour", "random")
 
 
@@ -96,7 +96,7 @@ def plant(
     }
     return {name: np.where(same_redshift(x, z, 2 * WITHIN), np.nan, x) for name, x in wrong.items()}
 
-# %% ../../nbs/answers/60_planted.ipynb #ad97720b
+# %% ../../nbs/answers/60_planted.ipynb #d3128e66
 def swapped(
     n: int,
     seed: int = 0,
@@ -121,7 +121,12 @@ def swapped(
     near = np.argsort(distance, 1)[:, : min(nearest, n - 1)]
     return near[np.arange(n), rng.integers(near.shape[1], size=n)]
 
-# %% ../../nbs/answers/60_planted.ipynb #53cbff90
+# %% ../../nbs/answers/60_planted.ipynb #46fc5199
+def in_ascii(line: str) -> str:
+    "The name of a line for tables whose format has no Greek."
+    return line.replace("α", "-alpha").replace("β", "-beta")
+
+
 def name_failure(
     z_catalogue: float,
     z_found: float,  # what a spectrum says
@@ -131,8 +136,8 @@ def name_failure(
         return ""
     for (a, b), wrong in confusions(z_found, -0.9, 9.0).items():
         if same_redshift(z_catalogue, wrong, 0.002):
-            return f"{a} may have been taken for {b}"
+            return f"{in_ascii(a)} may have been taken for {in_ascii(b)}"
     if END - 0.02 < z_catalogue < END + 0.06:
         return "the redshift lies at the end of a pipeline's grid"
     seen = (1 + z_catalogue) * CONFUSED["Hα"]
-    return "a sky line may have been taken for Hα" if SKY[0] < seen < SKY[1] else ""
+    return "a sky line may have been taken for H-alpha" if SKY[0] < seen < SKY[1] else ""

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LISTS', 'Task', 'redshift_asked', 'file_list', 'file_tasks', 'cell', 'list_tasks', 'survey_tasks', 'Asked',
            'galaxies_of_files', 'survey_column', 'galaxies_of_survey', 'read_task', 'embedded', 'ask_block',
-           'draw_block', 'tasks_of', 'question_key', 'check']
+           'draw_block', 'tasks_of', 'question_key', 'in_ascii', 'check']
 
-# %% ../../nbs/cli/35_checking.ipynb #e97ce8d6
+# %% ../../nbs/cli/35_checking.ipynb #dcc9d65f
 import hashlib
 import json
 import shutil
@@ -23,7 +23,7 @@ from ..core.faults import make_folder, write_atomic
 from ..core.outputs import check_folder, check_output, table_format, write_table
 from ..files.fits_files import bare_name
 
-# %% ../../nbs/cli/35_checking.ipynb #d7ecd815
+# %% ../../nbs/cli/35_checking.ipynb #094b5d3e
 LISTS = (".csv", ".ecsv", ".vot", ".parquet", ".txt")  # tables that may list files
 
 
@@ -67,7 +67,7 @@ def file_list(
     texts = [name for name in named if np.asarray(table[name]).dtype.kind in "UO"]
     return table if named and texts == named else None
 
-# %% ../../nbs/cli/35_checking.ipynb #5fb2baf7
+# %% ../../nbs/cli/35_checking.ipynb #51cfb68f
 def file_tasks(
     paths: list[Path],
     z: float | None,  # of all
@@ -128,7 +128,7 @@ def survey_tasks(
     n = len(Survey(path))
     return [Task([path], slice(i, min(i + size, n)), z=z) for i in range(0, n, size)]
 
-# %% ../../nbs/cli/35_checking.ipynb #da0bc1c0
+# %% ../../nbs/cli/35_checking.ipynb #d16f9725
 @dataclass
 class Asked:
     "One galaxy whose redshift is checked."
@@ -216,7 +216,7 @@ def read_task(
     "The galaxies of a task."
     return galaxies_of_files(task, **images) if task.rows is None else galaxies_of_survey(task, column)
 
-# %% ../../nbs/cli/35_checking.ipynb #65d21293
+# %% ../../nbs/cli/35_checking.ipynb #bf244a42
 def embedded(
     model,  # AstroCLIP
     galaxies: list[Asked],
@@ -268,7 +268,7 @@ def ask_block(
     table["notes"] = np.array(["; ".join(one.notes) for one in galaxies], str)
     return table
 
-# %% ../../nbs/cli/35_checking.ipynb #7d10fa5e
+# %% ../../nbs/cli/35_checking.ipynb #0195ca59
 def draw_block(
     opinion,  # SecondOpinion
     model,  # AstroCLIP
@@ -303,7 +303,7 @@ def draw_block(
             fig.savefig(temporary, format="png", dpi=150)
         plt.close(fig)
 
-# %% ../../nbs/cli/35_checking.ipynb #c720a18f
+# %% ../../nbs/cli/35_checking.ipynb #9dfd1153
 def tasks_of(
     args: Namespace,  # sources, redshift, batch_size
 ) -> tuple[list[Task], str | None]:  # tasks, column of the redshift
@@ -343,6 +343,17 @@ def question_key(
     return hashlib.sha256(json.dumps([settings, said, facts]).encode()).hexdigest()[:10]
 
 
+def in_ascii(
+    table,  # astropy Table, changed in place
+):  # the same
+    "Texts as FITS takes them: what is not ASCII becomes an escape."
+    for name in table.colnames:
+        if table[name].dtype.kind == "U":
+            texts = [str(x).encode("ascii", "backslashreplace").decode() for x in table[name]]
+            table[name] = np.array(texts, str)
+    return table
+
+
 def check(
     args: Namespace,  # model, sources, output, redshift, pictures, batch_size, overwrite, device, ...
 ) -> None:
@@ -376,7 +387,7 @@ def check(
         write_table(table, part)
         start += len(table)
     table = vstack([Table.read(p) for p in sorted(parts.glob("*.ecsv"))], metadata_conflicts="silent")
-    write_table(table, output)
+    write_table(in_ascii(table) if output.suffix.lower() == ".fits" else table, output)
     shutil.rmtree(parts)
     words, counts = np.unique(np.asarray(table["verdict"]), return_counts=True)
     counted = ", ".join(f"{n} {word}" for word, n in zip(words, counts))
