@@ -200,8 +200,8 @@ def test_the_command_answers_every_row_in_order_and_resumes(folder, tmp_path, ca
 def test_a_list_of_files_keeps_its_rows(folder, tmp_path, capsys):
     (tmp_path / "list.csv").write_text("id,image,spectrum,Z\nfirst,none.fits,,0.1\nsecond,,,oops\nthird,,,\n")
     words = (tmp_path / "list.csv", "--model", folder, "-o", tmp_path / "out.csv", "--redshift", "Z")
-    status, out, _ = check(capsys, *words)
-    assert status == 0 and "3 cannot say" in out
+    status, out, err = check(capsys, *words)
+    assert status == 0 and "3 cannot say" in out, err
     lines = (tmp_path / "out.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == ["first", "second", "third"]
     assert "no file" in lines[1] and "neither image nor spectrum" in lines[2]

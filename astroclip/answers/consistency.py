@@ -6,13 +6,13 @@
 __all__ = ['ALPHA', 'DOUBT', 'VERDICTS', 'LIKELY', 'p_values', 'p_of_odds', 'threshold', 'least_stated', 'image_power',
            'combined', 'verdicts']
 
-# %% ../../nbs/answers/64_consistency.ipynb #110c933e
+# %% ../../nbs/answers/64_consistency.ipynb #3f9dfabe
 import numpy as np
 
 ALPHA = 0.01  # stated rate of right redshifts that are contradicted
 DOUBT = 0.05  # rate below which a redshift is doubtful
 
-# %% ../../nbs/answers/64_consistency.ipynb #c3f9b338
+# %% ../../nbs/answers/64_consistency.ipynb #0d496ee8
 def p_values(
     score,  # (N,) low: does not fit; NaN: not asked
     right,  # (n,) scores of galaxies whose redshift is right
@@ -22,7 +22,7 @@ def p_values(
     p = (1 + np.searchsorted(right, score, "right")) / (len(right) + 1)
     return np.where(np.isfinite(score), p, np.nan)
 
-# %% ../../nbs/answers/64_consistency.ipynb #4dc400ad
+# %% ../../nbs/answers/64_consistency.ipynb #bb2f9745
 def p_of_odds(
     odds,  # (N,) natural logarithm, at most 0; NaN: not asked
     right,  # (n,) of galaxies whose redshift is right
@@ -31,7 +31,7 @@ def p_of_odds(
     odds = np.asarray(odds, float)
     return np.maximum(p_values(odds, right), 1 / (1 + np.exp(-odds)))
 
-# %% ../../nbs/answers/64_consistency.ipynb #25d95927
+# %% ../../nbs/answers/64_consistency.ipynb #35a39b0a
 def threshold(
     right,  # (n,) scores
     alpha: float = ALPHA,
@@ -65,7 +65,7 @@ def least_stated(
             return float(cut)
     return float("inf")
 
-# %% ../../nbs/answers/64_consistency.ipynb #d8a81177
+# %% ../../nbs/answers/64_consistency.ipynb #484573f2
 def image_power(
     q: np.ndarray,  # (N, K) density over bins
     right,  # (n,) tails of galaxies whose redshift is right
@@ -76,7 +76,7 @@ def image_power(
     tails = np.cumsum(np.take_along_axis(q, order, 1), 1)  # of each bin, in order of density
     return (p_values(tails.ravel(), right).reshape(q.shape) <= level).mean(1)
 
-# %% ../../nbs/answers/64_consistency.ipynb #fa188199
+# %% ../../nbs/answers/64_consistency.ipynb #007342ee
 VERDICTS = ("agree", "doubtful", "contradict", "cannot say")
 LIKELY = float(np.log(0.5))  # log odds from which the spectrum prefers the catalogue's redshift, or nearly
 
@@ -87,7 +87,7 @@ def combined(
     "One p-value of several tests, by Bonferroni."
     p = np.asarray(p, float)
     made = np.isfinite(p)
-    least = np.where(made, p, np.inf).min(1, initial=np.inf)
+    least = np.where(made, p, 2.0).min(1, initial=2.0)
     return np.where(made.any(1), np.minimum(1, made.sum(1) * least), np.nan)
 
 
