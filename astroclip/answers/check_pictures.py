@@ -6,7 +6,7 @@
 __all__ = ['NEVER', 'VERDICT_COLORS', 'CATALOGUE', 'FOUND', 'spectrum_panel', 'density_panel', 'headline', 'check_picture',
            'picture_name', 'verdict_bars', 'rate_panel']
 
-# %% ../../nbs/answers/70_check_pictures.ipynb #aee48986
+# %% ../../nbs/answers/70_check_pictures.ipynb #1bed5eca
 import re
 import textwrap
 
@@ -17,7 +17,7 @@ from ..core.plots import COLORS, figure, plot_spectrum, show_image
 from ..data.spectrum_grid import WAVELENGTH
 from ..panels.observed import LINES
 
-# %% ../../nbs/answers/70_check_pictures.ipynb #33db019f
+# %% ../../nbs/answers/70_check_pictures.ipynb #cd0db591
 NEVER = "0.8"  # grey, of what no verdict is about
 VERDICT_COLORS = {"agree": "#009E73", "doubtful": "#E69F00", "contradict": "#D55E00", "cannot say": NEVER}
 CATALOGUE, FOUND = "#D55E00", "#0072B2"
@@ -57,7 +57,7 @@ def density_panel(
             ax.axvline(z, color=color, ls=style, lw=1)
     ax.set(xlabel="redshift", yticks=[], ylabel="p(z | image)")
 
-# %% ../../nbs/answers/70_check_pictures.ipynb #8ca8d634
+# %% ../../nbs/answers/70_check_pictures.ipynb #648e8c29
 def headline(
     row,  # of `ask`
     name: str = "",
@@ -106,7 +106,7 @@ def check_picture(
     fig.suptitle(title, x=0.01, ha="left", fontsize=7)
     return fig
 
-# %% ../../nbs/answers/70_check_pictures.ipynb #ade45010
+# %% ../../nbs/answers/70_check_pictures.ipynb #77db1768
 def picture_name(
     row: int,  # of the output table
     name: str,  # identifier
@@ -115,7 +115,7 @@ def picture_name(
     plain = re.sub(r"[^A-Za-z0-9.+-]+", "_", str(name)).strip("._")[:60]
     return f"{row:06d}-{plain or 'object'}.png"
 
-# %% ../../nbs/answers/70_check_pictures.ipynb #0e3b0b73
+# %% ../../nbs/answers/70_check_pictures.ipynb #070c8183
 def verdict_bars(
     ax,
     fractions: dict,  # name of the question -> {verdict: Score}
