@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'RATES', 'log_shares', 'shares_of', 'survey_shares', 'joined', 'spectra_on_trial', 'save_all', 'load_all',
-           'keep_opinion', 'planted_tables', 'swapped_tables', 'rates', 'found_at', 'overlap']
+           'trial_files', 'keep_opinion', 'planted_tables', 'swapped_tables', 'rates', 'found_at', 'overlap',
+           'spectrum_curves', 'by_redshifts_alone', 'crossed']
 
-# %% ../../nbs/answers/68_check_trials.ipynb #90c3562f
+# %% ../../nbs/answers/68_check_trials.ipynb #97c2207e
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .consistency import ALPHA, VERDICTS
+from .consistency import ALPHA, VERDICTS, p_of_odds, p_values
 from .densities import best_window
 from .planted import plant, swapped
-from .second_opinion import KnownSpectra, SecondOpinion, fit_opinion
+from .second_opinion import KnownSpectra, SecondOpinion, ask, cosines, fit_opinion
 from .second_opinion import known_spectra, load_opinion, save_opinion
 from ..core.artifacts import Artifact, claim, create
 from ..core.config import spawn_seed
@@ -28,7 +29,7 @@ from ..surveys.log_spectra import LogSpectra, load_log_spectra
 from ..surveys.pairs import VALIDATION
 from ..training.redshift_classifier import hard_copies
 
-# %% ../../nbs/answers/68_check_trials.ipynb #2061aad7
+# %% ../../nbs/answers/68_check_trials.ipynb #0106536e
 @torch.no_grad()
 def log_shares(
     classifier,  # RedshiftClassifier
@@ -66,7 +67,7 @@ def survey_shares(
     found = [shares_of(classifier, survey.flux(some), survey.ivar(some))[0] for some in parts]
     return np.concatenate(found) if found else np.zeros((0, len(classifier.centres)), np.float32)
 
-# %% ../../nbs/answers/68_check_trials.ipynb #e9e0cef9
+# %% ../../nbs/answers/68_check_trials.ipynb #caab76ca
 def joined(
     parts: list[KnownSpectra],
 ) -> KnownSpectra:
@@ -95,7 +96,7 @@ def spectra_on_trial(
         parts.append(known_spectra(p, centers, z, seed=spawn_seed(seed, "trial", split, i)))
     return joined(parts)
 
-# %% ../../nbs/answers/68_check_trials.ipynb #0ff2773f
+# %% ../../nbs/answers/68_check_trials.ipynb #2f0d6f38
 NETWORKS = dict(astroclip=AstroCLIP, redshift=RedshiftClassifier)  # name of the folder: class
 
 
@@ -128,6 +129,16 @@ def load_all(
     return opinion, *networks
 
 
+def trial_files(
+    artifacts: list,  # Artifacts, the classifier's among them
+) -> list[Path]:
+    "The spectra that the classifier was trained on, of all splits."
+    found = {a.stage: a for a in artifacts}
+    made_from = found["train_redshift"].inputs
+    files = [made_from["mock_survey"].path / name for name in ("survey.h5", "spectra.h5")]
+    return [*files, made_from["mock_targets"].path / "targets.h5"]
+
+
 def keep_opinion(
     run,  # of `open_run`, with the networks among its inputs
     networks,  # of `open_networks`
@@ -141,9 +152,7 @@ def keep_opinion(
     kept = Artifact("second_opinion", p.survey, p.profile, p.seed, settings, inputs)
     if claim(kept):
         with create(kept) as folder:
-            found = {a.stage: a for a in (*inputs.values(), *inputs["train_redshift"].inputs.values())}
-            data, others = found["mock_survey"].path, found["mock_targets"].path
-            files = [data / "survey.h5", data / "spectra.h5", others / "targets.h5"]
+            files = trial_files(run.inputs)
             known = spectra_on_trial(networks.classifier, files, VALIDATION, copies, p.seed)
             p_held = survey_shares(run.survey, np.flatnonzero(run.validation), networks.classifier)
             stated = best_window(p_held, networks.classifier.centres.cpu().numpy())[0]
@@ -153,7 +162,7 @@ def keep_opinion(
             save_all(opinion, networks.model, networks.classifier, folder)
     return kept
 
-# %% ../../nbs/answers/68_check_trials.ipynb #45074db2
+# %% ../../nbs/answers/68_check_trials.ipynb #4197b88e
 def planted_tables(
     question: Callable,  # redshifts (N,) -> Table of `ask`
     z,  # (N,) right
@@ -200,7 +209,7 @@ def rates(
         found[name] = Score(k / n, *wilson(k, n), n) if n else Score(nan, nan, nan, 0)
     return found
 
-# %% ../../nbs/answers/68_check_trials.ipynb #477091da
+# %% ../../nbs/answers/68_check_trials.ipynb #47b6c75d
 RATES = np.geomspace(0.003, 0.3, 40)
 
 
@@ -229,3 +238,45 @@ def overlap(
     k = np.clip(np.searchsorted(edges, y, "right") - 1, 0, q.shape[1] - 1)
     inside = (y >= edges[0]) & (y < edges[-1])
     return np.where(inside, np.log(q[np.arange(len(q)), k] + 1e-9), np.log(1e-9))
+
+# %% ../../nbs/answers/68_check_trials.ipynb #e1c7dd75
+def spectrum_curves(
+    opinion: SecondOpinion,
+    known: KnownSpectra,
+) -> tuple[dict, np.ndarray]:  # name -> `found_at`, right first; which spectra allow a verdict (n,) bool
+    "Curves of the spectrum's test alone, for spectra with right and planted redshifts."
+    able = known.stated >= opinion.cut
+    asked = {"right": known.right} | known.wrong
+    return {name: found_at(p_of_odds(odds[able], opinion.odds)) for name, odds in asked.items()}, able
+
+
+def by_redshifts_alone(
+    opinion: SecondOpinion,
+    image,  # (N, D)
+    p,  # (N, S) of the spectra, which may be swapped
+    held,  # (M, D) images of right validation pairs
+    p_held,  # (M, S)
+    centers,  # (S,) ln(1 + z)
+) -> np.ndarray:  # (N,) p-values
+    "What image against spectrum finds when both are reduced to a redshift."
+    edges = opinion.image.edges
+    reference = overlap(opinion.image(held), edges, p_held, centers)
+    return p_values(overlap(opinion.image(image), edges, p, centers), reference)
+
+
+def crossed(
+    opinion: SecondOpinion,
+    model,  # AstroCLIP
+    classifier,  # RedshiftClassifier
+    images,  # (n, 3, H, W) nanomaggies
+    flux,  # (n, 7781)
+    ivar,  # (n, 7781)
+    z,  # (n,) of the spectra
+):  # Table of `ask`, n * n rows, with `image`, `spectrum` and `similarity`
+    "Every image with every spectrum."
+    i, j = (x.ravel() for x in np.indices((len(z), len(z))))
+    looks, reads = model.embed_images(images), model.embed_spectra(flux, ivar=ivar)
+    p, centers = shares_of(classifier, flux, ivar)[0], classifier.centres.cpu().numpy()
+    table = ask(opinion, np.asarray(z)[j], looks[i], reads[j], p[j], centers)
+    table["image"], table["spectrum"], table["similarity"] = i, j, cosines(looks[i], reads[j])
+    return table

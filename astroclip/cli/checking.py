@@ -7,7 +7,7 @@ __all__ = ['LISTS', 'Task', 'redshift_asked', 'file_list', 'file_tasks', 'cell',
            'galaxies_of_files', 'survey_column', 'galaxies_of_survey', 'read_task', 'embedded', 'ask_block',
            'draw_block', 'tasks_of', 'question_key', 'in_ascii', 'check']
 
-# %% ../../nbs/cli/35_checking.ipynb #7ceebfc4
+# %% ../../nbs/cli/35_checking.ipynb #96c14504
 import hashlib
 import json
 import shutil
@@ -23,7 +23,7 @@ from ..core.faults import make_folder, write_atomic
 from ..core.outputs import check_folder, check_output, table_format, write_table
 from ..files.fits_files import bare_name
 
-# %% ../../nbs/cli/35_checking.ipynb #1f81eaf1
+# %% ../../nbs/cli/35_checking.ipynb #dbd92562
 LISTS = (".csv", ".ecsv", ".vot", ".parquet", ".txt")  # tables that may list files
 
 
@@ -68,7 +68,7 @@ def file_list(
     texts = [name for name in filled if np.asarray(table[name]).dtype.kind in "UO"]
     return table if filled and texts == filled else None
 
-# %% ../../nbs/cli/35_checking.ipynb #8d282062
+# %% ../../nbs/cli/35_checking.ipynb #b561d7e0
 def file_tasks(
     paths: list[Path],
     z: float | None,  # of all
@@ -129,7 +129,7 @@ def survey_tasks(
     n = len(Survey(path))
     return [Task([path], slice(i, min(i + size, n)), z=z) for i in range(0, n, size)]
 
-# %% ../../nbs/cli/35_checking.ipynb #078235a9
+# %% ../../nbs/cli/35_checking.ipynb #212f7b5a
 @dataclass
 class Asked:
     "One galaxy whose redshift is checked."
@@ -171,7 +171,7 @@ def galaxies_of_files(
         found.append(one)
     return found
 
-
+# %% ../../nbs/cli/35_checking.ipynb #15ed9c79
 def survey_column(
     survey,  # Survey
     name: str,
@@ -217,7 +217,7 @@ def read_task(
     "The galaxies of a task."
     return galaxies_of_files(task, **images) if task.rows is None else galaxies_of_survey(task, column)
 
-# %% ../../nbs/cli/35_checking.ipynb #fcc70504
+# %% ../../nbs/cli/35_checking.ipynb #44209486
 def embedded(
     model,  # AstroCLIP
     galaxies: list[Asked],
@@ -269,7 +269,7 @@ def ask_block(
     table["notes"] = np.array(["; ".join(one.notes) for one in galaxies], str)
     return table
 
-# %% ../../nbs/cli/35_checking.ipynb #c61b444e
+# %% ../../nbs/cli/35_checking.ipynb #0aaa9103
 def draw_block(
     opinion,  # SecondOpinion
     model,  # AstroCLIP
@@ -304,7 +304,7 @@ def draw_block(
             fig.savefig(temporary, format="png", dpi=150)
         plt.close(fig)
 
-# %% ../../nbs/cli/35_checking.ipynb #eaed2013
+# %% ../../nbs/cli/35_checking.ipynb #ff7a68aa
 def tasks_of(
     args: Namespace,  # sources, redshift, batch_size
 ) -> tuple[list[Task], str | None]:  # tasks, column of the redshift
