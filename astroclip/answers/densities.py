@@ -6,7 +6,7 @@
 __all__ = ['LEAST', 'masses', 'best_window', 'log_odds', 'bin_target', 'cross_entropy', 'ImageDensity', 'fit_density', 'tail',
            'quantile']
 
-# %% ../../nbs/answers/62_densities.ipynb #604f9523
+# %% ../../nbs/answers/62_densities.ipynb #972bc97f
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..probes.heads import few_threads, mlp
 from ..probes.vote_heads import seeded, train
 from ..search.neighbours import Scale
 
-# %% ../../nbs/answers/62_densities.ipynb #e1d09dd9
+# %% ../../nbs/answers/62_densities.ipynb #a16d4400
 LEAST = 1e-12  # of a mass: nobody is surer than that
 
 
@@ -51,7 +51,7 @@ def best_window(
     high = np.searchsorted(centers, centers + np.log1p(within), "right")
     rows, best = np.arange(len(p)), (total[:, high] - total[:, low]).argmax(1)
     low, high = low[best], high[best]
-    mass = total[rows, high] - total[rows, low]
+    mass = np.minimum(total[rows, high] - total[rows, low], 1.0)
     return mass, (moment[rows, high] - moment[rows, low]) / np.maximum(mass, LEAST)
 
 
@@ -68,7 +68,7 @@ def log_odds(
     best = np.maximum(best_window(p, centers, within)[0], LEAST)
     return np.minimum(np.log(here) - np.log(best), 0.0)
 
-# %% ../../nbs/answers/62_densities.ipynb #7d35ec79
+# %% ../../nbs/answers/62_densities.ipynb #172acf2e
 def bin_target(
     y: np.ndarray,  # (N,) ln(1 + z)
     edges: np.ndarray,  # (K + 1,)
@@ -105,7 +105,7 @@ class ImageDensity:
     def __call__(self, x) -> np.ndarray:  # (N, D) -> (N, K) float64, rows sum to one
         return (self.logits(x).double() / self.temperature).softmax(-1).numpy()
 
-# %% ../../nbs/answers/62_densities.ipynb #fdf5534c
+# %% ../../nbs/answers/62_densities.ipynb #eab3a0b9
 def fit_density(
     x,  # (N, D) embeddings of training galaxies
     z,  # (N,)
@@ -145,7 +145,7 @@ def fit_density(
     costs = [float(cross_entropy(logits / t, wanted)) for t in tried]
     return ImageDensity(net, edges, scale.mean, scale.std, float(tried[int(np.argmin(costs))]))
 
-# %% ../../nbs/answers/62_densities.ipynb #5f05d2c0
+# %% ../../nbs/answers/62_densities.ipynb #3e8be459
 def tail(
     q: np.ndarray,  # (N, K) over bins
     edges: np.ndarray,  # (K + 1,) ln(1 + z)
