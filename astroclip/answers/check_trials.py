@@ -7,7 +7,7 @@ __all__ = ['NETWORKS', 'RATES', 'log_shares', 'shares_of', 'survey_shares', 'joi
            'trial_files', 'keep_opinion', 'planted_tables', 'swapped_tables', 'rates', 'found_at', 'overlap',
            'spectrum_curves', 'by_redshifts_alone', 'crossed']
 
-# %% ../../nbs/answers/68_check_trials.ipynb #97c2207e
+# %% ../../nbs/answers/68_check_trials.ipynb #34143d6a
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from ..surveys.log_spectra import LogSpectra, load_log_spectra
 from ..surveys.pairs import VALIDATION
 from ..training.redshift_classifier import hard_copies
 
-# %% ../../nbs/answers/68_check_trials.ipynb #0106536e
+# %% ../../nbs/answers/68_check_trials.ipynb #f34c83f9
 @torch.no_grad()
 def log_shares(
     classifier,  # RedshiftClassifier
@@ -67,7 +67,7 @@ def survey_shares(
     found = [shares_of(classifier, survey.flux(some), survey.ivar(some))[0] for some in parts]
     return np.concatenate(found) if found else np.zeros((0, len(classifier.centres)), np.float32)
 
-# %% ../../nbs/answers/68_check_trials.ipynb #caab76ca
+# %% ../../nbs/answers/68_check_trials.ipynb #1ebf909b
 def joined(
     parts: list[KnownSpectra],
 ) -> KnownSpectra:
@@ -96,7 +96,7 @@ def spectra_on_trial(
         parts.append(known_spectra(p, centers, z, seed=spawn_seed(seed, "trial", split, i)))
     return joined(parts)
 
-# %% ../../nbs/answers/68_check_trials.ipynb #2f0d6f38
+# %% ../../nbs/answers/68_check_trials.ipynb #3291fb66
 NETWORKS = dict(astroclip=AstroCLIP, redshift=RedshiftClassifier)  # name of the folder: class
 
 
@@ -128,7 +128,7 @@ def load_all(
             )
     return opinion, *networks
 
-
+# %% ../../nbs/answers/68_check_trials.ipynb #379df808
 def trial_files(
     artifacts: list,  # Artifacts, the classifier's among them
 ) -> list[Path]:
@@ -162,7 +162,7 @@ def keep_opinion(
             save_all(opinion, networks.model, networks.classifier, folder)
     return kept
 
-# %% ../../nbs/answers/68_check_trials.ipynb #4197b88e
+# %% ../../nbs/answers/68_check_trials.ipynb #755e0102
 def planted_tables(
     question: Callable,  # redshifts (N,) -> Table of `ask`
     z,  # (N,) right
@@ -209,7 +209,7 @@ def rates(
         found[name] = Score(k / n, *wilson(k, n), n) if n else Score(nan, nan, nan, 0)
     return found
 
-# %% ../../nbs/answers/68_check_trials.ipynb #47b6c75d
+# %% ../../nbs/answers/68_check_trials.ipynb #05d4ec2f
 RATES = np.geomspace(0.003, 0.3, 40)
 
 
@@ -239,7 +239,7 @@ def overlap(
     inside = (y >= edges[0]) & (y < edges[-1])
     return np.where(inside, np.log(q[np.arange(len(q)), k] + 1e-9), np.log(1e-9))
 
-# %% ../../nbs/answers/68_check_trials.ipynb #e1c7dd75
+# %% ../../nbs/answers/68_check_trials.ipynb #b7e1c35a
 def spectrum_curves(
     opinion: SecondOpinion,
     known: KnownSpectra,
