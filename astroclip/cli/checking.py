@@ -7,7 +7,7 @@ __all__ = ['NAMES', 'LISTS', 'Task', 'redshift_asked', 'file_list', 'file_tasks'
            'galaxies_of_files', 'survey_column', 'galaxies_of_survey', 'read_task', 'embedded', 'ask_block',
            'draw_block', 'tasks_of', 'question_key', 'in_ascii', 'check']
 
-# %% ../../nbs/cli/35_checking.ipynb #9efa89e9
+# %% ../../nbs/cli/35_checking.ipynb #5ea0bc09
 import hashlib
 import json
 import shutil
@@ -23,7 +23,7 @@ from ..core.faults import make_folder, write_atomic
 from ..core.outputs import check_folder, check_output, table_format, write_table
 from ..files.fits_files import bare_name
 
-# %% ../../nbs/cli/35_checking.ipynb #82e05eea
+# %% ../../nbs/cli/35_checking.ipynb #65627b85
 NAMES = ("id", "ID", "targetid", "TARGETID", "objid", "name")  # of a list, what its rows are called by
 LISTS = (".csv", ".ecsv", ".vot", ".parquet", ".txt")  # tables that may list files
 
@@ -69,7 +69,7 @@ def file_list(
     texts = [name for name in filled if np.asarray(table[name]).dtype.kind in "UO"]
     return table if filled and texts == filled else None
 
-# %% ../../nbs/cli/35_checking.ipynb #d86b8939
+# %% ../../nbs/cli/35_checking.ipynb #39cab8d8
 def file_tasks(
     paths: list[Path],
     z: float | None,  # of all
@@ -90,7 +90,7 @@ def cell(
         return ""
     return str(row[name]).strip()
 
-# %% ../../nbs/cli/35_checking.ipynb #1d233233
+# %% ../../nbs/cli/35_checking.ipynb #991241d1
 def list_tasks(
     table,  # Table with columns image, spectrum or both
     folder: Path,  # to which its paths are relative
@@ -131,7 +131,7 @@ def survey_tasks(
     n = len(Survey(path))
     return [Task([path], slice(i, min(i + size, n)), z=z) for i in range(0, n, size)]
 
-# %% ../../nbs/cli/35_checking.ipynb #4c4518ab
+# %% ../../nbs/cli/35_checking.ipynb #81b141a9
 @dataclass
 class Asked:
     "One galaxy whose redshift is checked."
@@ -173,7 +173,7 @@ def galaxies_of_files(
         found.append(one)
     return found
 
-# %% ../../nbs/cli/35_checking.ipynb #65a5b1bb
+# %% ../../nbs/cli/35_checking.ipynb #829865fa
 def survey_column(
     survey,  # Survey
     name: str,
@@ -219,7 +219,7 @@ def read_task(
     "The galaxies of a task."
     return galaxies_of_files(task, **images) if task.rows is None else galaxies_of_survey(task, column)
 
-# %% ../../nbs/cli/35_checking.ipynb #4d1cfcf5
+# %% ../../nbs/cli/35_checking.ipynb #662d6bf7
 def embedded(
     model,  # AstroCLIP
     galaxies: list[Asked],
@@ -271,7 +271,7 @@ def ask_block(
     table["notes"] = np.array(["; ".join(one.notes) for one in galaxies], str)
     return table
 
-# %% ../../nbs/cli/35_checking.ipynb #d2de63e7
+# %% ../../nbs/cli/35_checking.ipynb #685d282e
 def draw_block(
     opinion,  # SecondOpinion
     model,  # AstroCLIP
@@ -308,7 +308,7 @@ def draw_block(
             fig.savefig(temporary, format="png", dpi=150)
         plt.close(fig)
 
-# %% ../../nbs/cli/35_checking.ipynb #0d69f042
+# %% ../../nbs/cli/35_checking.ipynb #6e36cca6
 def tasks_of(
     args: Namespace,  # sources, redshift, batch_size
 ) -> tuple[list[Task], str | None]:  # tasks, column of the redshift
@@ -358,7 +358,7 @@ def in_ascii(
             table[name] = np.array(texts, str)
     return table
 
-
+# %% ../../nbs/cli/35_checking.ipynb #c7734cd6
 def check(
     args: Namespace,  # model, sources, output, redshift, pictures, batch_size, overwrite, device, ...
 ) -> None:
