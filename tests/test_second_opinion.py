@@ -6,9 +6,9 @@ import warnings
 import numpy as np
 import pytest
 
-from astroclip.answers.consistency import combined, least_stated, p_of_odds, p_values, threshold, verdicts
-from astroclip.answers.densities import best_window, log_odds, quantile, tail
-from astroclip.answers.planted import CONFUSED, FAILURES, confusions, name_failure, plant, same_redshift, swapped
+from astroclip.opinions.consistency import combined, least_stated, p_of_odds, p_values, threshold, verdicts
+from astroclip.opinions.densities import best_window, log_odds, quantile, tail
+from astroclip.opinions.planted import CONFUSED, FAILURES, confusions, name_failure, plant, same_redshift, swapped
 
 NAN = float("nan")
 
@@ -118,8 +118,8 @@ def folder(tmp_path_factory):
     "A second opinion with its networks, untrained and tiny."
     import torch
 
-    from astroclip.answers.check_trials import save_all
-    from astroclip.answers.second_opinion import KnownSpectra, fit_opinion
+    from astroclip.opinions.check_trials import save_all
+    from astroclip.opinions.second_opinion import KnownSpectra, fit_opinion
     from astroclip.core.config import sample_path
     from astroclip.models.astroclip import AstroCLIP
     from astroclip.models.redshift import RedshiftClassifier
@@ -148,7 +148,7 @@ def test_a_folder_holds_no_code(folder):
 
 
 def test_missing_inputs_cost_only_their_tests(folder):
-    from astroclip.answers.second_opinion import ask, load_opinion
+    from astroclip.opinions.second_opinion import ask, load_opinion
 
     opinion = load_opinion(folder)
     table = ask(opinion, [0.2, NAN, 0.1], image=np.full((3, 8), NAN))

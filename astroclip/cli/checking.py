@@ -248,8 +248,8 @@ def ask_block(
     batch_size: int = 256,
 ):  # astropy Table: id, file, the columns of `ask`, notes
     "Verdicts on a block of galaxies."
-    from astroclip.answers.check_trials import shares_of
-    from astroclip.answers.second_opinion import ask
+    from astroclip.opinions.check_trials import shares_of
+    from astroclip.opinions.second_opinion import ask
     from astroclip.data.spectrum_units import FLUX_UNIT
 
     n, centers = len(galaxies), classifier.centres.cpu().numpy()
@@ -283,7 +283,7 @@ def draw_block(
     "One picture a galaxy that has anything to show."
     import matplotlib.pyplot as plt
 
-    from astroclip.answers.check_pictures import check_picture, picture_name
+    from astroclip.opinions.check_pictures import check_picture, picture_name
     from astroclip.core.plots import set_style
     from astroclip.data.images import center_crop, to_rgb
 
@@ -374,7 +374,7 @@ def check(
     from astropy.table import Table, vstack
     from tqdm import tqdm
 
-    from astroclip.answers.check_trials import load_all
+    from astroclip.opinions.check_trials import load_all
 
     networks = load_all(args.model, args.device)
     parts = make_folder(output.with_name(f".{output.name}.{question_key(args, tasks, networks[0].made_for)}"))
