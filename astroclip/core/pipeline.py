@@ -48,6 +48,7 @@ PAGES = [
     "beyond_color",
     "real_galaxies",
     "spectrum_gap",
+    "check",
 ]  # the longest first: nobody waits for it at the end
 EARLY = dict(reconstruction="pretrain_spectrum")  # a page that needs less than the embeddings
 COMPARED = ["redshift", "properties", "retrieval"]
