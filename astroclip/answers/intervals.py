@@ -68,7 +68,8 @@ def coverage_rows(
                 m = int((which == b).sum())
                 if m < least:
                     continue
-                row = dict(label=what, level=level, bins_of=name, low_edge=low, high_edge=high, m=m)
+                row = dict(label=what, level=level, bins_of=name, low_edge=float(low), high_edge=float(high))
+                row |= dict(m=m, calibrated_on=n)
                 row |= dict(covered=float(held[which == b].mean()), x=float(np.median(x[which == b])))
                 rows.append(row)
     joint = 1 - 0.95 ** (1 / max(len(rows), 1))

@@ -57,6 +57,12 @@ class Seen:
     def there(self):  # (N,) bool
         return np.isfinite(self.vector).all(1)
 
+    def take(self, rows):  # indices
+        "Some of the rows."
+        distance = None if self.distance is None else self.distance[rows]
+        reasons = [self.reasons[i] for i in rows]
+        return Seen(self.vector[rows], self.signal[rows], self.missing[rows], distance, reasons)
+
 
 LEAST_DISTANCE = 1e-3
 

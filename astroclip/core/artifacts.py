@@ -37,6 +37,7 @@ KEPT_BY_PAGES = {  # stage -> page
     "posterior_flows": "posterior",
     "morphology_answers": "morphology",
     "map_layouts": "embedding_map",
+    "predictor": "predict",
 }
 SIDECAR = "artifact.json"
 CODE = ".code.json"  # in an unfinished folder: the code that began it
