@@ -13,7 +13,7 @@ import numpy as np
 from .domain import References, limits_of
 from .intervals import LEVELS, asked_levels
 from .mixtures import MixtureHead
-from .peaks import fit_width, local_width, peaks_of, with_prior
+from .peaks import PLAIN, fit_width, ln_spill, peaks_of, with_prior
 from ..models.redshift import estimate
 
 # %% ../../nbs/answers/50_readings.ipynb #a13ada28
@@ -88,7 +88,7 @@ class Lines:
 
     centers: np.ndarray  # (S,) ln(1 + z)
     calibration: tuple = (1.0, 0.0)
-    width: tuple = (0.0, 1.0)
+    width: tuple = PLAIN
 
     @classmethod
     def fit(cls, centers, calibration, logits, y):  # logits (n, S) of galaxies with y = ln(1 + z) (n,)
@@ -98,13 +98,13 @@ class Lines:
         found, _ = estimate(torch.as_tensor(logits), torch.as_tensor(centers, dtype=torch.float32))
         found = found.double().numpy()
         p = torch.as_tensor(logits).double().softmax(-1).numpy()
-        width = fit_width(local_width(p, centers, found), found - y)
+        width = fit_width(ln_spill(p, centers, found), found - y)
         return cls(np.asarray(centers, np.float64), tuple(calibration), width)
 
     def density(self, logits, prior=None):  # (N, S); a Mixture of y, or None
         "Peaked densities; `prior`: what an image says."
-        logits = with_prior(logits, prior, self.centers) if prior is not None else logits
-        return peaks_of(logits, self.centers, self.calibration, self.width)
+        both = logits if prior is None else with_prior(logits, prior, self.centers)
+        return peaks_of(both, self.centers, self.calibration, self.width, logits)
 
 # %% ../../nbs/answers/50_readings.ipynb #23161007
 STOP = 0.1  # fraction of the training galaxies that say when to stop
