@@ -122,14 +122,14 @@ def fill_reasons(
         columns["flag"][i], columns["reason"][i] = bool(found), "; ".join(found)
 
 # %% ../../nbs/answers/70_columns.ipynb #91bb06fd
-UNITS = {name: LABELS[name] for name in LABELS if LABELS[name]}
+UNITS = dict(t_age_mw="Gyr")
 
 
 def as_table(
     columns: dict,  # name -> (N,)
     ids=None,  # (N,) identifiers; None: numbers from 0
 ):  # astropy Table
-    "Columns with an identifier before them, and their units."
+    "Columns with an identifier before them, their units, and what they are."
     from astropy.table import Table
 
     n = len(columns["flag"])
@@ -138,8 +138,9 @@ def as_table(
         raise ValueError(f"{len(ids)} identifiers for {n} galaxies: one for each")
     table = Table(dict(id=np.asarray(ids)) | columns, copy=False)
     table["reason"] = [str(reason) for reason in columns["reason"]]
-    for name, unit in UNITS.items():
+    for name, words in LABELS.items():
         for column in column_names(name):
             if column in table.colnames:
-                table[column].unit = unit
+                table[column].description = words
+                table[column].unit = UNITS.get(name)
     return table

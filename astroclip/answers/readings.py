@@ -17,7 +17,13 @@ from .peaks import PLAIN, fit_width, ln_spill, peaks_of, with_prior
 from ..models.redshift import estimate
 
 # %% ../../nbs/answers/50_readings.ipynb #a13ada28
-LABELS = dict(redshift="", log_mstar="dex", log_z_mw="dex", t_age_mw="Gyr", log_ssfr="dex")  # name: unit
+LABELS = dict(
+    redshift="redshift",
+    log_mstar="log10 of the stellar mass [solar masses]",
+    log_z_mw="log10 of the mass-weighted metallicity [mass fraction]",
+    t_age_mw="mass-weighted age",
+    log_ssfr="log10 of star formation rate / stellar mass [1/yr]",
+)  # name: words
 COORDINATE = dict(redshift=np.log1p, t_age_mw=np.log)
 NATURAL = dict(redshift=np.expm1, t_age_mw=np.exp)
 KINDS_OF_INPUT = dict(image=("image",), spectrum=("spectrum",), both=("image", "spectrum"))

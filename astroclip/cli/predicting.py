@@ -241,7 +241,7 @@ def answer_blocks(
 def predict(
     args: Namespace,  # sources, output, model, unit, pixel_scale, batch_size, overwrite, device
 ) -> None:
-    "Answers with intervals for files, a table of files or a survey: writes one row for each galaxy, in order."
+    "Answers with intervals for files, a table of files or a survey: one row for each galaxy, in order."
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}: expected at least 1")
     table_format(args.output)
@@ -261,7 +261,7 @@ def predict(
     predictor = Predictor.from_pretrained(model, device=args.device)
     columns = read_blocks(answer_blocks(predictor, galaxies, total, args.batch_size, folder))
     table = as_table({k: v for k, v in columns.items() if k != "id"}, columns["id"])
-    table.meta["made by"] = f"astroclip predict, {predictor.about.get('sample', '')}"
+    table.meta["MADEBY"] = f"astroclip predict, calibrated on: {predictor.about.get('sample', '')}"
     write_table(table, output)
     shutil.rmtree(folder)
     for name in some([p.name for p in passed]).split(", ") if passed else []:
