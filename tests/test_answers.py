@@ -12,7 +12,7 @@ from astroclip.answers.domain import References, limits_of, reasons_of
 from astroclip.answers.inputs import open_rows, see_images, see_spectra
 from astroclip.answers.intervals import WIDEST, asked_levels, central, coverage_rows, fraction_range
 from astroclip.answers.mixtures import Mixture, MixtureHead, inverse
-from astroclip.answers.morphology import fraction_intervals
+from astroclip.answers.opinions import fraction_intervals
 from astroclip.answers.peaks import Peaked, fit_width, peaks_of, with_prior
 from astroclip.answers.predictor import predictor_folder
 from astroclip.answers.runs import abstention, held

@@ -10,7 +10,7 @@ __all__ = ['ENDS', 'UNITS', 'column_names', 'empty_columns', 'fill_labels', 'fil
 import numpy as np
 from .domain import kind_reason, reasons_of
 from .intervals import LEVELS, central
-from .morphology import answer_names, fraction_intervals
+from .opinions import answer_names, fraction_intervals
 from .peaks import kinds_of
 from .readings import LABELS, Lines, Reading, natural
 from ..data.spectrum_grid import KINDS

@@ -19,7 +19,7 @@ from .asking import predict_table, redshift_density
 from .domain import references_of_state, references_state
 from .intervals import LEVELS
 from .mixtures import head_of_state, head_state
-from .morphology import answer_names, fit_votes, votes_of_state, votes_state
+from .opinions import answer_names, fit_votes, votes_of_state, votes_state
 from .readings import KINDS_OF_INPUT, Lines, Reading, coordinates, fit_reading
 from .readings import measure_distances, split_training
 from ..core.faults import write_atomic
