@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 from astroclip import AstroCLIP, Predictor, RedshiftClassifier, SpecFormer, VisionTransformer
 from astroclip.answers.asking import galaxy_logits, predict_table
-from astroclip.answers.domain import References, limits_of, reasons_of
+from astroclip.answers.doubts import References, limits_of, reasons_of
 from astroclip.answers.inputs import open_rows, see_images, see_spectra
 from astroclip.answers.intervals import WIDEST, asked_levels, central, coverage_rows, fraction_range
 from astroclip.answers.mixtures import Mixture, MixtureHead, inverse

@@ -8,7 +8,7 @@ __all__ = ['ENDS', 'UNITS', 'column_names', 'empty_columns', 'fill_labels', 'fil
 
 # %% ../../nbs/answers/70_columns.ipynb #1c2ec307
 import numpy as np
-from .domain import kind_reason, reasons_of
+from .doubts import kind_reason, reasons_of
 from .intervals import LEVELS, central
 from .opinions import answer_names, fraction_intervals
 from .peaks import kinds_of

@@ -7,7 +7,7 @@ __all__ = ['one_image', 'see_images', 'spectra_on_grid', 'open_rows', 'see_spect
 
 # %% ../../nbs/answers/55_inputs.ipynb #0e4c41a4
 import numpy as np
-from .domain import image_measures, spectrum_measures
+from .doubts import image_measures, spectrum_measures
 from .readings import Seen
 from ..data.images import Cutout, center_crop, check_images
 from ..data.spectra import check_spectra

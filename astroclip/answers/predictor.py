@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 import astroclip
 from .asking import all_densities, answer_columns, galaxy_logits, look_at
 from .asking import predict_table, redshift_density
-from .domain import references_of_state, references_state
+from .doubts import references_of_state, references_state
 from .intervals import LEVELS
 from .mixtures import head_of_state, head_state
 from .opinions import answer_names, fit_votes, votes_of_state, votes_state

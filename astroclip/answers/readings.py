@@ -10,7 +10,7 @@ __all__ = ['LABELS', 'COORDINATE', 'NATURAL', 'KINDS_OF_INPUT', 'LEAST_DISTANCE'
 from dataclasses import dataclass, field
 
 import numpy as np
-from .domain import References, limits_of
+from .doubts import References, limits_of
 from .intervals import LEVELS, asked_levels
 from .mixtures import MixtureHead
 from .peaks import PLAIN, fit_width, ln_spill, peaks_of, with_prior

@@ -9,7 +9,7 @@ __all__ = ['FOLDER', 'seen_in', 'labels_in', 'logits_at', 'keep_predictor', 'fit
 # %% ../../nbs/answers/85_runs.ipynb #38e6a20d
 import numpy as np
 from .asking import fill_distances
-from .domain import spectrum_measures
+from .doubts import spectrum_measures
 from .intervals import LEVELS, coverage_rows
 from .predictor import Predictor
 from .readings import KINDS_OF_INPUT, LABELS, Seen
