@@ -125,7 +125,7 @@ def state_of(
     half = {k: np.asarray(x, np.float16) for k, x in arrays.items() if "/net." in k or k.endswith("/x")}
     return {k: np.ascontiguousarray(x) for k, x in (arrays | half).items()}, settings
 
-
+# %% ../../nbs/answers/80_predictor.ipynb #1c6a30f6
 def inside(arrays: dict, prefix: str) -> dict:
     "The arrays below a prefix, by the rest of their names."
     return {k[len(prefix) :]: x for k, x in arrays.items() if k.startswith(prefix)}
@@ -182,7 +182,7 @@ def save_parts(
         file.write_text(json.dumps(settings, indent=1) + "\n")
     return folder
 
-
+# %% ../../nbs/answers/80_predictor.ipynb #a64999be
 def predictor_folder(
     source,  # a folder, or the name of weights that ship with the package
 ) -> Path:

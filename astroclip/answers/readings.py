@@ -141,7 +141,7 @@ class Reading:
             self.asked[name] = asked_levels(u, LEVELS)
         self.calibrated_on = len(y)
 
-
+# %% ../../nbs/answers/50_readings.ipynb #debaa778
 def split_training(
     train: np.ndarray,  # rows
     seed: int = 0,

@@ -128,7 +128,7 @@ def held(
     known = np.isfinite(true) & np.isfinite(low)
     return np.where(known, (low <= true) & (true <= high), np.nan)
 
-
+# %% ../../nbs/answers/85_runs.ipynb #38fec6ef
 def coverage_scores(
     answers: dict,  # of `test_answers`
     truths: dict,  # label -> (N,)

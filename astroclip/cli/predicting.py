@@ -145,7 +145,7 @@ def parts_folder(
             file.write_text(question)
     return folder
 
-
+# %% ../../nbs/cli/27_predicting.ipynb #09c6060c
 def block_columns(
     predictor,  # Predictor
     galaxies: list[Galaxy],
@@ -212,7 +212,7 @@ def open_sources(
         return of_table(table, paths[0], **images), len(table)
     return of_files(paths, **images), None
 
-
+# %% ../../nbs/cli/27_predicting.ipynb #3c0a5369
 def answer_blocks(
     predictor,  # Predictor
     galaxies: Iterator[Galaxy],

@@ -185,7 +185,7 @@ def flattened(
                 out[f"{name}_{i}"] = part
     return out
 
-
+# %% ../../nbs/core/22_outputs.ipynb #d1d6a73d
 def write_table(
     table,  # astropy Table
     path,  # .csv, .ecsv, .fits, .vot or .parquet
