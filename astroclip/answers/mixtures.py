@@ -107,9 +107,8 @@ class MixtureHead:
         self.loop = dict(epochs=epochs, patience=15, lr=lr, weight_decay=weight_decay)
 
     def build(self, width: int, labels: int):
-        "An untrained network for embeddings of `width` numbers."
-        outputs = labels * self.components * 3
-        self.net = seeded(lambda: mlp(width, outputs, self.hidden, self.dropout), self.seed)
+        sizes = width, labels * self.components * 3, self.hidden, self.dropout
+        self.net = seeded(lambda: mlp(*sizes), self.seed)
 
     def fit(
         self,
@@ -123,7 +122,7 @@ class MixtureHead:
         if not np.isfinite(y).any(0).all():
             raise ValueError("a label has no finite value among the training galaxies: leave it out")
         self.sx, self.sy = Scale(x), scale_of(np.nanmean(y, 0), np.maximum(np.nanstd(y, 0), 1e-6))
-        X, X_val = (torch.as_tensor(self.sx(v)) for v in (x, x_val))
+        X, X_val = torch.as_tensor(self.sx(x)), torch.as_tensor(self.sx(x_val))
         t, t_val = (
             torch.as_tensor(((v - self.sy.mean) / self.sy.std).astype(np.float32)) for v in (y, y_val)
         )
@@ -143,8 +142,7 @@ class MixtureHead:
         with few_threads(1), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)  # of the dropout
             self.errors = train(self.net, loss, draw, validate, batch_size=size, **self.loop)
-        for part in self.net.parameters():
-            part.data = part.data.half().float()
+        self.net.half().float()
         return self
 
     def predict(self, x) -> list[Mixture]:  # (q, D) -> T of them

@@ -94,6 +94,10 @@ COMMANDS = {  # name: (what it does, an example, its arguments)
             DEVICE,
         ],
     ),
+}
+
+# %% ../../nbs/cli/50_main.ipynb #dda337ac
+COMMANDS |= {
     "search": (
         "find the galaxies of an index that are most similar to one of them, or to those of a file",
         "astroclip search index.h5 4611686018427387905 -k 5 --where redshift=0.1:0.2 --where modality=image",
