@@ -11,6 +11,7 @@ _PUBLIC = {
     "SpecFormer": "astroclip.models.specformer",
     "RedshiftClassifier": "astroclip.models.redshift",
     "SimilarityIndex": "astroclip.search.similarity",
+    "Predictor": "astroclip.answers.predictor",
     "read_image": "astroclip.files.cutout_files",
     "read_spectra": "astroclip.files.spectrum_files",
 }

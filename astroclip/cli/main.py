@@ -79,6 +79,25 @@ COMMANDS = {  # name: (what it does, an example, its arguments)
             DEVICE,
         ],
     ),
+    "predict": (
+        "redshift, properties and shape of images and spectra, with intervals and flags; one row a galaxy",
+        "astroclip predict my_galaxies/ -o answers.ecsv --model models/predictor",
+        [
+            arg("sources", nargs="+", help="files and folders, a table that names files, or one survey.h5"),
+            arg("-o", "--output", required=True, help="table to write (.ecsv, .fits, .parquet, .vot, .csv)"),
+            arg(
+                "--model", default="simulated", help="folder of a predictor (default: simulated, which ships)"
+            ),
+            *IMAGES,
+            arg("--batch-size", type=int, default=256, help="galaxies at a time (default: 256)"),
+            OVERWRITE,
+            DEVICE,
+        ],
+    ),
+}
+
+# %% ../../nbs/cli/50_main.ipynb #dda337ac
+COMMANDS |= {
     "search": (
         "find the galaxies of an index that are most similar to one of them, or to those of a file",
         "astroclip search index.h5 4611686018427387905 -k 5 --where redshift=0.1:0.2 --where modality=image",
@@ -195,11 +214,12 @@ def parser() -> argparse.ArgumentParser:
 
 # %% ../../nbs/cli/50_main.ipynb #5e140bb1
 TRAINS = ("align", "mock", "train-image", "train-spectrum")
-RESUMES = {"check", *TRAINS}
+RESUMES = {"check", "predict", *TRAINS}
 WORK = {  # command: the module of its function
     "convert": "checkpoints",
     "info": "checkpoints",
     "embed": "embedding",
+    "predict": "predicting",
     "search": "searching",
     "check": "checking",
     **dict.fromkeys(TRAINS, "training"),

@@ -37,7 +37,9 @@ KEPT_BY_PAGES = {  # stage -> page
     "posterior_flows": "posterior",
     "morphology_answers": "morphology",
     "map_layouts": "embedding_map",
-    "unseen_pairs": "retrieval","second_opinion": "check",
+    "unseen_pairs": "retrieval",
+    "second_opinion": "check",
+    "predictor": "predict",
 }
 SIDECAR = "artifact.json"
 CODE = ".code.json"  # in an unfinished folder: the code that began it

@@ -146,7 +146,13 @@ def disk_errors(
         raise OSError(errno.ENOSPC, text) from None
 
 # %% ../../nbs/core/22_outputs.ipynb #26bf2dcc
-TABLES = {".csv": "ascii.csv", ".ecsv": "ascii.ecsv", ".fits": "fits"}
+TABLES = {
+    ".csv": "ascii.csv",
+    ".ecsv": "ascii.ecsv",
+    ".fits": "fits",
+    ".vot": "votable",
+    ".parquet": "parquet",
+}
 
 
 def table_format(path) -> str:
@@ -179,10 +185,10 @@ def flattened(
                 out[f"{name}_{i}"] = part
     return out
 
-
+# %% ../../nbs/core/22_outputs.ipynb #d1d6a73d
 def write_table(
     table,  # astropy Table
-    path,  # .csv, .ecsv or .fits
+    path,  # .csv, .ecsv, .fits, .vot or .parquet
 ) -> Path:
     "Write a Table as its suffix says, complete or not at all; an existing file is replaced."
     path, how = Path(path), table_format(path)
@@ -196,6 +202,8 @@ def write_table(
             table.write(temporary, format=how, overwrite=True)
         except OSError:
             raise
+        except ImportError as error:
+            raise ValueError(f"{path}: {how} needs a library ({error}); .ecsv needs none") from None
         except Exception as error:
             text = f"these columns cannot be written as {how} ({error}); .ecsv keeps all of them"
             raise ValueError(f"{path}: {text}") from None

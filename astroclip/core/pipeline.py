@@ -43,6 +43,7 @@ PAGES = [
     "domain",
     "properties",
     "embedding_map",
+    "predict",
     "redshift",
     "retrieval",
     "beyond_color",
