@@ -98,7 +98,8 @@ def train_spectrum(
 
     device, asked = resolve_device(args.device), settings(args.profile, "pretrain_spectrum", steps=args.steps)
     network, config = divide(asked, SpectrumPretraining, seed=args.seed)
-    placing = Placing(network.pop("place_steps"), network.pop("place_batch_size"), seed=args.seed)
+    own = {name: network.pop(f"place_{name}") for name in ("steps", "batch_size", "ramp")}
+    placing = Placing(**own, seed=args.seed)
     train, validation = [load_flux(args.surveys, part) for part in (TRAIN, VALIDATION)]
     seed_everything(args.seed)
     model = SpecFormer(**network)

@@ -190,7 +190,7 @@ EMBED = {
 # %% ../../nbs/core/15_profiles.ipynb #388198fb
 LATER = {  # stage: settings that came later, each with the value that leaves all as it was before
     "mock_survey": dict(calibration=0.0, line_fraction=1.0),
-    "pretrain_spectrum": dict(degrade=0.0),
+    "pretrain_spectrum": dict(degrade=0.0, place_ramp=0.0),
     "align": dict(views=0, degrade=0.0, consistency=0.0, place_scale=0.1, carry=0.0),
     "pretrain_image": dict(degrade=0.0),
 }

@@ -38,17 +38,14 @@ def remedies(
 ) -> dict[str, dict]:
     "name -> settings that differ from a training without any remedy."
     none = dict(degrade=0.0, views=0, consistency=0.0, carry=0.0)
-    seen, agree = dict(views=views), dict(views=views, consistency=1.0)
-    placed, masked = dict(carry=carry), dict(degrade=degrade)
+    seen, placed = dict(views=views), dict(carry=carry)
     return {
         "none": none,
         "views in the alignment": none | seen,
-        "a view must agree": none | agree,
         "place carried": none | placed,
         "place carried, views in the alignment": none | placed | seen,
-        "place carried, a view must agree": none | placed | agree,
-        "place carried, views in masked modelling": none | placed | masked,
-        "place carried, a view must agree, views in both": none | placed | agree | masked,
+        "place carried, a view must agree": none | placed | seen | dict(consistency=1.0),
+        "place carried, views in both": none | placed | seen | dict(degrade=degrade),
     }
 
 # %% ../../nbs/sky/44_remedy_study.ipynb #380d18dc
@@ -90,6 +87,7 @@ class Towers:
         kept,  # folder for what is finished
         steps: int,  # of masked modelling
         place_steps: int,  # of the search for the rest frame
+        ramp: float = 0.4,  # of its steps over which views get harder
         device="cpu",
     ):
         self.files = [
@@ -97,9 +95,8 @@ class Towers:
         ]
         self.kept, self.device = Path(kept), device
         self.network, config = divide(shape, SpectrumPretraining)
-        batch_size = self.network.pop("place_batch_size")
-        self.network.pop("place_steps")
-        self.placing = Placing(steps=place_steps, batch_size=batch_size)
+        own = {name: self.network.pop(f"place_{name}") for name in ("steps", "batch_size", "ramp")}
+        self.placing = Placing(**own | dict(steps=place_steps, ramp=ramp))
         self.pretraining = replace(config, steps=steps, validate_every=10**9, degrade=0.0)
 
     def folder_of(self, *recipe):

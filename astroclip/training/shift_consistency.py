@@ -6,7 +6,7 @@
 __all__ = ['Placing', 'one_view', 'two_views', 'moved', 'one_way', 'consistency_loss', 'learn_place', 'found_places']
 
 # %% ../../nbs/training/35_shift_consistency.ipynb #07f88656
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -32,8 +32,14 @@ class Placing:
     noise: float = 1.5  # largest extra noise, in units of the spectrum's own spread
     crop: float = 0.55  # largest further loss at either end, per view
     sharpness: float = 2.0  # power of the answer that serves as target
+    ramp: float = 0.0  # fraction of the steps over which noise and crop grow to what they are; 0: at once
     checkpoint_every: int = 100
     seed: int = 0
+
+    def at(self, step):
+        "The same settings with noise and crop as they are at a step."
+        grown = min(1.0, 0.15 + 0.85 * step / max(1, self.ramp * self.steps)) if self.ramp else 1.0
+        return replace(self, noise=self.noise * grown, crop=self.crop * grown)
 
 
 def one_view(
@@ -122,7 +128,7 @@ def learn_place(
         set_schedule(optimizer, lr, config.weight_decay)
         generator = torch.Generator().manual_seed(spawn_seed(config.seed, "views", step))
         rows = torch.randint(len(spectra), (config.batch_size,), generator=generator)
-        flux, good, d = two_views(spectra.flux[rows].float(), spectra.good[rows], generator, config)
+        flux, good, d = two_views(spectra.flux[rows].float(), spectra.good[rows], generator, config.at(step))
         with autocast(device):
             first, second = network(flux.to(device), good.to(device)).chunk(2)
         loss = consistency_loss(first, second, d.to(device), config.sharpness)
