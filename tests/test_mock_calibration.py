@@ -8,7 +8,7 @@ import pytest
 
 from astroclip.core.artifacts import resolve
 from astroclip.core.config import sample_path
-from astroclip.core.profiles import LATER, STAGE_SETTINGS, key_settings, list_changes, settings
+from astroclip.core.profiles import LATER, key_settings, list_changes, settings
 from astroclip.data.spectrum_grid import WAVELENGTH
 from astroclip.evaluation.inpainting import noise_free
 from astroclip.mock import chunks, light_profiles, spectrograph, survey
@@ -137,9 +137,8 @@ def test_fractions_scatter_and_end_at_one():
 
 def test_settings_that_came_later_leave_keys_alone():
     assert LATER["mock_survey"] == dict(calibration=0.0, line_fraction=1.0)
-    assert not set(LATER["align"]) & set(
-        STAGE_SETTINGS["align"]["paper"]
-    )  # the paper's recipe has none of them
+    paper = settings("paper", "align")  # the paper's recipe has none of them
+    assert {name: paper[name] for name in LATER["align"]} == LATER["align"]
     as_before = "mock_survey.calibration=0 mock_survey.line_fraction=1"
     assert len(list_changes("mini", as_before)) == 2  # the profiles have another survey now
     assert resolve("mock_survey", set=as_before).key == "6c0c6d0b"  # that of before, found again

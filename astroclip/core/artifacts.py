@@ -33,14 +33,12 @@ STAGES = {
     "align": ["mock_survey", "pretrain_spectrum", "pretrain_image"],
     "embed": ["mock_survey", "pretrain_spectrum", "pretrain_image", "align", "train_redshift"],
 }
+# fmt: off
 KEPT_BY_PAGES = {  # stage -> page
-    "posterior_flows": "posterior",
-    "morphology_answers": "morphology",
-    "map_layouts": "embedding_map",
-    "unseen_pairs": "retrieval",
-    "second_opinion": "check",
-    "predictor": "predict",
+    "posterior_flows": "posterior", "morphology_answers": "morphology", "map_layouts": "embedding_map",
+    "unseen_pairs": "retrieval", "second_opinion": "check", "predictor": "predict",
 }
+# fmt: on
 SIDECAR = "artifact.json"
 CODE = ".code.json"  # in an unfinished folder: the code that began it
 

@@ -56,7 +56,7 @@ PRETRAIN_SPECTRUM = {
     "paper": dict(
         window=20, stride=10, embed_dim=768, depth=6, num_heads=6, place=0, place_steps=0,
         place_batch_size=256, chunks=6, chunk_width=50, steps=500_000, batch_size=256, lr=1e-5,
-        weight_decay=0.1, warmup=2_000, validate_every=5_000,
+        weight_decay=0.1, warmup=2_000, validate_every=5_000, degrade=0.0,
     ),
 }
 # fmt: on
@@ -174,7 +174,7 @@ ALIGN = {
         finetuned=False, embed_dim=1024, num_heads=4, dropout=0.1, logit_scale=15.5, weight_decay=0.05,
         clip=1.0, shift=4, place_weight=0.0, frozen_steps=15_400, frozen_batch_size=1_024, frozen_lr=1e-4,
         frozen_warmup=1_000, tuned_steps=15_400, tuned_batch_size=1_024, tuned_lr=1e-4, tuned_warmup=1_000,
-        tower_lr=2e-5, random_tower_lr=1e-4,
+        tower_lr=2e-5, random_tower_lr=1e-4, views=0, carry=0.0,
     ),
 }
 # fmt: on
@@ -248,7 +248,8 @@ def settings(
         raise ValueError(f"profile={profile!r} is unknown, expected one of {', '.join(PROFILES)}.")
     if stage not in PROFILES[profile]:
         raise ValueError(f"stage={stage!r} is unknown, expected one of {', '.join(PROFILES[profile])}.")
-    values = copy.deepcopy(LATER.get(stage, {}) | PROFILES[profile][stage])
+    values = copy.deepcopy(PROFILES[profile][stage])
+    values |= {k: v for k, v in LATER.get(stage, {}).items() if k not in values}
     given = {name: value for name, value in overrides.items() if value is not None}
     given = (changes or {}).get(stage, {}) | given
     unknown = sorted(set(given) - set(values))

@@ -91,6 +91,7 @@ def imported(
 # %% ../../nbs/core/18_provenance.ipynb #801dd832
 # What writes an artifact: `create`, or a function of a lesson that calls it for a page.
 WRITERS = ("create", "keep_flows", "kept_answers", "kept_layouts", "open_unseen")
+WRITERS += ("keep_opinion", "keep_predictor")
 
 
 def _writes(tree):
