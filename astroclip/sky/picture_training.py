@@ -14,7 +14,6 @@ import numpy as np
 
 from ..core.artifacts import ensure, resolve
 from ..core.plots import COLORS
-from ..core.profiles import LATER
 from ..metrics.bootstrap import Score
 from ..models.astroclip import AstroCLIP
 from .real_pairs import Found
@@ -23,8 +22,8 @@ from .real_pairs import Found
 def picture_changes(
     fraction: float = 0.5,  # of the training images
 ) -> str:
-    "Changed settings that show a fraction of the images as pictures, in every stage that has the switch."
-    return " ".join(f"{stage}.degrade={fraction}" for stage, later in LATER.items() if "degrade" in later)
+    "Changed settings that show a fraction of the images as pictures, in both trainings that see images."
+    return " ".join(f"{stage}.degrade={fraction}" for stage in ("pretrain_image", "align"))
 
 # %% ../../nbs/sky/32_picture_training.ipynb #68a75ba2
 FLUX, PICTURES = "on flux", "on pictures too"  # what a network was trained on, in words
