@@ -14,7 +14,7 @@ from astroclip.metrics.bootstrap import Score
 from astroclip.sky import picture_training, pictures, real_pairs
 from astroclip.surveys.pairs import Survey
 from astroclip.surveys.viewer import (
-    Degrade,
+    AsPictures,
     as_pictures,
     clipped_fraction,
     degrade_some,
@@ -72,9 +72,9 @@ def test_a_picture_knows_the_ceiling():
 def test_the_augmentation_is_off_and_repeats_itself(images):
     rng = np.random.default_rng(0)
     assert (
-        degrade_some(images, Degrade(), rng) is images and rng.random() == np.random.default_rng(0).random()
+        degrade_some(images, AsPictures(), rng) is images and rng.random() == np.random.default_rng(0).random()
     )
-    one, two = (degrade_some(images, Degrade(fraction=0.5), np.random.default_rng(3)) for _ in range(2))
+    one, two = (degrade_some(images, AsPictures(fraction=0.5), np.random.default_rng(3)) for _ in range(2))
     assert (one == two).all() and 0 < (one != images).any((1, 2, 3)).sum() < len(images)
     assert one.shape == images.shape and (one is not images)
 
@@ -104,7 +104,7 @@ def test_pictures_of_every_scale_keep_the_flux_and_correlate_the_noise(images):
 
 
 def test_every_draw_of_the_augmentation_is_of_the_generator(images):
-    one = Degrade(fraction=1.0)
+    one = AsPictures(fraction=1.0)
     cut = center_crop(images[:3], 60)
     alone = degrade_some(cut[:1], one, np.random.default_rng(5))
     rng = np.random.default_rng(5)
@@ -114,7 +114,7 @@ def test_every_draw_of_the_augmentation_is_of_the_generator(images):
     assert (alone[0] == through_picture(cut[0], scale, quality, tuple(factors), q)).all()
     assert (cut == center_crop(images[:3], 60)).all()  # the batch that was given is as it was
     with pytest.raises(ValueError, match="expected 0"):
-        Degrade(fraction=1.5)
+        AsPictures(fraction=1.5)
 
 
 def test_bad_pictures_are_refused_with_a_reason(images):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CEILING', 'VIEWER_SCALE', 'from_rgb', 'clipped_fraction', 'as_pictures', 'from_pictures', 'through_picture',
-           'Degrade', 'degrade_some']
+           'AsPictures', 'degrade_some']
 
 # %% ../../nbs/surveys/50_viewer.ipynb #71438ed0
 import io
@@ -109,7 +109,7 @@ def through_picture(
 
 # %% ../../nbs/surveys/50_viewer.ipynb #0abb1569
 @dataclass(frozen=True)
-class Degrade:
+class AsPictures:
     "How many images of a batch are shown as pictures of the viewer, and how bad those are."
 
     fraction: float = 0.0  # of the images; 0: off
@@ -128,7 +128,7 @@ class Degrade:
 
 def degrade_some(
     images,  # (N, 3, H, H) nanomaggies per native pixel
-    settings: Degrade,
+    settings: AsPictures,
     rng: np.random.Generator,
 ) -> np.ndarray:  # (N, 3, H, H) float32 nanomaggies; the same array where nothing is done
     "A random fraction of the images, each through a picture of its own scale, quality and stretch."

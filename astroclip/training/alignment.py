@@ -19,7 +19,7 @@ from ..data.images import center_crop, to_rgb
 from ..data.spectrum_grid import fill_missing
 from ..losses.contrastive import LogitScale, clip_loss, contrastive_logits
 from ..surveys.pairs import TRAIN, VALIDATION, Survey
-from ..surveys.viewer import Degrade, degrade_some
+from ..surveys.viewer import AsPictures, degrade_some
 from astroclip.training.loop import (
     Best,
     autocast,
@@ -101,7 +101,7 @@ def read_images(
     parts = []
     for i in range(0, len(rows), chunk):
         images = center_crop(survey.images(rows[i : i + chunk]), size)
-        images = degrade_some(images, Degrade(fraction=degrade), rng) if degrade else images
+        images = degrade_some(images, AsPictures(fraction=degrade), rng) if degrade else images
         parts.append(to_rgb(images).astype(np.float16))
     return torch.from_numpy(np.concatenate(parts))
 

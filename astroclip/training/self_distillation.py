@@ -30,7 +30,7 @@ from astroclip.losses.selfdistill import (
 from ..models.pretrained import resolve_device
 from ..models.vit import VisionTransformer
 from ..surveys.pairs import TRAIN, Survey, batches
-from ..surveys.viewer import Degrade, degrade_some
+from ..surveys.viewer import AsPictures, degrade_some
 from astroclip.training.loop import (
     Curves,
     Progress,
@@ -97,7 +97,7 @@ class ImageConfig:
         if not self.local_size <= self.image_size <= self.cutout:
             crops = f"{self.image_size} and {self.local_size}"
             raise ValueError(f"crops of {crops} pixels do not fit into a cutout of {self.cutout}")
-        Degrade(self.degrade)  # raises where it is no fraction
+        AsPictures(self.degrade)  # raises where it is no fraction
 
 # %% ../../nbs/training/30_self_distillation.ipynb #fab6ebe5
 def schedules(
@@ -126,7 +126,7 @@ def make_views(
     "Global crops (2B, 3, s, s), local crops (n_local B, 3, s', s'), masks (2B, P) bool."
     settings = Multicrop(c.image_size, c.local_size, c.n_local, c.blur, c.noise, transpose=c.rotate)
     images = center_crop(images, c.cutout)
-    images = degrade_some(images, Degrade(c.degrade), np.random.default_rng([c.seed, step, 2]))
+    images = degrade_some(images, AsPictures(c.degrade), np.random.default_rng([c.seed, step, 2]))
     images = torch.as_tensor(images).to(device)
     big, little = [crops.flatten(0, 1) for crops in multicrop(images, [c.seed, step], settings)]
     side, rng = c.image_size // c.patch_size, np.random.default_rng([c.seed, step, 1])
