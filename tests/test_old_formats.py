@@ -95,7 +95,7 @@ def test_artifacts_keep_their_keys(profile):
 @pytest.mark.parametrize("profile", EXPECTED["artifact_keys_before"])
 def test_settings_of_before_find_what_was_made_before(profile):
     "The first survey and its trainings have their old keys, where a run asks for them."
-    before = "mock_survey.calibration=0 mock_survey.line_fraction=1 pretrain_spectrum.degrade=0"
+    before = "mock_survey.calibration=0 mock_survey.line_fraction=1 pretrain_spectrum.degrade=0 pretrain_spectrum.place_ramp=0"
     before += " align.views=0 align.carry=0" + (" pretrain_spectrum.place_steps=500" if profile == "mini" else "")
     found = {stage: resolve(stage, profile=profile, seed=0, set=before).key for stage in STAGES}
     assert found == EXPECTED["artifact_keys_before"][profile]

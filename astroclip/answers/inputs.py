@@ -51,7 +51,8 @@ def see_images(
         if not here:
             continue
         x = np.stack([rows[i][0] for i in here]).astype(np.float32)
-        seen.vector[here] = model.embed_images(x, batch_size=batch_size, kind=kind)
+        known = dict(unit="nanomaggy") if kind == "flux" else {}  # judged whole: a crop may hold no sky
+        seen.vector[here] = model.embed_images(x, batch_size=batch_size, kind=kind, **known)
         if kind == "flux":
             magnitude, seen.missing[here] = image_measures(x)
             seen.signal[here] = -magnitude

@@ -23,6 +23,7 @@ from .opinions import answer_names, fit_votes, votes_of_state, votes_state
 from .readings import KINDS_OF_INPUT, Lines, Reading, coordinates, fit_reading
 from .readings import measure_distances, split_training
 from ..core.faults import write_atomic
+from ..files.weight_files import shipped, some_shipped
 from ..models.astroclip import AstroCLIP
 from ..models.redshift import RedshiftClassifier
 
@@ -161,13 +162,14 @@ NETWORKS = dict(model="astroclip", classifier="redshift")
 def save_parts(
     parts: Parts,
     folder,  # is made where it is missing
+    half: bool = False,  # matrices of the networks in float16
 ) -> Path:
     "Networks, heads, references, levels and a card."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parts.model.save_pretrained(folder / NETWORKS["model"])
+    parts.model.save_pretrained(folder / NETWORKS["model"], half)
     if parts.classifier is not None:
-        parts.classifier.save_pretrained(folder / NETWORKS["classifier"])
+        parts.classifier.save_pretrained(folder / NETWORKS["classifier"], half)
     arrays, settings = state_of(parts)
     with write_atomic(folder / NUMBERS) as file:
         save_file(arrays, file, metadata={"format": FORMAT})
@@ -190,13 +192,13 @@ def predictor_folder(
     folder = Path(source)
     if (folder / SETTINGS).is_file():
         return folder
-    shipped = Path(astroclip.__file__).parent / "weights" / str(source)
-    if (shipped / SETTINGS).is_file():
-        return shipped
+    came_along = shipped(source)
+    if came_along and (came_along / SETTINGS).is_file():
+        return came_along
     wanted = f"a folder with {SETTINGS}, written by Predictor.save_pretrained or kept by nbs/predict.ipynb"
     if folder.exists():
         raise ValueError(f"{source} holds no predictor: give {wanted}")
-    known = f"no predictor {str(source)!r}, and none of this name ships with the package"
+    known = f"no predictor {str(source)!r} here, and what ships with the package is: {some_shipped()}"
     raise FileNotFoundError(f"{known}: give {wanted}")
 
 
@@ -230,9 +232,9 @@ class Predictor(Parts):
         "The predictor that lies in a folder, or ships under a name."
         return cls(**vars(load_parts(source, device)))
 
-    def save_pretrained(self, folder):
-        "Write networks, heads, references and levels into a folder."
-        return save_parts(self, folder)
+    def save_pretrained(self, folder, half=False):
+        "Write networks (matrices in float16 if `half`), heads, references and levels into a folder."
+        return save_parts(self, folder, half)
 
     def look(self, images=None, spectra=None, **how):
         "(modality -> Seen, logits): what answers are made of; see `look_at`."

@@ -26,7 +26,7 @@ def arg(
 DEVICE = arg("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
 OVERWRITE = arg("--overwrite", action="store_true", help="replace what stands at the output already")
 SEED = arg("--seed", type=int, default=0, help="of every random number (default: 0)")
-PROFILES = ["smoke", "mini", "standard", "paper"]
+PROFILES = ["smoke", "mini", "desk", "standard", "paper"]
 TRAINING = [
     arg("--profile", default="mini", choices=PROFILES, help="whose settings (default: mini)"),
     arg("--steps", type=int, default=None, help="training steps (default: the profile's)"),

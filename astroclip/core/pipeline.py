@@ -90,7 +90,7 @@ def stage_tasks(
     "The tasks of the stages, in an order that keeps `n` cores busy."
     tasks = []
     for stage in stages:
-        fraction = FRACTION.get(stage, 1 / 4) if profile in ("smoke", "mini") else 1
+        fraction = FRACTION.get(stage, 1 / 4) if profile in ("smoke", "mini", "desk") else 1
         needs = tuple(name for name in STAGES[stage] if name in stages)
         tasks.append(Task(stage, stage, needs, max(1, int(n * fraction)), shown=True))
     return tasks

@@ -22,6 +22,7 @@ _SKY = dict(calibration=1.0, line_fraction=0.45)
 MOCK_SURVEY = {
     "smoke": dict(n_pairs=192, n_spectra=256, **_SKY),
     "mini": dict(n_pairs=8_000, n_spectra=12_000, **_SKY),
+    "desk": dict(n_pairs=20_000, n_spectra=20_000, **_SKY),
     "standard": dict(n_pairs=60_000, n_spectra=100_000, **_SKY),
     "paper": dict(n_pairs=200_000, n_spectra=200_000, **_SKY),
 }
@@ -31,6 +32,7 @@ _MIXTURE = dict(galaxies=0.32, active=0.12, quasars=0.30, stars=0.18, nothing=0.
 MOCK_TARGETS = {
     "smoke": dict(n=240, **_MIXTURE),
     "mini": dict(n=9_000, **_MIXTURE),
+    "desk": dict(n=18_000, **_MIXTURE),
     "standard": dict(n=60_000, **_MIXTURE),
     "paper": dict(n=60_000, **_MIXTURE),
 }
@@ -41,24 +43,26 @@ PRETRAIN_SPECTRUM = {
     "smoke": dict(
         window=80, stride=40, embed_dim=32, depth=2, num_heads=1, place=8, place_steps=10,
         place_batch_size=8, chunks=6, chunk_width=13, steps=30, batch_size=16, lr=2e-3, weight_decay=0.05,
-        warmup=5, validate_every=10, degrade=0.75,
+        warmup=5, validate_every=10, degrade=0.75, place_ramp=0.4,
     ),
     "mini": dict(
-        window=80, stride=40, embed_dim=128, depth=4, num_heads=2, place=24, place_steps=1_000,
+        window=80, stride=40, embed_dim=128, depth=4, num_heads=2, place=24, place_steps=600,
         place_batch_size=32, chunks=6, chunk_width=13, steps=800, batch_size=32, lr=2e-3, weight_decay=0.05,
-        warmup=80, validate_every=100, degrade=0.75,
+        warmup=80, validate_every=100, degrade=0.75, place_ramp=0.4,
     ),
     "standard": dict(
         window=20, stride=10, embed_dim=384, depth=6, num_heads=6, place=24, place_steps=2_000,
         place_batch_size=256, chunks=6, chunk_width=50, steps=7_500, batch_size=256, lr=1e-3,
-        weight_decay=0.05, warmup=500, validate_every=500, degrade=0.75,
+        weight_decay=0.05, warmup=500, validate_every=500, degrade=0.75, place_ramp=0.4,
     ),
     "paper": dict(
         window=20, stride=10, embed_dim=768, depth=6, num_heads=6, place=0, place_steps=0,
         place_batch_size=256, chunks=6, chunk_width=50, steps=500_000, batch_size=256, lr=1e-5,
-        weight_decay=0.1, warmup=2_000, validate_every=5_000, degrade=0.0,
+        weight_decay=0.1, warmup=2_000, validate_every=5_000, degrade=0.0, place_ramp=0.0,
     ),
 }
+PRETRAIN_SPECTRUM["desk"] = PRETRAIN_SPECTRUM["mini"] | dict(
+    place_steps=1_000, steps=3_000, warmup=150, validate_every=250)
 # fmt: on
 
 # %% ../../nbs/core/15_profiles.ipynb #e48dc0fa
@@ -81,6 +85,7 @@ TRAIN_REDSHIFT = {
         warmup=1_000, validate_every=1_000,
     ),
 }
+TRAIN_REDSHIFT["desk"] = TRAIN_REDSHIFT["mini"] | dict(steps=4_000, warmup=100, validate_every=250)
 # fmt: on
 
 # %% ../../nbs/core/15_profiles.ipynb #b7b62036
@@ -107,6 +112,7 @@ TRAIN_BASELINES = {
         convnext_lr=1e-3, spectrum_lr=3e-3, budgets=[10, 100, 1_000, 10_000], repeats=3, few_steps=1_000,
     ),
 }
+TRAIN_BASELINES["desk"] = TRAIN_BASELINES["mini"]
 # fmt: on
 
 # %% ../../nbs/core/15_profiles.ipynb #36db5311
@@ -147,6 +153,7 @@ PRETRAIN_IMAGE = {
         patch_embed_lr=0.2, checkpoint_every=1_250, **{**_IMAGE, "rotate": False},
     ),
 }
+PRETRAIN_IMAGE["desk"] = PRETRAIN_IMAGE["mini"] | dict(steps=4_000, warmup=200)
 # fmt: on
 
 # %% ../../nbs/core/15_profiles.ipynb #50ee8661
@@ -177,12 +184,15 @@ ALIGN = {
         tower_lr=2e-5, random_tower_lr=1e-4, views=0, carry=0.0,
     ),
 }
+ALIGN["desk"] = ALIGN["mini"] | dict(
+    frozen_steps=2_500, frozen_warmup=150, tuned_steps=2_500, tuned_warmup=150)
 # fmt: on
 
 # %% ../../nbs/core/15_profiles.ipynb #3f76f093
 EMBED = {
     "smoke": dict(finetuned=False, batch_size=64),
     "mini": dict(finetuned=False, batch_size=256),
+    "desk": dict(finetuned=False, batch_size=256),
     "standard": dict(finetuned=False, batch_size=512),
     "paper": dict(finetuned=False, batch_size=512),
 }
@@ -218,16 +228,18 @@ STAGE_SETTINGS = {
 # {profile: {stage: settings}}
 PROFILES = {
     profile: {stage: by_profile[profile] for stage, by_profile in STAGE_SETTINGS.items()}
-    for profile in ("smoke", "mini", "standard", "paper")
+    for profile in ("smoke", "mini", "desk", "standard", "paper")
 }
 # fmt: off
-# Minutes on 2 plain cores (smoke, mini), one GPU (standard); what the one line of `ensure` promises.
+# Minutes on 2 plain cores (smoke, mini, desk), one GPU (standard); what the one line of `ensure` promises.
 EXPECTED_MINUTES = {
     "smoke": {stage: 0.3 for stage in STAGE_SETTINGS},
     "mini": dict(
         mock_survey=2, mock_targets=1, pretrain_spectrum=18, train_redshift=15, train_baselines=45,
         pretrain_image=8, align=6, embed=2,
     ),
+    "desk": dict(mock_survey=5, mock_targets=2, pretrain_spectrum=50, train_redshift=40,
+        train_baselines=110, pretrain_image=60, align=20, embed=7),
     "standard": dict(
         mock_survey=10, mock_targets=1, pretrain_spectrum=8, train_redshift=15, train_baselines=15,
         pretrain_image=8, align=8, embed=2,
@@ -238,7 +250,7 @@ EXPECTED_MINUTES = {
 
 
 def settings(
-    profile,  # smoke, mini, standard or paper
+    profile,  # smoke, mini, desk, standard or paper
     stage,  # a name of STAGE_SETTINGS
     changes=None,  # {stage: {name: value}}, as `parse_settings` gives it
     **overrides,  # settings by name; they win over `changes`, and None leaves a setting as it is
@@ -362,7 +374,7 @@ class Change:
 
 
 def list_changes(
-    profile,  # smoke, mini, standard or paper
+    profile,  # smoke, mini, desk, standard or paper
     text,  # as for `parse_settings`
 ):
     "The `Change`s that a text makes in a profile, in the order of its tables."

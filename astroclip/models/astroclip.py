@@ -242,7 +242,7 @@ class AstroCLIP(FromArrays, Pretrained, nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        source,  # a folder or .safetensors of ours, an official .ckpt, or a hub repository
+        source="simulated",  # ships; or a folder or .safetensors of ours, an official .ckpt, a hub name
         device="auto",  # "auto", "cpu", "cuda", ...
         image_num_heads=None,  # these three only where the file cannot say
         spectrum_num_heads=None,

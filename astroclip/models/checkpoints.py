@@ -392,9 +392,10 @@ def read_safetensors(
 
 # %% ../../nbs/models/50_checkpoints.ipynb #6bc9a456
 def read_weights(
-    source,  # a folder, .safetensors or .ckpt, or the name of a hub repository
+    source,  # a folder, .safetensors or .ckpt, the name of weights that ship or of a hub repository
     revision: str | None = None,  # of the repository
+    kind: str = "AstroCLIP",  # which model, where a folder holds several
 ) -> Weights:
     "Any source -> `Weights`, without reading the numbers."
-    path = locate(source, revision)
+    path = locate(source, revision, kind)
     return read_safetensors(path) if is_safetensors(path) else read_official(path)

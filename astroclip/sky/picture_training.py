@@ -85,7 +85,7 @@ def spaces_to_compare(
     if asked.inputs["mock_survey"].key != resolve("mock_survey", p).key:
         raise ValueError(f"compare={compare!r} changes the survey, expected settings of networks alone.")
     align = ensure("align", changed)
-    run.inputs.append(align)
+    run.inputs.insert(1, align)  # the record of a figure names the last of a stage: the usual one
     model = AstroCLIP.from_pretrained(align.path / networks.name, device=p.device)
     name = f"{networks.name}_pictures"
     return [*found, Space(PICTURES, name, model, *embed_all(model, run.survey))]
