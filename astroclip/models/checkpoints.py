@@ -382,12 +382,11 @@ def read_safetensors(
         about = json.loads(text or "null")
         if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
             raise CheckpointError("it has no configuration of ours (config.json)")
-        tensors = {}
-        for name in handle.keys():
-            tensors[name] = tuple(handle.get_slice(name).get_shape()), partial(handle.get_tensor, name)
+        shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}
+        tensors = {name: (shape, partial(handle.get_tensor, name)) for name, shape in shapes.items()}
     except (SafetensorError, ValueError, OSError, RecursionError) as e:
         raise CheckpointError(f"{file}: not a model of ours, or damaged ({short(str(e), 200)})") from e
-    kind, training = str(about.get("kind")), about.get("training", {})
+    training, kind = about.get("training", {}), str(about.get("kind"))
     return Weights(kind, about["config"], tensors, file, "astroclip", training=training)
 
 # %% ../../nbs/models/50_checkpoints.ipynb #6bc9a456

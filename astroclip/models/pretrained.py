@@ -42,8 +42,7 @@ ALIGNMENT = 64  # bytes
 def aligned(
     tensor: torch.Tensor,
 ) -> torch.Tensor:
-    """The tensor itself when it is contiguous and begins at a multiple of 64 bytes, else a copy that does; what
-    was stored in half precision as float32, with which models compute."""
+    "The tensor itself when contiguous and begun at a multiple of 64 bytes, else a copy; float16 as float32."
     if tensor.dtype == torch.float16:
         return tensor.float()
     if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
