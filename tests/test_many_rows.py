@@ -80,14 +80,14 @@ def some_blocks(folder, n, size=100):
 
 
 def test_joining_takes_the_room_of_its_answers(tmp_path):
-    "Twenty times the rows: at most 1.5 kB more for each of 80 + 16 bytes of answers with a long note."
+    "Four times the rows, beyond the thousand that are text at once: a row costs its 96 bytes, not its widest note."
 
     def join(paths):
         write_table(Table(blocks.read_blocks(paths), copy=False), tmp_path / "out.ecsv")
 
     join(some_blocks(tmp_path, 200))  # imports
-    few, many = (peak(lambda paths=some_blocks(tmp_path, n): join(paths)) for n in (200, 4000))
-    assert many - few < 4000 * 0.0015, (few, many)
+    few, many = (peak(lambda paths=some_blocks(tmp_path, n): join(paths)) for n in (1200, 4800))
+    assert many - few < 3600 * 300e-6, (few, many)
 
 
 def test_tasks_and_their_fingerprint_are_made_one_by_one(tmp_path):

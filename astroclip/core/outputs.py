@@ -9,6 +9,7 @@ __all__ = ['WHY', 'FULL', 'CODES', 'TABLES', 'LINES', 'existing_folder', 'try_to
 
 # %% ../../nbs/core/22_outputs.ipynb #219527de
 import errno
+import gc
 import io
 import os
 from contextlib import contextmanager
@@ -224,6 +225,7 @@ def write_lines(
             if start and how == "ascii.csv":
                 text.readline()
             file.write(text.read())
+            gc.collect()  # writers of astropy refer to themselves, and would wait with all their texts
 
 # %% ../../nbs/core/22_outputs.ipynb #107b6dbb
 def write_table(
