@@ -147,7 +147,7 @@ def tasks_of(
         make = partial(file_tasks, paths, value)
     return make, len(table) if table is not None else sum(1 for _ in make()), column
 
-
+# %% ../../nbs/cli/35_checking.ipynb #e9cc7e9b
 def question_key(
     args: Namespace,
     tasks: Iterator[Task],
@@ -210,7 +210,7 @@ def check_blocks(
             bar.update(task - bar.n)
     return blocks
 
-
+# %% ../../nbs/cli/35_checking.ipynb #6e1c963a
 def check(
     args: Namespace,  # model, sources, output, redshift, pictures, batch_size, overwrite, device, ...
 ) -> None:

@@ -211,7 +211,7 @@ def answer_blocks(
         say(f"{reused} of {len(blocks)} blocks were there already")
     return blocks
 
-
+# %% ../../nbs/cli/27_predicting.ipynb #9d85adb8
 def named_columns(
     columns: dict,  # name -> (n,)
 ):  # astropy Table

@@ -35,7 +35,7 @@ def score_panel(
     ax.set(yticks=range(len(models)), yticklabels=names, ylim=(len(models) - 0.5, -0.5), xlabel=xlabel)
     ax.grid(axis="x", color="0.92")
 
-
+# %% ../../nbs/plotting/17_score_panels.ipynb #b897aad4
 def near_one(
     ax,
     limits=(0.5, 0.997),
