@@ -95,7 +95,7 @@ def check_picture(
         axes["catalogue"].set_xticklabels([])
         axes["found"].set(xlabel="observed wavelength [Å]")
         for key in ("catalogue", "found"):
-            axes[key].set_ylabel("flux")
+            axes[key].set_ylabel("flux\n[$10^{-17}$ erg s$^{-1}$ cm$^{-2}$ Å$^{-1}$]")
     if "image" in axes:
         if rgb is None:
             axes["image"].axis("off")

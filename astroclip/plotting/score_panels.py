@@ -35,16 +35,20 @@ def score_panel(
     ax.set(yticks=range(len(models)), yticklabels=names, ylim=(len(models) - 0.5, -0.5), xlabel=xlabel)
     ax.grid(axis="x", color="0.92")
 
-
+# %% ../../nbs/plotting/17_score_panels.ipynb #b897aad4
 def near_one(
     ax,
     limits=(0.5, 0.997),
-    ticks=(0.6, 0.8, 0.9, 0.95, 0.98, 0.99),
+    ticks=(0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.998),
 ):
-    "An axis that spreads what is close to one: equal steps in -log10(1 - x)."
+    "An axis that spreads what is close to one: equal steps in -log10(1 - x); wider where a mark needs it."
+    drawn = np.concatenate([[limits[0]], *(np.asarray(line.get_xdata(), float) for line in ax.lines)])
+    drawn = drawn[np.isfinite(drawn) & (drawn < 1)]
+    low, high = min(limits[0], drawn.min() - 0.02), max(limits[1], 1 - 0.8 * (1 - drawn.max()))
+    ticks = [tick for tick in ticks if low <= tick <= high]
     ax.set_xscale("function", functions=(_stretch, _shrink))
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.set_xlim(*limits)
+    ax.set_xlim(low, high)
 
 
 def _stretch(x):
