@@ -22,7 +22,7 @@ RUNNABLE = sorted(p for p in ROOT.glob("nbs/*.ipynb") if p.stem != "index")
 # From the bottom to the top. metrics and losses know arrays only; data knows one galaxy, files how others wrote it down,
 # surveys know many; models know no survey; plotting draws what many figures need, panels what one page needs; probes know
 # embeddings only; training makes one model, studies many; evaluation knows everything; nobody knows cli and app.
-LAYERS = "core metrics losses data files surveys mock targets models search plotting probes training studies panels evaluation sky answers opinions cli app"
+LAYERS = "core metrics losses data files surveys mock targets models search plotting probes training studies panels evaluation sky answers opinions shipped cli app"
 LAYERS = LAYERS.split()
 LAYERS = [layer for layer in LAYERS if (ROOT / "nbs" / layer).is_dir()]
 BELOW = {layer: set(LAYERS[:i]) for i, layer in enumerate(LAYERS)}

@@ -67,9 +67,9 @@ COMMANDS = {  # name: (what it does, an example, its arguments)
     ),
     "embed": (
         "embed a survey file, or images and spectra, into an index; beside it .report.csv lists every input",
-        "astroclip embed models/astroclip my_galaxies/ -o index.h5",
+        "astroclip embed simulated my_galaxies/ -o index.h5",
         [
-            arg("model", help="AstroCLIP checkpoint"),
+            arg("model", help="AstroCLIP checkpoint, or simulated: the weights that ship"),
             arg("sources", nargs="+", help="one survey.h5, or files and folders of images and spectra"),
             arg("-o", "--output", required=True, help="index file to write"),
             MODALITY,
@@ -81,7 +81,7 @@ COMMANDS = {  # name: (what it does, an example, its arguments)
     ),
     "predict": (
         "redshift, properties and shape of images and spectra, with intervals and flags; one row a galaxy",
-        "astroclip predict my_galaxies/ -o answers.ecsv --model models/predictor",
+        "astroclip predict my_galaxies/ -o answers.ecsv",
         [
             arg("sources", nargs="+", help="files and folders, a table that names files, or one survey.h5"),
             arg("-o", "--output", required=True, help="table to write (.ecsv, .fits, .parquet, .vot, .csv)"),
@@ -108,7 +108,11 @@ COMMANDS |= {
             arg("--where", action="append", metavar="CONDITION", help=CONDITION),
             arg("--modality", choices=["image", "spectrum"], help="which side of the query to use"),
             arg("--row", type=int, help="which object of a query file, from 0 (default: all of them)"),
-            arg("--model", help="checkpoint that made the index, for a file"),
+            arg(
+                "--model",
+                default="simulated",
+                help="checkpoint that made the index, for a file (default: simulated)",
+            ),
             *IMAGES,
             arg("-o", "--output", help="write the table too (.ecsv, .fits, .parquet, .vot, .csv)"),
             OVERWRITE,
@@ -120,9 +124,13 @@ COMMANDS |= {
 # %% ../../nbs/cli/50_main.ipynb #2b1977f7
 COMMANDS["check"] = (
     "a second opinion on redshifts: agree, doubtful, contradict or cannot say, with the reason",
-    "astroclip check my_galaxies/ --model models/opinion --redshift 0.153 -o out.ecsv --pictures looked_at",
+    "astroclip check my_galaxies/ --redshift 0.153 -o out.ecsv --pictures looked_at",
     [
-        arg("--model", required=True, help="folder of a second opinion with its networks"),
+        arg(
+            "--model",
+            default="simulated",
+            help="folder of a second opinion with its networks (default: simulated, which ships)",
+        ),
         arg(
             "sources",
             nargs="+",

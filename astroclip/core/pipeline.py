@@ -50,6 +50,7 @@ PAGES = [
     "real_galaxies",
     "spectrum_gap",
     "check",
+    "in_the_box",
 ]  # the longest first: nobody waits for it at the end
 EARLY = dict(reconstruction="pretrain_spectrum")  # a page that needs less than the embeddings
 COMPARED = ["redshift", "properties", "retrieval"]

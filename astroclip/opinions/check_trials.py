@@ -23,6 +23,7 @@ from ..core.artifacts import Artifact, claim, create
 from ..core.config import spawn_seed
 from ..metrics.bootstrap import Score, wilson
 from ..models.astroclip import AstroCLIP
+from ..files.weight_files import shipped
 from ..models.pretrained import model_hash
 from ..models.redshift import RedshiftClassifier, shares
 from ..surveys.log_spectra import LogSpectra, load_log_spectra
@@ -114,10 +115,11 @@ def save_all(
 
 
 def load_all(
-    path,  # folder
+    path="simulated",  # folder, or the name of weights that ship
     device="auto",
 ) -> tuple:  # SecondOpinion, AstroCLIP, RedshiftClassifier
     "The second opinion with its networks, which must be those that it was fitted to."
+    path = shipped(path) or Path(path)
     opinion, networks = load_opinion(path), []
     for name, kind in NETWORKS.items():
         networks.append(kind.from_pretrained(Path(path) / name, device=device))
