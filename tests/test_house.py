@@ -314,11 +314,14 @@ def test_a_wheel_installed_elsewhere_is_whole(tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     expected = {p.relative_to(ROOT) for p in (ROOT / "astroclip").rglob("*.py")}
     assert expected == {p.relative_to(site) for p in (site / "astroclip").rglob("*.py")}
+    weights = {p.relative_to(ROOT) for p in (ROOT / "astroclip" / "weights").rglob("*") if p.is_file()}
+    assert weights == {p.relative_to(site) for p in (site / "astroclip" / "weights").rglob("*") if p.is_file()}
     names = [".".join(p.with_suffix("").parts) for p in sorted(expected) if p.stem != "__init__"]
     environment = {k: v for k, v in os.environ.items() if k != "ASTROCLIP_HOME"} | {"PYTHONPATH": str(site)}
     code = f"import importlib, astroclip\nassert astroclip.__file__.startswith({str(site)!r})\n"
     code += f"for n in {names!r}: importlib.import_module(n)\n"
-    code += "from astroclip.core.config import find_root, data_root\nassert find_root() is None, find_root()\nprint(data_root())"
+    code += "from astroclip.core.config import find_root, data_root\nassert find_root() is None, find_root()\nprint(data_root())\n"
+    code += "astroclip.Predictor.from_pretrained('simulated')"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     help_text = subprocess.run(
         [sys.executable, "-c", "from astroclip.cli.main import main; main(['--help'])"],

@@ -299,6 +299,7 @@ def save_opinion(
     numbers |= dict(cut=opinion.cut if np.isfinite(opinion.cut) else None, schema="astroclip-opinion-1")
     with write_atomic(folder / FILES[0]) as temporary:
         save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary)
+        temporary.chmod(0o644)  # safetensors writes for the owner only
     with write_atomic(folder / FILES[1]) as temporary:
         temporary.write_text(json.dumps(numbers, indent=1) + "\n")
 
