@@ -64,6 +64,8 @@ def read_blocks(
     paths: list[Path],
 ) -> dict:  # name -> (n,); texts as objects, equal ones once
     "Columns of all blocks, one after the other."
+    if not paths:
+        raise ValueError("nothing to answer: the inputs hold no galaxy")
     parts, known = [], {}
     for path in paths:
         part = {}

@@ -133,7 +133,10 @@ def question_of(
 
     about = dict(model=file_hash(model / NUMBERS), batch_size=batch_size, images=images)
     found = hashlib.sha256(json.dumps(about).encode())
-    for path in paths:
+    table = named_files(paths[0]) if len(paths) == 1 else None
+    names = [] if table is None else (str(row[k]) for k in NAMED if k in table.colnames for row in table)
+    there = (paths[0].parent / name.strip() for name in names)
+    for path in (*paths, *(p for p in there if p.is_file())):
         facts = path.stat()
         found.update(json.dumps((str(path), facts.st_size, int(facts.st_mtime))).encode())
     return found.hexdigest()
