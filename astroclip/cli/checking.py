@@ -21,7 +21,7 @@ from .blocks import finished_blocks, last_value, parts_folder, read_blocks, writ
 from .blocks import write_block
 from .embedding import images_as, say, say_loading
 from .objects import READABLE, SURVEYS, embed_each, gather, some
-from .tasks import Asked, Task, file_list, file_tasks, list_tasks, read_task, redshift_asked
+from .tasks import Asked, ToRead, file_list, file_tasks, list_tasks, read_task, redshift_asked
 from .tasks import survey_tasks
 from ..core.faults import make_folder, write_atomic
 from ..core.outputs import check_folder, check_output, table_format
@@ -150,7 +150,7 @@ def tasks_of(
 # %% ../../nbs/cli/35_checking.ipynb #e9cc7e9b
 def question_key(
     args: Namespace,
-    tasks: Iterator[Task],
+    tasks: Iterator[ToRead],
     made_for: dict,  # hashes of the networks
 ) -> str:
     "The same for the same question: networks, settings, and files with their sizes and times."
@@ -165,7 +165,7 @@ def question_key(
 
 
 def galaxies_in_blocks(
-    tasks: Iterator[Task],
+    tasks: Iterator[ToRead],
     column: str | None,  # of the redshift, in a survey
     size: int,  # galaxies of a block; more where its last file holds more
     first: int = 0,  # number of the first task

@@ -127,7 +127,7 @@ def check_model(
     if index.model_sha256 and (other := fingerprint(model)) != index.model_sha256:
         raise ValueError(
             f"the index was made by model {index.model_sha256[:12]}, and {name} is model {other[:12]}: "
-            "their embeddings do not compare; give the model that made it, or embed again"
+            "their embeddings do not compare; give the model that made it (--model), or embed again"
         )
     return bool(index.model_sha256)
 

@@ -9,6 +9,7 @@ CODE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]+`)", re.S)
 TARGET = re.compile(r"\]\(([^)\s]+)\)")
 ATTRIBUTE = re.compile(r"""\b(src|href)="([^"]+)\"""")
 BADGE = re.compile(r"!\[([^\]]*)\]\(https?://[^)\s]+\)")
+FRONT = re.compile(r"\A---\n.*?\n---\n", re.S)  # settings before a text
 ELSEWHERE = re.compile(r"^([a-z]+:|#)", re.I)
 
 
@@ -75,7 +76,8 @@ class Site:
             raise DeadLink(f"{at} links to the folder {target}, which has no page")
         if file.suffix == ".md":  # a text that no contents list
             self.pages[path] = path
-            self.write(path, "---\norphan: true\n---\n\n" + self.links(file.read_text(), path))
+            text = FRONT.sub("", file.read_text())  # of a model card: it has no place inside another page
+            self.write(path, "---\norphan: true\n---\n\n" + self.links(text, path))
             return path, True
         copy = self.out / path
         copy.parent.mkdir(parents=True, exist_ok=True)
