@@ -58,12 +58,14 @@ def test_nothing_was_written_into_the_repository(home):
     assert "mock-smoke" not in status.stdout
 
 
-def test_the_three_lines_of_the_readme_can_be_pasted(home):
-    "As they stand, but for the profile: what a reader pastes runs, and image and spectrum are in one space."
+def test_the_three_lines_of_the_readme_can_be_pasted(tmp_path):
+    "As they stand: what a reader pastes runs before any training, and its intervals hold."
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert 'ensure("align")' in block
-    code = block.replace('ensure("align")', 'ensure("align", profile="smoke")') + "print((images @ spectra.T).shape)"
-    environment = dict(os.environ, ASTROCLIP_HOME=str(home), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    assert 'Predictor.from_pretrained("simulated")' in block
+    code = block + "low, high = table['redshift_low95'], table['redshift_high95']\n"
+    code += "print(len(table), ((low <= galaxies.redshift) & (galaxies.redshift <= high)).mean() > 0.8)"
+    environment = dict(os.environ, ASTROCLIP_HOME=str(tmp_path), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.endswith("(64, 64)\n"), done.stdout
+    assert done.stdout.endswith("64 True\n"), done.stdout
+    assert not list(tmp_path.iterdir())  # nothing was made for it
