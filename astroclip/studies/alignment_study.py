@@ -35,7 +35,7 @@ STUDY_STEPS = dict(smoke=6, mini=300, standard=2_000)  # of every alignment; pap
 
 def base_alignment(
     settings,  # of the stage `align`
-    profile,  # smoke, mini, standard or paper
+    profile,  # smoke, mini, desk, standard or paper
     steps=0,  # 0: by profile
 ) -> Alignment:
     "The alignment that every variant of a study differs from in one thing."
