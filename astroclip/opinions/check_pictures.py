@@ -94,8 +94,9 @@ def check_picture(
         spectrum_panel(axes["found"], flux, z[1], found, FOUND)
         axes["catalogue"].set_xticklabels([])
         axes["found"].set(xlabel="observed wavelength [Å]")
-        for key in ("catalogue", "found"):
-            axes[key].set_ylabel("flux\n[$10^{-17}$ erg s$^{-1}$ cm$^{-2}$ Å$^{-1}$]")
+        unit = "$10^{-17}$ erg s$^{-1}$ cm$^{-2}$ Å$^{-1}$"
+        axes["found"].set_ylabel(f"flux of both [{unit}]", y=1.2)  # one label, between the two
+        axes["catalogue"].set_ylabel("")
     if "image" in axes:
         if rgb is None:
             axes["image"].axis("off")

@@ -7,7 +7,6 @@ __all__ = ['LIMIT', 'ABOUT', 'CARD_FILE', 'MODEL_CARD', 'round_to_half', 'file_h
            'about_shipped']
 
 # %% ../../nbs/shipped/10_shipping.ipynb #89a75f1d
-import hashlib
 import json
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 import astroclip
 from ..answers.predictor import Predictor
 from ..core.faults import write_atomic
+from ..core.provenance import file_hash
 from ..files.weight_files import SHIPPED
 from ..models.pretrained import model_hash
 from ..opinions.check_trials import NETWORKS
@@ -41,11 +41,7 @@ def file_hashes(folder: Path) -> dict[str, str]:
     "SHA-256 of every file below a folder but the two that tell them, by its path there."
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
     names = {p.relative_to(folder).as_posix(): p for p in files}
-    return {
-        name: hashlib.sha256(p.read_bytes()).hexdigest()
-        for name, p in names.items()
-        if name not in (ABOUT, CARD_FILE)
-    }
+    return {name: file_hash(p) for name, p in names.items() if name not in (ABOUT, CARD_FILE)}
 
 
 def stage_keys(
