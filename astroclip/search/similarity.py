@@ -21,7 +21,7 @@ from ..core.outputs import disk_errors
 from ..data.arrays import as_floats
 from ..files.identifiers import as_identifiers, is_among, values_and_gaps
 from .columns import as_table, matches, read_columns, write_columns
-from ..surveys.hdf5_columns import check_hdf5
+from ..formats.hdf5_columns import check_hdf5
 
 # %% ../../nbs/search/40_similarity.ipynb #89202202
 def as_vectors(

@@ -13,7 +13,7 @@ import torch
 
 from ..data.log_grid import to_log_grid
 from ..data.spectrum_grid import WAVELENGTH
-from .hdf5_columns import NoSuchColumn
+from ..formats.hdf5_columns import NoSuchColumn
 from .pairs import Survey
 
 # %% ../../nbs/surveys/15_log_spectra.ipynb #6752a9e7

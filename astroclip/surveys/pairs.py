@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from ..files.fits_files import reading
-from .hdf5_columns import Column, NoSuchColumn, NotASurvey, check_hdf5, is_plain
+from ..formats.hdf5_columns import Column, NoSuchColumn, NotASurvey, check_hdf5, is_plain
 
 # %% ../../nbs/surveys/10_pairs.ipynb #2291d957
 TRAIN, VALIDATION, TEST = 0, 1, 2
