@@ -355,7 +355,8 @@ def main(
         print(folder)
         return 0
     make_folder(folder)
-    without = left_out(resolve("mock_survey", params).path / "survey.h5")
+    made = resolve("mock_survey", params).path
+    without = left_out((made if params.survey == "mock" else made.parent.parent) / "survey.h5")
     for page, groups in without.items():
         print(f"{page} is left out: the survey has no {' and no '.join(groups)} (astroclip data label)")
     tasks = dict(
