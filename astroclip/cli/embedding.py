@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .objects import READABLE, REPORT, SURVEYS, Row, account, embed_each, gather, name_rows
+from ..bulk.one_by_one import embed_each
+from .objects import READABLE, REPORT, SURVEYS, Row, account, gather, name_rows
 from .objects import read_rows, some, summary
 from ..core.outputs import check_output, write_table
 from ..data.spectrum_units import FLUX_UNIT
