@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['blocks_of', 'check_rank', 'block_order', 'window_sizes', 'window_mix', 'count_batches', 'cut_batches']
 
-# %% ../../nbs/surveys/58_block_order.ipynb #6b8287ee
+# %% ../../nbs/surveys/58_block_order.ipynb #bf5c567f
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-# %% ../../nbs/surveys/58_block_order.ipynb #77f08168
+# %% ../../nbs/surveys/58_block_order.ipynb #1aa0229f
 def blocks_of(
     lengths,  # (F,) rows of each file
     block: int,  # rows read at once
@@ -24,7 +24,7 @@ def blocks_of(
     none = np.empty(0, np.int64)
     return np.concatenate([none, *starts]), np.concatenate([none, *stops])
 
-# %% ../../nbs/surveys/58_block_order.ipynb #67f4f8e8
+# %% ../../nbs/surveys/58_block_order.ipynb #d4a44923
 def check_rank(
     rank: int,
     world: int,
@@ -47,7 +47,7 @@ def block_order(
     order = np.random.default_rng([seed, epoch]).permutation(n) if shuffle else np.arange(n)
     return order[rank::world]
 
-# %% ../../nbs/surveys/58_block_order.ipynb #af037781
+# %% ../../nbs/surveys/58_block_order.ipynb #5cdce8e0
 def window_sizes(
     counts: np.ndarray,  # (M,) rows that are used of each block, in the order they are read
     window: int,  # blocks mixed with each other
@@ -81,7 +81,7 @@ def count_batches(
         raise ValueError(f"batch_size {batch_size}: expected at least 1")
     return rows // batch_size if drop_last else -(-rows // batch_size)
 
-# %% ../../nbs/surveys/58_block_order.ipynb #3098394a
+# %% ../../nbs/surveys/58_block_order.ipynb #bf2ce236
 def cut_batches(
     load: Callable,  # w -> (name -> (c_w, ...), order in which they are taken (c_w,))
     sizes: np.ndarray,  # c_w
@@ -107,4 +107,6 @@ def cut_batches(
             pick = order[first - low : high - low]
             pieces.append({name: x[pick] for name, x in part.items()})
             first = high
-        yield k, {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
+        if len(pieces) > 1:  # the batch reaches into the next window
+            pieces = [{name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}]
+        yield k, pieces[0]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NEEDS', 'OPEN', 'usable_files', 'check_fields', 'field_of', 'opened', 'read_stretch', 'read_anywhere', 'report_bad',
-           'read_block', 'load_window', 'numbered_batches', 'rows_in_blocks', 'batches_each', 'has_field', 'endless',
-           'Shards', 'split_by_name', 'paper_image_split']
+           'read_into', 'read_block', 'load_window', 'numbered_batches', 'rows_in_blocks', 'batches_each', 'has_field',
+           'endless', 'Shards', 'split_by_name', 'paper_image_split']
 
-# %% ../../nbs/surveys/60_shards.ipynb #2093f03b
+# %% ../../nbs/surveys/60_shards.ipynb #a897c809
 import os
 import warnings
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from .block_order import block_order, blocks_of, count_batches, cut_batches
 from .block_order import window_mix, window_sizes
 from .pairs import TEST, TRAIN, VALIDATION, prefetched, split_of
 
-# %% ../../nbs/surveys/60_shards.ipynb #ce5c22ad
+# %% ../../nbs/surveys/60_shards.ipynb #1cb2b84e
 def usable_files(
     paths,  # of files
     on_bad: str = "refuse",  # or "skip": what is missing or damaged is reported
@@ -56,7 +56,7 @@ def usable_files(
         warnings.warn(sentence, stacklevel=3)
     return files, said
 
-# %% ../../nbs/surveys/60_shards.ipynb #ae93157a
+# %% ../../nbs/surveys/60_shards.ipynb #6bb81ad6
 NEEDS = {"image": ("images",), "targetid": ("release", "brickid", "objid"), "redshift": ("z_spec",)}
 OPEN = 16  # files at a time: HDF5 keeps the index of every open one in memory
 
@@ -88,7 +88,7 @@ def field_of(
         return np.where(parts[0] < -90, np.nan, parts[0]).astype(np.float32)
     return parts[0].astype(np.float32, copy=False) if name == "image" else parts[0]
 
-# %% ../../nbs/surveys/60_shards.ipynb #bbc56169
+# %% ../../nbs/surveys/60_shards.ipynb #8fa76a0a
 def opened(
     shards,  # Shards
     i: int,  # file
@@ -146,7 +146,7 @@ def read_anywhere(
         out[order[run]] = x
     return out
 
-# %% ../../nbs/surveys/60_shards.ipynb #d49459fc
+# %% ../../nbs/surveys/60_shards.ipynb #d96259f4
 def report_bad(
     shards,  # Shards
     rows: np.ndarray,  # that are left out
@@ -159,34 +159,50 @@ def report_bad(
         warnings.warn(f"{len(rows)} rows from {rows[0]:,d} on left out: {why}", stacklevel=2)
 
 
+def read_into(
+    shards,  # Shards
+    name: str,  # of a field
+    rows: np.ndarray,  # (n,) increasing, of one file
+    out: np.ndarray,  # (n, ...) filled
+) -> None:
+    "Rows of one field into memory that is there; whole blocks of images without a copy between."
+    low, high = int(rows[0]), int(rows[-1]) + 1
+    i = int(np.searchsorted(shards.ends, low, side="right"))
+    first = int(shards.ends[i]) - shards.files[i].length
+    if name == "image" and high - low == len(rows):
+        with reading(shards.files[i].path, "HDF5"):
+            opened(shards, i)["images"].read_direct(out, np.s_[low - first : high - first])
+    else:
+        x = read_stretch(shards, name, low, high)
+        out[...] = x if len(x) == len(rows) else x[rows - low]
+
+
 def read_block(
     shards,  # Shards
-    fields: tuple,
     rows: np.ndarray,  # (n,) increasing, of one block
-) -> tuple[dict, np.ndarray]:  # name -> (n, ...), which of them are good (n,)
-    "Rows of one block, and which are fit for use."
-    low, high = int(rows[0]), int(rows[-1]) + 1
-    part, good = {}, np.ones(len(rows), bool)
+    out: dict,  # name -> (n, ...), filled
+) -> np.ndarray:  # (n,) bool
+    "Rows of one block into `out`; which of them are fit for use."
     try:
-        for name in fields:
-            x = read_stretch(shards, name, low, high)
-            part[name] = x if len(x) == len(rows) else x[rows - low]
+        for name, x in out.items():
+            read_into(shards, name, rows, x)
     except UnreadableFile as error:
         if shards.on_bad == "refuse":
             raise
         report_bad(shards, rows, str(error))
-        return {}, np.zeros(len(rows), bool)
-    if "image" in part:
-        good = np.isfinite(part["image"]).all((1, 2, 3))
+        return np.zeros(len(rows), bool)
+    good = np.ones(len(rows), bool)
+    if "image" in out:
+        good = np.isfinite(out["image"]).all((1, 2, 3))
     if not good.all():
         i = int(np.searchsorted(shards.ends, rows[~good][0], side="right"))
         why = f"{shards.files[i].path}: images hold values that are not finite"
         if shards.on_bad == "refuse":
             raise NotASurvey(shards.files[i].path, f"row {rows[~good][0]} of all: image is not finite")
         report_bad(shards, rows[~good], why)
-    return part, good
+    return good
 
-# %% ../../nbs/surveys/60_shards.ipynb #a1f84dc3
+# %% ../../nbs/surveys/60_shards.ipynb #bbdbf23d
 def load_window(
     shards,  # Shards
     fields: tuple,
@@ -202,13 +218,12 @@ def load_window(
         if not len(block):
             continue
         place = slice(first, first + len(block))
-        part, window["good"][place] = read_block(shards, fields, block)
-        for name, x in part.items():
-            window[name][place] = x
+        out = {name: window[name][place] for name in fields}
+        window["good"][place] = read_block(shards, block, out)
         first = place.stop
     return window
 
-# %% ../../nbs/surveys/60_shards.ipynb #a18d708b
+# %% ../../nbs/surveys/60_shards.ipynb #02169164
 def numbered_batches(
     shards,  # Shards
     fields: tuple,
@@ -259,7 +274,7 @@ def batches_each(counts, batch_size, seed, epoch, world, shuffle=True):
     orders = [block_order(len(counts), seed, epoch, r, world, shuffle) for r in range(world)]
     return min(count_batches(int(counts[order].sum()), batch_size, drop_last=True) for order in orders)
 
-# %% ../../nbs/surveys/60_shards.ipynb #6906aac4
+# %% ../../nbs/surveys/60_shards.ipynb #718cd790
 def has_field(
     files: list[ShardFile],
     name: str,  # of a field
@@ -289,7 +304,7 @@ def endless(
             raise ValueError(f"{len(shards):,d} images give no batch of {batch_size} for every process")
         epoch, start = epoch + 1, 0
 
-# %% ../../nbs/surveys/60_shards.ipynb #414e5622
+# %% ../../nbs/surveys/60_shards.ipynb #1835c6a7
 class Shards:
     "Files of images as one data set: `len`, `[i]`, `read`, `batches`; `.bad` lists rows that were left out."
 
@@ -351,7 +366,7 @@ class Shards:
         found = endless(self, tuple(fields), batch_size, state, **how)
         return prefetched(found, prefetch) if prefetch else found
 
-# %% ../../nbs/surveys/60_shards.ipynb #409f5059
+# %% ../../nbs/surveys/60_shards.ipynb #68f0d1fe
 def split_by_name(
     shards,  # Shards
     step: int = 1_000_000,  # identifiers read at a time
