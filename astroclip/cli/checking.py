@@ -20,7 +20,8 @@ import numpy as np
 from .blocks import finished_blocks, last_value, parts_folder, read_blocks, write_answers
 from .blocks import write_block
 from .embedding import images_as, say, say_loading
-from .objects import READABLE, SURVEYS, embed_each, gather, some
+from ..bulk.one_by_one import embed_each
+from .objects import READABLE, SURVEYS, gather, some
 from .tasks import Asked, ToRead, file_list, file_tasks, list_tasks, read_task, redshift_asked
 from .tasks import survey_tasks
 from ..core.faults import make_folder, write_atomic

@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['say', 'say_loading', 'model_files', 'load_model', 'embed_items', 'embed_files', 'held_by', 'embed_survey_file',
-           'tell', 'images_as', 'index_of', 'embed']
+           'tell', 'images_as', 'index_of', 'is_whole', 'device_of_process', 'embed_into_folder', 'embed']
 
 # %% ../../nbs/cli/20_embedding.ipynb #d41ebeab
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 
-from .objects import READABLE, REPORT, SURVEYS, Row, account, embed_each, gather, name_rows
+from ..bulk.one_by_one import embed_each
+from .objects import READABLE, REPORT, SURVEYS, Row, account, gather, name_rows
 from .objects import read_rows, some, summary
 from ..core.outputs import check_output, write_table
 from ..data.spectrum_units import FLUX_UNIT
+from ..formats.shard_files import is_shards
 
 # %% ../../nbs/cli/20_embedding.ipynb #4c08eb34
 def say(line: str) -> None:
@@ -229,6 +232,71 @@ def index_of(
     table["flag"] = all_of("flag")
     return SimilarityIndex.build(np.stack(all_of("vector")), all_of("id"), all_of("modality"), table, model)
 
+# %% ../../nbs/cli/20_embedding.ipynb #befa4ae1
+def is_whole(
+    sources: list,  # paths
+    output: str,  # as it was given
+) -> bool:
+    "Are parts in a folder asked for, not an index? The output then ends with a slash."
+    folder = str(output).endswith(("/", os.sep))
+    shards = any(is_shards(source) for source in sources)
+    if shards and not folder:
+        raise ValueError(f"image files of Stein et al. are embedded into a folder: -o {output}/ with a slash")
+    if folder and len(sources) > 1 and not all(is_shards(source) for source in sources):
+        raise ValueError(
+            "into a folder goes one survey file, or image files of Stein et al.; name one source"
+        )
+    return folder
+
+
+def device_of_process(device: str) -> str:
+    "Under torchrun, `auto` is the GPU with the number of this process on its machine."
+    number = os.environ.get("LOCAL_RANK")
+    if device != "auto" or number is None:
+        return device
+    import torch
+
+    n = torch.cuda.device_count()
+    return f"cuda:{int(number) % n}" if n else device
+
+
+def embed_into_folder(
+    args: Namespace,  # model, sources, output, modality, batch_size, part_rows, precision, skip_bad, ...
+) -> None:
+    "Parts of this process; the first one then writes the catalogue."
+    source = args.sources if len(args.sources) > 1 else args.sources[0]
+    for path in args.sources:
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    model = load_model(args.model, device_of_process(args.device))
+    from astroclip.bulk.whole_surveys import embed_whole, rank_and_world, wait_for_parts, write_sky_catalog
+
+    rank, world = rank_and_world()
+    plan = embed_whole(
+        model,
+        source,
+        args.output,
+        None if args.modality == "both" else [args.modality],
+        part_rows=getattr(args, "part_rows", 16384),
+        dtype=getattr(args, "numbers", "float16"),
+        batch_size=args.batch_size,
+        rank=rank,
+        world=world,
+        on_bad="skip" if getattr(args, "skip_bad", False) else "refuse",
+        overwrite=getattr(args, "overwrite", False),
+        report=say,
+    )
+    if rank:
+        return
+    wait_for_parts(args.output, plan, say)
+    catalog, kept, lost = write_sky_catalog(args.output)
+    print(f"{args.output}: {plan.rows:,d} rows in {plan.parts} parts, {' and '.join(plan.modalities)}")
+    if catalog is None:
+        say("no row has a place on the sky: parts only, no catalogue")
+    else:
+        said = f", {lost:,d} rows have no place on the sky" if lost else ""
+        print(f"{catalog}: a HATS catalogue of {kept:,d} rows{said}")
+
 # %% ../../nbs/cli/20_embedding.ipynb #229694c9
 def embed(
     args: Namespace,  # model, sources, output, modality, unit, pixel_scale, batch_size, overwrite, device
@@ -238,6 +306,8 @@ def embed(
     modalities = ["image", "spectrum"] if args.modality == "both" else [args.modality]
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}: expected at least 1")
+    if is_whole(args.sources, args.output):
+        return embed_into_folder(args)
     paths, passed = gather(args.sources)
     surveys = [p for p in paths if p.suffix.lower() in SURVEYS]
     if surveys and len(paths) > 1:
