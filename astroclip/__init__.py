@@ -14,6 +14,7 @@ _PUBLIC = {
     "Predictor": "astroclip.answers.predictor",
     "read_image": "astroclip.files.cutout_files",
     "read_spectra": "astroclip.files.spectrum_files",
+    "crossmatch": "astroclip.surveys.crossmatch",
 }
 __all__ = [*_PUBLIC, "__version__"]
 
