@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['rows_together', 'bounds', 'Chained', 'Picked', 'Changed']
 
-# %% ../../nbs/formats/15_column_parts.ipynb #ba80a3b8
+# %% ../../nbs/formats/15_column_parts.ipynb #f540d258
 import numpy as np
 
-# %% ../../nbs/formats/15_column_parts.ipynb #0c99c4fe
+# %% ../../nbs/formats/15_column_parts.ipynb #072f9fd3
 def rows_together(
     column,  # has a length and slices
     rows: np.ndarray,  # (n,) integers, in any order, repeated or not
@@ -25,7 +25,7 @@ def rows_together(
         out[order[run]] = column[low:high][ranked[run] - low]
     return out
 
-# %% ../../nbs/formats/15_column_parts.ipynb #0e0bfa8f
+# %% ../../nbs/formats/15_column_parts.ipynb #aa24f65a
 def bounds(
     column,  # has a length
     rows: slice,  # of step 1
@@ -68,6 +68,10 @@ class Picked:
 
     def __init__(self, column, rows: np.ndarray):
         self.column, self.rows = column, rows
+        starts = getattr(column, "starts", None)
+        if starts is not None and (np.diff(rows) >= 0).all():
+            self.starts = np.unique(np.searchsorted(rows, starts))
+            self.starts = self.starts[self.starts < len(rows)]
 
     def __len__(self):
         return len(self.rows)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MMU_FOLDER', 'dataset_named', 'mmu_files', 'MmuFiles', 'MmuPart', 'write_mmu', 'mmu_spectra', 'mmu_images']
 
-# %% ../../nbs/formats/25_mmu_files.ipynb #7fe75bec
+# %% ../../nbs/formats/25_mmu_files.ipynb #adaef6c7
 import re
 from pathlib import Path
 
@@ -13,18 +13,18 @@ import h5py
 import numpy as np
 
 from ..files.fits_files import reading
-from .column_parts import Chained, Changed
+from .column_parts import Chained
 from .hats_writer import healpix_index
 from .hdf5_columns import Column, NoSuchColumn, NotASurvey, check_hdf5
 
-# %% ../../nbs/formats/25_mmu_files.ipynb #bed4f32f
+# %% ../../nbs/formats/25_mmu_files.ipynb #cdb3c663
 def dataset_named(
     path: str,  # "spectrum.flux", "Z"
 ) -> str:
     "The dataset of HDF5 for a column's name in the newer form."
     return "image_array" if path == "image.flux" else path.replace(".", "_")
 
-# %% ../../nbs/formats/25_mmu_files.ipynb #e2fbc3fb
+# %% ../../nbs/formats/25_mmu_files.ipynb #c71568f8
 MMU_FOLDER = re.compile(r"healpix=(\d+)$")
 
 
@@ -79,13 +79,12 @@ class MmuFiles:
         return dataset_named(path) in self.datasets
 
     def column(self, path, decode=None):
-        "A column by its newer name; numbers need no decoding."
+        "A column by its newer name; arrays of HDF5 need no decoding."
         name = dataset_named(path)
         if name not in self.datasets:
             raise NoSuchColumn(self.files[0], f"has no dataset {name!r}; it has {sorted(self.datasets)}")
         parts = [MmuPart(self, file, name, n) for file, n in zip(self.files, self.rows)]
-        column = Chained(parts)
-        return column if decode is None else Changed(column, decode)
+        return Chained(parts)
 
     def close(self):
         if self.file is not None:
@@ -111,7 +110,7 @@ class MmuPart:
             raise NotASurvey(self.path, f"has {len(column)} rows of {self.name} and {self.rows} of object_id")
         return column[rows]
 
-# %% ../../nbs/formats/25_mmu_files.ipynb #3bfb7c10
+# %% ../../nbs/formats/25_mmu_files.ipynb #5ddec2d1
 def write_mmu(
     folder,  # of one configuration: edr_sv3, north
     ra: np.ndarray,  # (N,) degrees

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AXIS_ORDERS', 'turned_upright', 'PaperColumn', 'write_original', 'axes_of']
 
-# %% ../../nbs/formats/12_original_file.ipynb #f46e9568
+# %% ../../nbs/formats/12_original_file.ipynb #4614f49a
 from pathlib import Path
 
 import h5py
@@ -15,7 +15,7 @@ from ..files.fits_files import reading
 from .column_parts import Chained
 from .hdf5_columns import Column
 
-# %% ../../nbs/formats/12_original_file.ipynb #64b7b8b6
+# %% ../../nbs/formats/12_original_file.ipynb #5e61f9af
 def turned_upright(
     images: np.ndarray,  # (n, x, y, band)
 ) -> np.ndarray:  # (n, band, y, x)
@@ -60,7 +60,7 @@ class PaperColumn:
         parts = [np.where(np.arange(len(p)) < int(0.8 * len(p)), 0, 2) for p in self.parts]
         return np.concatenate(parts).astype(np.int8)
 
-# %% ../../nbs/formats/12_original_file.ipynb #182c2227
+# %% ../../nbs/formats/12_original_file.ipynb #885303b4
 def write_original(
     path,  # of the new file
     image: np.ndarray,  # (N, 3, H, W)
@@ -77,7 +77,7 @@ def write_original(
             file[f"{g}/redshifts"] = np.asarray(redshift[rows], np.float64)
             file[f"{g}/targetids"] = np.asarray(targetid[rows], np.int64)
 
-# %% ../../nbs/formats/12_original_file.ipynb #5c130d81
+# %% ../../nbs/formats/12_original_file.ipynb #7b492913
 AXIS_ORDERS = {
     "band, y, x": (0, 1, 2),
     "band, x, y": (0, 2, 1),

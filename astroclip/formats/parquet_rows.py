@@ -7,7 +7,7 @@ __all__ = ['LEVEL', 'SPLITS', 'SPLIT_NAME', 'inner', 'is_list', 'plain_storage',
            'fields_of', 'leaf_names', 'ParquetFiles', 'ParquetColumn', 'split_named', 'in_order', 'ArrowFiles',
            'ArrowColumn', 'arrow_files']
 
-# %% ../../nbs/formats/20_parquet_rows.ipynb #31059b23
+# %% ../../nbs/formats/20_parquet_rows.ipynb #1c141841
 import json
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ from .column_parts import Chained, bounds
 from .hdf5_columns import NoSuchColumn, NotASurvey
 from .remote_files import patiently
 
-# %% ../../nbs/formats/20_parquet_rows.ipynb #e160165f
+# %% ../../nbs/formats/20_parquet_rows.ipynb #f97aa880
 def inner(
     array,  # pyarrow.Array of lists
     name: str,  # of the column, for the error
@@ -85,7 +85,7 @@ def array_of(
         return np.array(array.to_pylist()).reshape(shape)
     return array.to_numpy(zero_copy_only=False).reshape(shape)
 
-# %% ../../nbs/formats/20_parquet_rows.ipynb #51d5879c
+# %% ../../nbs/formats/20_parquet_rows.ipynb #5c38c605
 def ragged(
     column,  # pyarrow.Array or ChunkedArray of lists
     name: str = "column",  # for errors
@@ -103,7 +103,7 @@ def ragged(
         out[i] = values[end - length : end]
     return out
 
-# %% ../../nbs/formats/20_parquet_rows.ipynb #8813b673
+# %% ../../nbs/formats/20_parquet_rows.ipynb #89c9304c
 def field_of(
     column,  # pyarrow.Array or ChunkedArray
     names: list[str],  # of nested fields; []: the column itself
@@ -151,7 +151,7 @@ def fields_of(
     "`spectrum.flux` -> [`flux`], unless a column has that very name."
     return [] if path in schema.names else path.split(".")[1:]
 
-# %% ../../nbs/formats/20_parquet_rows.ipynb #4b8ce975
+# %% ../../nbs/formats/20_parquet_rows.ipynb #e6ad8ddc
 def leaf_names(
     file,  # pyarrow.parquet.ParquetFile
 ) -> list[str]:
@@ -240,7 +240,7 @@ class ParquetColumn:
 
     def __init__(self, table: ParquetFiles, path: str, decode=array_of):
         self.table, self.path, self.decode = table, path, decode
-        self.starts, self.last = table.starts, (-1, None)
+        self.starts, self.last, self.empty = table.starts, (-1, None), None
 
     def __len__(self):
         return len(self.table)
@@ -252,13 +252,14 @@ class ParquetColumn:
             array = self.table.read(g, self.path)
             with reading(self.table.files[self.table.groups[g][0]], "Parquet"):
                 self.last = (g, self.decode(array, self.path))
+                self.empty = self.last[1][:0].copy()
         return self.last[1]
 
     def __getitem__(self, rows):
         start, stop = bounds(self, rows)
         first = int(np.searchsorted(self.table.ends, start, side="right"))
         if start == stop:
-            return self.group(min(first, len(self.starts) - 1))[:0]
+            return self.group(0)[:0] if self.empty is None else self.empty
         last = int(np.searchsorted(self.table.ends, stop - 1, side="right"))
         pieces = []
         for g in range(first, last + 1):
@@ -266,7 +267,7 @@ class ParquetColumn:
             pieces.append(self.group(g)[max(start - low, 0) : stop - low])
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-# %% ../../nbs/formats/20_parquet_rows.ipynb #f3b13071
+# %% ../../nbs/formats/20_parquet_rows.ipynb #d1655a1a
 SPLITS = {"train": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2}
 SPLIT_NAME = re.compile(rf"(?:^|[-_])({'|'.join(SPLITS)})(?:[-_.]|$)")
 
@@ -346,7 +347,7 @@ class ArrowColumn:
         with reading(self.file, "Arrow"):
             return self.decode(field_of(self.data.slice(start, stop - start), self.fields), self.path)
 
-# %% ../../nbs/formats/20_parquet_rows.ipynb #d4b7dcce
+# %% ../../nbs/formats/20_parquet_rows.ipynb #17fd9d5a
 def arrow_files(
     folder,  # of `save_to_disk`, or of the cache of `datasets`
 ) -> list[Path]:

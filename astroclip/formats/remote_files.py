@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BUSY', 'patiently', 'place_of', 'read_bytes', 'is_there', 'names_in']
 
-# %% ../../nbs/formats/18_remote_files.ipynb #fb294b5a
+# %% ../../nbs/formats/18_remote_files.ipynb #72049d5a
 import re
 import time
 from pathlib import Path
 
-# %% ../../nbs/formats/18_remote_files.ipynb #b6004e6a
+# %% ../../nbs/formats/18_remote_files.ipynb #b4f9ac3c
 BUSY = {429, 500, 502, 503, 504}
 
 
