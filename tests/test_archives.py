@@ -331,10 +331,18 @@ def test_desi_checksum_that_does_not_fit_is_refused(downloads):
         assert "no checksum file for it: taken as it came" in desi(5, downloads, server, "sv3", "bright")[5].flags
 
 
-def test_desi_damaged_file_is_a_sentence_and_leaves_the_cache(downloads):
-    path, files = spoilt_coadd(lambda b: b[:2880] + b"\0" * (len(b) - 2880))
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda b: b[:2880] + b"\0" * (len(b) - 2880), "no TARGETID"),
+        (lambda b: b[: 2880 * 5], "damaged"),
+        (lambda b: redrock_bytes([toy_spectrum(5)]), "no TARGETID"),
+    ],
+)
+def test_desi_damaged_file_is_a_sentence_and_leaves_the_cache(downloads, spoil, words):
+    _, files = spoilt_coadd(spoil)
     with StandIn(desi_service(files, checksums=False)) as server:
-        assert "damaged" in desi(5, downloads, server, "sv3", "bright")[5]
+        assert words in desi(5, downloads, server, "sv3", "bright")[5]
         server.routes = desi_service(desi_files([toy_spectrum(5)]), checksums=False)
         assert isinstance(desi(5, downloads, server, "sv3", "bright")[5], Spectrum)
 

@@ -7,7 +7,7 @@ __all__ = ['NSIDE', 'DESI_URL', 'REDUCTIONS', 'PROGRAMS', 'healpix_of', 'CoaddFi
            'fetch_coadd', 'spectra_in_coadd', 'best_of_each', 'programs_to_try', 'texts_of', 'spectra_of_targets',
            'said_once']
 
-# %% ../../nbs/web/50_desi_healpix.ipynb #83603d46
+# %% ../../nbs/web/50_desi_healpix.ipynb #ea2d8ba1
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..files.fits_files import UnreadableFile, open_fits
 from ..files.identifiers import as_targetids
 from .downloads import Downloads, NotCached, NotThere
 
-# %% ../../nbs/web/50_desi_healpix.ipynb #75eed116
+# %% ../../nbs/web/50_desi_healpix.ipynb #8f7c07ca
 NSIDE = 64
 
 
@@ -42,7 +42,7 @@ def healpix_of(
         )
     return np.asarray(lonlat_to_healpix(ra * u.deg, dec * u.deg, NSIDE, order="nested"), np.int64)
 
-# %% ../../nbs/web/50_desi_healpix.ipynb #bbb5c69b
+# %% ../../nbs/web/50_desi_healpix.ipynb #876618ca
 DESI_URL = "https://data.desi.lbl.gov"
 REDUCTIONS = {
     "DESI-EDR": "public/edr/spectro/redux/fuji",
@@ -84,7 +84,7 @@ class CoaddFile:
         path = self.folder[self.folder.index("/redux/") + 1 :].replace("/", "_")
         return f"{self.folder}/{path}.sha256sum"
 
-# %% ../../nbs/web/50_desi_healpix.ipynb #22559d13
+# %% ../../nbs/web/50_desi_healpix.ipynb #853b1a0c
 def starts_as_fits(
     path,  # of an answer
 ):
@@ -130,7 +130,7 @@ def fetch_coadd(
         flags.append(f"{file.name('redrock')} cannot be read: no redshift")
     return coadd, redshifts, flags
 
-# %% ../../nbs/web/50_desi_healpix.ipynb #e8614cff
+# %% ../../nbs/web/50_desi_healpix.ipynb #6fb21188
 def spectra_in_coadd(
     file: CoaddFile,
     targetids: list[int],
@@ -146,12 +146,11 @@ def spectra_in_coadd(
     try:
         with open_fits(path) as hdus:
             found = read_desi(hdus, file.name(), targetids, redshifts)
-    except NotAnObservedSpectrum as refused:
-        return dict.fromkeys(targetids, f"{file.name()}: {refused.reason.removesuffix(f'; {ARRAYS}')}")
-    except UnreadableFile:
+    except (NotAnObservedSpectrum, UnreadableFile) as refused:
         path.unlink(missing_ok=True)
-        said = "is damaged and was taken out of the cache; the same call fetches it again"
-        return dict.fromkeys(targetids, f"{file.name()} {said}")
+        what = getattr(refused, "reason", "damaged").removesuffix(f"; {ARRAYS}")
+        said = f"{file.name()}: {what}; taken out of the cache, the same call fetches it again"
+        return dict.fromkeys(targetids, said)
     out = dict.fromkeys(targetids, f"not in {file.name()}")
     for spectrum in best_of_each(found):
         spectrum.flags += [f for f in flags if f not in spectrum.flags]
@@ -180,7 +179,7 @@ def best_of_each(
         out.append(best)
     return out
 
-# %% ../../nbs/web/50_desi_healpix.ipynb #c93cfd89
+# %% ../../nbs/web/50_desi_healpix.ipynb #de573c31
 PROGRAMS = {
     "DESI-EDR": """sv3 bright, sv3 dark, sv1 bright, sv1 dark, sv1 other, sv2 bright, sv2 dark, sv3 backup,
     sv1 backup, sv2 backup, special dark, special bright, special other, special backup, cmx other""",
