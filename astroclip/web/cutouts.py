@@ -6,7 +6,7 @@
 __all__ = ['SPLIT', 'POLE', 'LAYERS', 'CUTOUTS', 'SIZE', 'SkyLayer', 'galactic_latitude', 'sky_layer', 'said_instead',
            'check_cutout_file', 'cutout_fits', 'cutout_service', 'SkyCutout', 'cutout_at']
 
-# %% ../../nbs/web/30_cutouts.ipynb #4418c856
+# %% ../../nbs/web/30_cutouts.ipynb #40707630
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from ..files.fits_files import UnreadableFile, open_fits
 from .downloads import Downloads, NotThere
 from .stand_in import Heard, Reply
 
-# %% ../../nbs/web/30_cutouts.ipynb #6130d285
+# %% ../../nbs/web/30_cutouts.ipynb #a80fa354
 SPLIT = 32.375  # degrees of declination
 POLE = (192.85948, 27.12825)  # degrees, north pole of the Galaxy (J2000)
 LAYERS = {  # release asked for -> side -> (layer, release it is of)
@@ -60,7 +60,7 @@ def sky_layer(
     side = "north" if dec > SPLIT and galactic_latitude(ra, dec) > 0 else "south"
     return SkyLayer(*LAYERS[release][side], side)
 
-# %% ../../nbs/web/30_cutouts.ipynb #4a71126c
+# %% ../../nbs/web/30_cutouts.ipynb #971ba5c4
 def said_instead(
     path: Path,
 ) -> str:
@@ -95,7 +95,7 @@ def check_cutout_file(
     if not off < 1:
         raise ValueError(f"the cutout is centred {off:.3g} arcsec from the position asked for")
 
-# %% ../../nbs/web/30_cutouts.ipynb #d516d706
+# %% ../../nbs/web/30_cutouts.ipynb #5df9a16b
 def cutout_fits(
     image: np.ndarray,  # (3, size, size) nanomaggies
     ra: float,  # degrees, centre
@@ -133,7 +133,7 @@ def cutout_service(
 
     return handler
 
-# %% ../../nbs/web/30_cutouts.ipynb #84e06bf5
+# %% ../../nbs/web/30_cutouts.ipynb #56bd647f
 CUTOUTS = "https://www.legacysurvey.org/viewer/fits-cutout"
 SIZE = 152  # pixels
 
