@@ -7,7 +7,7 @@ __all__ = ['APART', 'BLOCK', 'Services', 'usual_services', 'FetchedObject', 'fet
            'Patience', 'Manner', 'desi_spectra', 'sdss_spectrum', 'spectra_of_block', 'origin_of', 'place_of',
            'complete_object', 'fetch_each', 'fetch']
 
-# %% ../../nbs/surveys/70_remote.ipynb #89af6b96
+# %% ../../nbs/surveys/70_remote.ipynb #31a34337
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from ..web.downloads import Downloads, NotCached, NotThere, ServiceDown
 from ..web.sdss import SDSS_URL, SKYSERVER_URL, fibers_near, separation, spectrum_of
 from ..web.sparcl import SPARCL_URL
 
-# %% ../../nbs/surveys/70_remote.ipynb #748ca26a
+# %% ../../nbs/surveys/70_remote.ipynb #f6f830dd
 @dataclass(frozen=True)
 class Services:
     "The addresses that are asked."
@@ -47,7 +47,7 @@ def usual_services(
     mirror = mirror.rstrip("/")
     return Services(f"{mirror}/viewer/fits-cutout", mirror, mirror, mirror, mirror)
 
-# %% ../../nbs/surveys/70_remote.ipynb #e19f5bdd
+# %% ../../nbs/surveys/70_remote.ipynb #a2fab57c
 @dataclass
 class FetchedObject:
     "One object: its image and its spectrum, or why it has none."
@@ -127,7 +127,7 @@ class FetchedObjects:
         "One line an object, without pixels."
         return fetched_table([fetched_row(one) for one in self.rows])
 
-# %% ../../nbs/surveys/70_remote.ipynb #0082c137
+# %% ../../nbs/surveys/70_remote.ipynb #f83d548b
 @dataclass
 class Patience:
     "Calls whose failures become reasons, until a service has failed for `most` objects in a row."
@@ -154,7 +154,7 @@ class Patience:
             return None, str(error)
         return (None, answer) if isinstance(answer, str) else (answer, "")
 
-# %% ../../nbs/surveys/70_remote.ipynb #b0339c78
+# %% ../../nbs/surveys/70_remote.ipynb #2d969f41
 @dataclass
 class Manner:
     "How objects are fetched."
@@ -225,7 +225,7 @@ def spectra_of_block(
             found[w.row] = spectrum or reason
     return found
 
-# %% ../../nbs/surveys/70_remote.ipynb #ff28041c
+# %% ../../nbs/surveys/70_remote.ipynb #23351082
 def origin_of(
     source: str,  # of a spectrum, as its archive's reader wrote it
 ) -> tuple[str, str, str]:
@@ -252,7 +252,7 @@ def place_of(
     far = f"its spectrum was taken {apart:.1f} arcsec from the position given"
     return one.ra, one.dec, [far] if apart > APART else []
 
-
+# %% ../../nbs/surveys/70_remote.ipynb #1a501ccc
 def complete_object(
     one: Wanted,
     spectrum,  # Spectrum, reason, or None where none is wanted
@@ -283,7 +283,7 @@ def complete_object(
             found.notes += image.cutout.flags
     return found
 
-
+# %% ../../nbs/surveys/70_remote.ipynb #ccdd57c4
 BLOCK = 200  # objects whose spectra are asked for together
 
 
@@ -308,7 +308,7 @@ def fetch_each(
                 yield complete_object(one, spectra.get(one.row), manner, downloads, patience["cutouts"])
                 bar.update()
 
-# %% ../../nbs/surveys/70_remote.ipynb #af881cbb
+# %% ../../nbs/surveys/70_remote.ipynb #1243099d
 def fetch(
     targetid=None,  # one or (N,) TARGETIDs of DESI: integers or text, never floats
     ra=None,  # one or (N,), degrees
