@@ -80,6 +80,8 @@ def sparcl_reply(
     "What SPARCL answers."
     ours = {OWN_NAMES.get(n, n): n for n in records[0]}
     header = {"status": {"success": True, "info": [], "warnings": []}}
+    if heard.path.endswith("/version/"):
+        return Reply(b"12.0", kind="text/plain")
     if heard.path.endswith("/datafields/"):
         rows = [(r, n) for r in ("DESI-EDR", "DESI-DR1", "SDSS-DR16") for n in records[0]]
         kinds = {
