@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'values_and_gaps', 'objects', 'is_gap', 'rows_of', 'whole_numbers', 'integers', 'text_of', 'from_objects',
-           'as_identifiers', 'as_targetids', 'same_type', 'is_among']
+           'as_identifiers', 'as_targetids', 'same_type', 'is_among', 'target_ids', 'brick_names']
 
 # %% ../../nbs/files/15_identifiers.ipynb #a014211a
 import numbers
@@ -229,3 +229,29 @@ def is_among(
 ) -> np.ndarray:  # (N,) bool
     "Which of ids (N,), from `as_identifiers`, are wanted: exact for all 64 bits."
     return np.isin(ids, same_type(wanted, ids, name), kind=None if ids.dtype.kind == "U" else "sort")
+
+# %% ../../nbs/files/15_identifiers.ipynb #da3737b4
+def target_ids(
+    release,  # (N,) integers below 2^16, e.g. 9010
+    brickid,  # (N,) integers below 2^20
+    objid,  # (N,) integers below 2^22
+) -> np.ndarray:  # (N,) int64
+    "DESI's TARGETID of objects of the Legacy Survey."
+    parts = {}
+    for name, x, bits in (("release", release, 16), ("brickid", brickid, 20), ("objid", objid, 22)):
+        x = as_identifiers(np.atleast_1d(x), name)
+        if x.dtype.kind not in "iu":
+            raise ValueError(f"{name} are text ({x[0]!s:.40}): expected integers")
+        bad = (x < 0) | (x >= 2**bits)
+        if bad.any():
+            raise ValueError(f"{name}: {rows_of(bad)} ({x[bad][0]}) is outside 0 to 2^{bits} - 1")
+        parts[name] = x.astype(np.int64)
+    return parts["objid"] | parts["brickid"] << 22 | parts["release"] << 42
+
+
+def brick_names(
+    targetid,  # (N,) int64
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # release, brickid, objid, (N,) each
+    "The three numbers in DESI's TARGETID."
+    x = as_identifiers(np.atleast_1d(targetid), "targetid")
+    return x >> 42 & 0xFFFF, x >> 22 & 0xFFFFF, x & 0x3FFFFF
