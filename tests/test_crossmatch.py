@@ -11,18 +11,14 @@ import pytest
 from astropy import units
 from astropy.coordinates import SkyCoord, search_around_sky
 from astropy.table import Table
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import astroclip
 from astroclip.core.config import shared_root
-from astroclip.surveys.crossmatch import (
-    add_margin,
-    crossmatch,
-    match_positions,
-    one_to_one_pairs,
-    separation,
-)
+from astroclip.formats import sky_pairs
+from astroclip.formats.sky_pairs import match_positions, one_to_one_pairs, separation
+from astroclip.surveys.crossmatch import add_margin, crossmatch
 
 
 def sky(rng, n):
@@ -35,6 +31,13 @@ def near(rng, ra, dec, arcsec):
         rng.uniform(0, 360, len(ra)) * units.deg, rng.uniform(0, arcsec, len(ra)) * units.arcsec
     )
     return moved.ra.deg, moved.dec.deg
+
+
+@pytest.fixture(params=["tree", "zones"])
+def search(request, monkeypatch):
+    "Few rows, too, through each of the two searches."
+    monkeypatch.setattr(sky_pairs, "MANY", 10**9 if request.param == "tree" else 0)
+    monkeypatch.setattr(sky_pairs, "SMALL", 648000.0)
 
 
 def assert_equals_astropy(ra, dec, other_ra, other_dec, radius):
@@ -55,7 +58,7 @@ def assert_equals_astropy(ra, dec, other_ra, other_dec, radius):
 
 @pytest.mark.parametrize("radius", [0.1, 1.0, 3600.0])
 @pytest.mark.parametrize("place", ["sky", "north", "south", "zero"])
-def test_equal_to_astropy(place, radius):
+def test_equal_to_astropy(search, place, radius):
     rng = np.random.default_rng(3)
     ra, dec = sky(rng, 400)
     if place in ("north", "south"):
@@ -72,18 +75,18 @@ places = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(places, min_size=1, max_size=12),
     st.lists(places, min_size=1, max_size=12),
     st.sampled_from([0.5, 30.0, 3600.0, 180000.0]),
 )
-def test_equal_to_astropy_at_poles_seams_and_duplicates(left, right, radius):
+def test_equal_to_astropy_at_poles_seams_and_duplicates(search, left, right, radius):
     "Points are drawn from a few awkward places, so that duplicates and antipodes are common."
     assert_equals_astropy(*np.array(left + right[:2]).T, *np.array(right + left[:2]).T, radius)
 
 
-def test_by_hand():
+def test_by_hand(search):
     assert separation(0, 0, 180, 0) == pytest.approx(648000)  # antipodes
     assert separation(10, 90, 200, 90) == pytest.approx(0, abs=1e-9)  # the pole has every right ascension
     rows, others, arcsec = match_positions([0.0], [0.0], [180.0, 179.0], [0.0, 0.0], 648000)
@@ -95,7 +98,7 @@ def test_by_hand():
     assert list(zip(rows, others)) == [(0, 0), (1, 1)]
 
 
-def test_swapping_the_tables_swaps_the_pairs():
+def test_swapping_the_tables_swaps_the_pairs(search):
     rng = np.random.default_rng(0)
     ra, dec = rng.uniform(0, 0.02, 300), rng.uniform(0, 0.02, 300)
     two = near(rng, ra, dec, 3)
@@ -305,7 +308,7 @@ def test_a_margin_that_is_too_narrow_is_refused_and_can_be_made(hats, tmp_path):
     pd.testing.assert_frame_equal(named(found), named(crossmatch(left, right, 10.0)), rtol=0, atol=1e-8)
 
 
-def test_at_a_real_density():
+def test_at_a_real_density(search):
     "120,606 real galaxies against themselves, moved: neighbours as astropy finds them."
     path = shared_root() / "real_2" / "catalogues" / "sdss_dr7_vollim_z.npz" if shared_root() else None
     if path is None or not path.is_file():
