@@ -6,7 +6,7 @@
 __all__ = ['MAGICS', 'HUB_COLUMNS', 'is_address', 'tidy_source', 'kind_of_folder', 'kind_of_source', 'hub_image', 'hub_spectrum',
            'all_the_same', 'hub_targets', 'hub_files', 'parquet_files', 'HubCopy']
 
-# %% ../../nbs/formats/40_sources.ipynb #75f944fb
+# %% ../../nbs/formats/40_sources.ipynb #0538f408
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from astroclip.formats.parquet_rows import (
 )
 from .remote_files import is_there, names_in, patiently, place_of
 
-# %% ../../nbs/formats/40_sources.ipynb #6e59101d
+# %% ../../nbs/formats/40_sources.ipynb #58068d43
 def is_address(source) -> bool:
     "Is it an address, or several joined by `+`, rather than a path?"
     text = str(source)
@@ -82,7 +82,7 @@ def kind_of_source(
         path, f"holds no copy of the pairs: it has {names[:8]}; give a survey file or such a folder"
     )
 
-# %% ../../nbs/formats/40_sources.ipynb #694895c6
+# %% ../../nbs/formats/40_sources.ipynb #0bd18ee0
 def hub_image(
     images: np.ndarray,  # (n, H, W, 3) as released, or (n, 3, H, W)
 ) -> np.ndarray:  # (n, 3, H, W)
@@ -129,7 +129,7 @@ HUB_COLUMNS = {  # our name: ways to make it, the first whose column is there
     "targetid": [("targetid", hub_targets)],
 }
 
-# %% ../../nbs/formats/40_sources.ipynb #01644394
+# %% ../../nbs/formats/40_sources.ipynb #06ca272f
 @lru_cache(maxsize=16)
 def hub_files(
     address: str,

@@ -7,7 +7,7 @@ __all__ = ['PAIR_PIXELS', 'BANDS_USED', 'FLUXES', 'planes_of', 'BandImages', 'en
            'sense_of_zwarn', 'good_redshifts', 'catalog_at', 'addresses_in', 'stamp_of', 'joined_on_sky',
            'tidy_identifiers', 'magnitudes_of', 'StackedColumns', 'MmuPairs']
 
-# %% ../../nbs/surveys/12_hats.ipynb #0b857309
+# %% ../../nbs/surveys/12_hats.ipynb #64bc6ebe
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..formats.mmu_files import MmuFiles
 from ..formats.parquet_rows import ragged
 from .crossmatch import match_positions
 
-# %% ../../nbs/surveys/12_hats.ipynb #a9a7dfae
+# %% ../../nbs/surveys/12_hats.ipynb #adee3304
 PAIR_PIXELS = 152  # pixels of an image here
 BANDS_USED = ("g", "r", "z")
 
@@ -65,7 +65,7 @@ class BandImages:
             return images[:, planes_of(names[0])]
         return np.stack([image[planes_of(own)] for image, own in zip(images, names)])
 
-# %% ../../nbs/surveys/12_hats.ipynb #8407cb2f
+# %% ../../nbs/surveys/12_hats.ipynb #5e56bcdd
 def end_of(
     wavelength: np.ndarray,  # (L,) Angstrom, perhaps padded
 ) -> int:
@@ -146,7 +146,7 @@ class GridPart:
         start, stop = bounds(self, rows)
         return self.spectra.both(start, stop)[self.i]
 
-# %% ../../nbs/surveys/12_hats.ipynb #c62864e2
+# %% ../../nbs/surveys/12_hats.ipynb #5a452a14
 def sense_of_zwarn(
     values: np.ndarray,  # (N,) bool or integers
 ) -> tuple[str, float]:  # what was found, the fraction that is true (or not zero)
@@ -168,7 +168,7 @@ def good_redshifts(
         raise NotASurvey("ZWARN", "is true for about half of the rows: its sense cannot be told, cut by hand")
     return values.astype(bool) if sense == "true means good" else values == 0
 
-# %% ../../nbs/surveys/12_hats.ipynb #7d013a7a
+# %% ../../nbs/surveys/12_hats.ipynb #f5469f70
 def catalog_at(address):  # folder, hats://..., hf://...
     "A catalogue in HATS, or in the older files."
     if is_hats_folder(address):
@@ -210,7 +210,7 @@ def joined_on_sky(
         catalog.close()
     return rows[order], images[order], np.asarray(arcsec)[order]
 
-# %% ../../nbs/surveys/12_hats.ipynb #9d9a8e36
+# %% ../../nbs/surveys/12_hats.ipynb #e0b763cf
 def tidy_identifiers(
     values: np.ndarray,  # (N,) text, bytes or integers
 ) -> np.ndarray:  # (N,) int64
@@ -246,7 +246,7 @@ class StackedColumns:
     def __getitem__(self, rows):
         return np.stack([c[rows] for c in self.columns], 1)
 
-# %% ../../nbs/surveys/12_hats.ipynb #cf628c00
+# %% ../../nbs/surveys/12_hats.ipynb #ef6aa328
 FLUXES = (("FLUX_G", "FLUX_R", "FLUX_Z"), ("flux_g", "flux_r", "flux_z"))
 
 
