@@ -344,6 +344,8 @@ class ArrowColumn:
 
     def __getitem__(self, rows):
         start, stop = bounds(self, rows)
+        if start == stop and len(self):  # lists of no rows have no lengths
+            return self[0:1][:0]
         with reading(self.file, "Arrow"):
             return self.decode(field_of(self.data.slice(start, stop - start), self.fields), self.path)
 
