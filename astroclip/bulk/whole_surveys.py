@@ -7,7 +7,7 @@ __all__ = ['PIXELS', 'BESIDE', 'BulkRows', 'rows_of_shards', 'open_bulk', 'read_
            'batches_of_part', 'embed_part', 'Speed', 'to_stderr', 'plan_of', 'wait_for_plan', 'rank_and_world',
            'embed_whole', 'wait_for_parts', 'write_sky_catalog']
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #8e308aaf
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #a97368b3
 import os
 import sys
 import time
@@ -31,7 +31,7 @@ from ..surveys.block_order import check_rank
 from ..surveys.pairs import open_survey, prefetched, widen
 from ..surveys.shards import Shards
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #6b585031
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #70124782
 PIXELS = {"image": ("image",), "spectrum": ("flux", "ivar")}  # columns of each modality
 BESIDE = (
     "targetid",
@@ -67,7 +67,7 @@ def rows_of_shards(shards: Shards) -> BulkRows:
 
     return BulkRows(len(shards), tuple(names), read, " ".join(files), shards.simulated)
 
-
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #6a46707a
 @contextmanager
 def open_bulk(
     source,  # survey file, or files of Stein et al.: a folder, a list or a `Shards`
@@ -94,7 +94,7 @@ def open_bulk(
         simulated = bool(file.attrs.get("simulated", False))
         yield BulkRows(len(found["targetid"]), tuple(found), read, sizes, simulated)
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #3873d36b
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #4594878b
 def read_batch(
     rows: BulkRows,
     start: int,
@@ -140,7 +140,7 @@ def embed_kind(
             vectors[i] = vector
     return vectors, np.array([not why for why in reasons]), reasons
 
-
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #a281dc2d
 def columns_of(
     batch: dict,  # of `read_batch`
     reasons: dict,  # modality -> (n,)
@@ -160,7 +160,7 @@ def columns_of(
         "reason": np.array(["; ".join(said) for said in lost], object),
     }
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #7a8abf1a
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #50d395b3
 def batches_of_part(
     rows: BulkRows,
     plan: PartPlan,
@@ -196,7 +196,7 @@ def embed_part(
         columns[kind] = vector_column(np.concatenate(parts), np.concatenate(there), plan.dtype)
     write_part(folder, plan, i, columns)
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #9e44e163
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #82d43841
 class Speed:
     "Lines about rows done, rows per second and the time that is left."
 
@@ -220,7 +220,7 @@ def to_stderr(line: str) -> None:
     "A line for whoever waits."
     print(line, file=sys.stderr, flush=True)
 
-
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #1652b341
 def plan_of(
     model,  # AstroCLIP
     rows: BulkRows,
@@ -261,7 +261,7 @@ def rank_and_world() -> tuple[int, int]:
     "This process and how many there are, as torchrun says it; (0, 1) without."
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #8e96119d
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #aad446f7
 def embed_whole(
     model,  # AstroCLIP
     source,  # survey file, or files of Stein et al.: a folder, a list or a `Shards`
@@ -295,7 +295,7 @@ def embed_whole(
             embed_part(model, rows, place, plan, i, told)
     return plan
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #d4c65fe7
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #65c161ee
 def wait_for_parts(
     folder,  # of the run
     plan: PartPlan,

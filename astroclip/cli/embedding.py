@@ -259,7 +259,7 @@ def device_of_process(device: str) -> str:
     n = torch.cuda.device_count()
     return f"cuda:{int(number) % n}" if n else device
 
-
+# %% ../../nbs/cli/20_embedding.ipynb #dd8d1875
 def embed_into_folder(
     args: Namespace,  # model, sources, output, modality, batch_size, part_rows, precision, skip_bad, ...
 ) -> None:

@@ -7,7 +7,7 @@ __all__ = ['NEEDS', 'OPEN', 'usable_files', 'check_fields', 'field_of', 'opened'
            'read_into', 'read_block', 'load_window', 'numbered_batches', 'rows_in_blocks', 'batches_each', 'has_field',
            'endless', 'Shards', 'split_by_name', 'paper_image_split']
 
-# %% ../../nbs/surveys/60_shards.ipynb #66f4ea64
+# %% ../../nbs/surveys/60_shards.ipynb #1efe8f22
 import os
 import warnings
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from .block_order import block_order, blocks_of, count_batches, cut_batches
 from .block_order import window_mix, window_sizes
 from .pairs import TEST, TRAIN, VALIDATION, prefetched, split_of
 
-# %% ../../nbs/surveys/60_shards.ipynb #23b07331
+# %% ../../nbs/surveys/60_shards.ipynb #46020100
 def usable_files(
     paths,  # of files
     on_bad: str = "refuse",  # or "skip": what is missing or damaged is reported
@@ -56,7 +56,7 @@ def usable_files(
         warnings.warn(sentence, stacklevel=3)
     return files, said
 
-# %% ../../nbs/surveys/60_shards.ipynb #4e24e3be
+# %% ../../nbs/surveys/60_shards.ipynb #08806b64
 NEEDS = {"image": ("images",), "targetid": ("release", "brickid", "objid"), "redshift": ("z_spec",)}
 OPEN = 16  # files at a time: HDF5 keeps the index of every open one in memory
 
@@ -88,7 +88,7 @@ def field_of(
         return np.where(parts[0] < -90, np.nan, parts[0]).astype(np.float32)
     return parts[0].astype(np.float32, copy=False) if name == "image" else parts[0]
 
-# %% ../../nbs/surveys/60_shards.ipynb #fd35a840
+# %% ../../nbs/surveys/60_shards.ipynb #f2d684ee
 def opened(
     shards,  # Shards
     i: int,  # file
@@ -146,7 +146,7 @@ def read_anywhere(
         out[order[run]] = x
     return out
 
-# %% ../../nbs/surveys/60_shards.ipynb #b6c7615a
+# %% ../../nbs/surveys/60_shards.ipynb #d893bc4e
 def report_bad(
     shards,  # Shards
     rows: np.ndarray,  # that are left out
@@ -202,7 +202,7 @@ def read_block(
         report_bad(shards, rows[~good], why)
     return good
 
-# %% ../../nbs/surveys/60_shards.ipynb #34aab133
+# %% ../../nbs/surveys/60_shards.ipynb #4471b114
 def load_window(
     shards,  # Shards
     fields: tuple,
@@ -223,7 +223,7 @@ def load_window(
         first = place.stop
     return window
 
-# %% ../../nbs/surveys/60_shards.ipynb #68cd6d8d
+# %% ../../nbs/surveys/60_shards.ipynb #81e78424
 def numbered_batches(
     shards,  # Shards
     fields: tuple,
@@ -274,7 +274,7 @@ def batches_each(counts, batch_size, seed, epoch, world, shuffle=True):
     orders = [block_order(len(counts), seed, epoch, r, world, shuffle) for r in range(world)]
     return min(count_batches(int(counts[order].sum()), batch_size, drop_last=True) for order in orders)
 
-# %% ../../nbs/surveys/60_shards.ipynb #68998b8a
+# %% ../../nbs/surveys/60_shards.ipynb #4a9c8ca6
 def has_field(
     files: list[ShardFile],
     name: str,  # of a field
@@ -304,7 +304,7 @@ def endless(
             raise ValueError(f"{len(shards):,d} images give no batch of {batch_size} for every process")
         epoch, start = epoch + 1, 0
 
-# %% ../../nbs/surveys/60_shards.ipynb #f91052bc
+# %% ../../nbs/surveys/60_shards.ipynb #4f0e46eb
 class Shards:
     "Files of images as one data set: `len`, `[i]`, `read`, `batches`; `.bad` lists rows that were left out."
 
@@ -328,8 +328,7 @@ class Shards:
         "Image, identifier and place of one galaxy."
         file, row = self.place(i)
         known = [name for name in ("image", "targetid", "ra", "dec") if has_field(self.files, name)]
-        found = {name: self.read(name, [i])[0] for name in known}
-        return found | {"file": self.files[file].path, "row": row}
+        return {k: self.read(k, [i])[0] for k in known} | {"file": self.files[file].path, "row": row}
 
     def __getstate__(self):
         return self.__dict__ | {"handles": {}}  # open files stay where they are
@@ -366,7 +365,7 @@ class Shards:
         found = endless(self, tuple(fields), batch_size, state, **how)
         return prefetched(found, prefetch) if prefetch else found
 
-# %% ../../nbs/surveys/60_shards.ipynb #9924022b
+# %% ../../nbs/surveys/60_shards.ipynb #673471c7
 def split_by_name(
     shards,  # Shards
     step: int = 1_000_000,  # identifiers read at a time
