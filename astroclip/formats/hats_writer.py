@@ -7,7 +7,7 @@ __all__ = ['ORDER', 'INDEX', 'healpix_index', 'partitions', 'as_one_table', 'wri
            'partition_path', 'HatsWriter', 'with_index', 'same_columns', 'write_partition', 'finish_catalog',
            'facts_of', 'write_hats']
 
-# %% ../../nbs/formats/30_hats_writer.ipynb #af3a5097
+# %% ../../nbs/formats/30_hats_writer.ipynb #e9357531
 import shutil
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.faults import make_folder, writing
 
-# %% ../../nbs/formats/30_hats_writer.ipynb #b4642bac
+# %% ../../nbs/formats/30_hats_writer.ipynb #fd3a4de2
 ORDER = 29  # of the index: cells of 0.4 milliarcseconds
 INDEX = "_healpix_29"  # its column, by the convention of HATS
 
@@ -40,7 +40,7 @@ def healpix_index(
         )
     return healpy.ang2pix(2**order, ra % 360, dec, nest=True, lonlat=True).astype(np.int64)
 
-# %% ../../nbs/formats/30_hats_writer.ipynb #22d5cad5
+# %% ../../nbs/formats/30_hats_writer.ipynb #70cef237
 def partitions(
     counts: np.ndarray,  # (12 * 4**k,) rows in each pixel of the highest order k
     max_rows: int,  # in one file
@@ -60,7 +60,7 @@ def partitions(
             found.append((order, pixel))
     return sorted(found, key=lambda p: p[1] << 2 * (k - p[0]))
 
-# %% ../../nbs/formats/30_hats_writer.ipynb #af60585e
+# %% ../../nbs/formats/30_hats_writer.ipynb #bd0d0bfd
 def as_one_table(
     tables: list,  # Arrow tables of one schema
 ):  # pyarrow.Table, sorted by `_healpix_29`; rows of one place in the order given
@@ -104,7 +104,7 @@ def stretch_of_run(
         first = start // rows * rows
         return pa.Table.from_batches(batches).slice(start - first, stop - start)
 
-# %% ../../nbs/formats/30_hats_writer.ipynb #a3953495
+# %% ../../nbs/formats/30_hats_writer.ipynb #9683d6b9
 def write_properties(
     folder,  # of the catalogue
     facts: dict,  # name of the standard -> value
@@ -125,7 +125,7 @@ def partition_path(
     "Where the file of a pixel lies."
     return f"Norder={order}/Dir={pixel // 10_000 * 10_000}/Npix={pixel}.parquet"
 
-# %% ../../nbs/formats/30_hats_writer.ipynb #6d351bf7
+# %% ../../nbs/formats/30_hats_writer.ipynb #a3fd3a0f
 @dataclass
 class HatsWriter:
     "Arrow tables in any order on the sky -> a HATS catalogue; `append` often, `finish` once."
@@ -185,7 +185,7 @@ class HatsWriter:
         finish_catalog(self)
         return self.folder
 
-# %% ../../nbs/formats/30_hats_writer.ipynb #87d2f7d3
+# %% ../../nbs/formats/30_hats_writer.ipynb #00359068
 def with_index(
     table,  # pyarrow.Table
     index: np.ndarray,  # (N,) int64
@@ -212,7 +212,7 @@ def same_columns(
         said = " ".join(str(error).split())
         raise ValueError(f"the tables differ in the types of their columns: {said}") from None
 
-# %% ../../nbs/formats/30_hats_writer.ipynb #2095e69f
+# %% ../../nbs/formats/30_hats_writer.ipynb #3aee7790
 def write_partition(
     writer: HatsWriter,
     order: int,
@@ -230,7 +230,12 @@ def write_partition(
     table = as_one_table([t for t in found if t is not None])
     with writing(path):
         pq.write_table(
-            table, path, row_group_size=writer.group_rows, compression="zstd", metadata_collector=kept
+            table,
+            path,
+            row_group_size=writer.group_rows,
+            compression="zstd",
+            write_page_checksum=True,
+            metadata_collector=kept,
         )
     kept[0].set_file_path(name)
     return kept[0]
