@@ -12,7 +12,7 @@ from astroclip.files.fits_files import UnreadableFile
 from astroclip.files.identifiers import target_ids
 from astroclip.formats.hdf5_columns import NoSuchColumn, NotASurvey
 from astroclip.formats.shard_files import examine_shard, find_shards, gaps_between, shard_name, used_files, write_shards
-from astroclip.surveys.block_order import block_order, blocks_of, cut_batches
+from astroclip.surveys.block_order import block_order, row_blocks, cut_batches
 from astroclip.surveys.pairs import TEST, TRAIN, VALIDATION, split_of
 from astroclip.surveys.shards import Shards, paper_image_split
 
@@ -139,7 +139,7 @@ def test_resume_inside_an_epoch_is_exact(folder, start):
 
 
 def test_a_resume_reads_no_window_before_its_own():
-    starts, stops = blocks_of([64], 4)
+    starts, stops = row_blocks([64], 4)
     read = []
 
     def load(w):
@@ -288,7 +288,7 @@ def test_a_stream_without_a_batch_ends(folder):
 
 
 def test_blocks_end_with_their_file():
-    starts, stops = blocks_of([5, 1, 4], 4)
+    starts, stops = row_blocks([5, 1, 4], 4)
     assert starts.tolist() == [0, 4, 5, 6] and stops.tolist() == [4, 5, 6, 10]
     assert sorted(block_order(4, 7, 1).tolist()) == [0, 1, 2, 3]
 
