@@ -7,7 +7,7 @@ __all__ = ['PIXELS', 'BESIDE', 'BulkRows', 'rows_of_shards', 'open_bulk', 'read_
            'batches_of_part', 'embed_part', 'Speed', 'to_stderr', 'plan_of', 'wait_for_plan', 'rank_and_world',
            'embed_whole', 'wait_for_parts', 'write_sky_catalog']
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #f306ae40
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #5c7d24ec
 import os
 import sys
 import time
@@ -31,7 +31,7 @@ from ..surveys.block_order import check_rank
 from ..surveys.pairs import open_survey, prefetched, widen
 from ..surveys.shards import Shards
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #18456e65
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #531f71d2
 PIXELS = {"image": ("image",), "spectrum": ("flux", "ivar")}  # columns of each modality
 BESIDE = (
     "targetid",
@@ -67,7 +67,7 @@ def rows_of_shards(shards: Shards) -> BulkRows:
 
     return BulkRows(len(shards), tuple(names), read, " ".join(files), shards.simulated)
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #9ae71e0c
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #a705adff
 @contextmanager
 def open_bulk(
     source,  # any copy that `open_survey` reads, or files of Stein et al.: folder, list, `Shards`
@@ -97,7 +97,7 @@ def open_bulk(
         said = f"{Path(str(source)).name}:{n}:{ends}:{sorted(found)}"
         yield BulkRows(n, tuple(found), read, said, simulated)
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #107a1c7a
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #6a85a7b2
 def read_batch(
     rows: BulkRows,
     start: int,
@@ -143,7 +143,7 @@ def embed_kind(
             vectors[i] = vector
     return vectors, np.array([not why for why in reasons]), reasons
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #f6695c35
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #1d8fbdcd
 def beside_vectors(
     batch: dict,  # of `read_batch`
     reasons: dict,  # modality -> (n,)
@@ -163,7 +163,7 @@ def beside_vectors(
         "reason": np.array(["; ".join(said) for said in lost], object),
     }
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #0f7b0165
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #5e4e4856
 def batches_of_part(
     rows: BulkRows,
     plan: PartPlan,
@@ -199,7 +199,7 @@ def embed_part(
         columns[kind] = vector_column(np.concatenate(parts), np.concatenate(there), plan.dtype)
     write_part(folder, plan, i, columns)
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #469b69cf
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #6e1df7f0
 class Speed:
     "Lines about rows done, rows per second and the time that is left."
 
@@ -223,7 +223,7 @@ def to_stderr(line: str) -> None:
     "A line for whoever waits."
     print(line, file=sys.stderr, flush=True)
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #e3533b54
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #38b51af5
 def plan_of(
     model,  # AstroCLIP
     rows: BulkRows,
@@ -264,7 +264,7 @@ def rank_and_world() -> tuple[int, int]:
     "This process and how many there are, as torchrun says it; (0, 1) without."
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #3a26b861
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #d2a9d1e4
 def embed_whole(
     model,  # AstroCLIP
     source,  # as for `open_bulk`
@@ -298,7 +298,7 @@ def embed_whole(
             embed_part(model, rows, place, plan, i, told)
     return plan
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #d0acc85d
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #7ef0c88f
 def wait_for_parts(
     folder,  # of the run
     plan: PartPlan,

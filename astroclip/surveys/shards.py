@@ -7,7 +7,7 @@ __all__ = ['NEEDS', 'OPEN', 'usable_files', 'check_fields', 'shard_field', 'open
            'report_bad', 'read_into', 'read_block', 'load_window', 'numbered_batches', 'rows_in_blocks', 'batches_each',
            'has_field', 'endless', 'Shards', 'split_by_name', 'paper_image_split']
 
-# %% ../../nbs/surveys/60_shards.ipynb #ff86bbfe
+# %% ../../nbs/surveys/60_shards.ipynb #424d3cb8
 import os
 import warnings
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from .block_order import block_order, row_blocks, count_batches, cut_batches
 from .block_order import window_mix, window_sizes
 from .pairs import TEST, TRAIN, VALIDATION, prefetched, split_of
 
-# %% ../../nbs/surveys/60_shards.ipynb #fd2cee62
+# %% ../../nbs/surveys/60_shards.ipynb #089b06ce
 def usable_files(
     paths,  # of files
     on_bad: str = "refuse",  # or "skip": what is missing or damaged is reported
@@ -56,7 +56,7 @@ def usable_files(
         warnings.warn(sentence, stacklevel=3)
     return files, said
 
-# %% ../../nbs/surveys/60_shards.ipynb #6f556c68
+# %% ../../nbs/surveys/60_shards.ipynb #fd9eafb1
 NEEDS = {"image": ("images",), "targetid": ("release", "brickid", "objid"), "redshift": ("z_spec",)}
 OPEN = 16  # files at a time: HDF5 keeps the index of every open one in memory
 
@@ -88,7 +88,7 @@ def shard_field(
         return np.where(parts[0] < -90, np.nan, parts[0]).astype(np.float32)
     return parts[0].astype(np.float32, copy=False) if name == "image" else parts[0]
 
-# %% ../../nbs/surveys/60_shards.ipynb #ee39fdc7
+# %% ../../nbs/surveys/60_shards.ipynb #9ea4f536
 def opened(
     shards,  # Shards
     i: int,  # file
@@ -146,7 +146,7 @@ def read_anywhere(
         out[order[run]] = x
     return out
 
-# %% ../../nbs/surveys/60_shards.ipynb #c75052ce
+# %% ../../nbs/surveys/60_shards.ipynb #0dcb9168
 def report_bad(
     shards,  # Shards
     rows: np.ndarray,  # that are left out
@@ -202,7 +202,7 @@ def read_block(
         report_bad(shards, rows[~good], why)
     return good
 
-# %% ../../nbs/surveys/60_shards.ipynb #7760632c
+# %% ../../nbs/surveys/60_shards.ipynb #8dbf4f03
 def load_window(
     shards,  # Shards
     fields: tuple,
@@ -223,7 +223,7 @@ def load_window(
         first = place.stop
     return window
 
-# %% ../../nbs/surveys/60_shards.ipynb #c5239239
+# %% ../../nbs/surveys/60_shards.ipynb #afe09cb0
 def numbered_batches(
     shards,  # Shards
     fields: tuple,
@@ -274,7 +274,7 @@ def batches_each(counts, batch_size, seed, epoch, world, shuffle=True):
     orders = [block_order(len(counts), seed, epoch, r, world, shuffle) for r in range(world)]
     return min(count_batches(int(counts[order].sum()), batch_size, drop_last=True) for order in orders)
 
-# %% ../../nbs/surveys/60_shards.ipynb #e832181f
+# %% ../../nbs/surveys/60_shards.ipynb #35eb70a5
 def has_field(
     files: list[ShardFile],
     name: str,  # of a field
@@ -304,7 +304,7 @@ def endless(
             raise ValueError(f"{len(shards):,d} images give no batch of {batch_size} for every process")
         epoch, start = epoch + 1, 0
 
-# %% ../../nbs/surveys/60_shards.ipynb #7588ff21
+# %% ../../nbs/surveys/60_shards.ipynb #b3d8e548
 class Shards:
     "Files of images as one data set: `len`, `[i]`, `read`, `batches`; `.bad` lists rows that were left out."
 
@@ -365,7 +365,7 @@ class Shards:
         found = endless(self, tuple(fields), batch_size, state, **how)
         return prefetched(found, prefetch) if prefetch else found
 
-# %% ../../nbs/surveys/60_shards.ipynb #d243bf74
+# %% ../../nbs/surveys/60_shards.ipynb #2c3c0b16
 def split_by_name(
     shards,  # Shards
     step: int = 1_000_000,  # identifiers read at a time
