@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from astroclip.bulk.one_by_one import embed_each, read_each
-from astroclip.bulk.part_files import PartPlan, is_finished_part, missing_parts, open_parts, part_path, read_parts
+from astroclip.bulk.part_files import PartPlan, is_finished_part, missing_parts, open_parts, part_path, read_finished_parts
 from astroclip.bulk.part_files import read_plan, vector_column, vectors_of, write_part
 from astroclip.bulk.whole_surveys import Speed, embed_whole, open_bulk, write_sky_catalog
 from astroclip.cli.main import main
@@ -51,7 +51,7 @@ def content(folder, below="parts"):
 
 
 def whole_table(folder):
-    return pa.concat_tables(read_parts(folder))
+    return pa.concat_tables(read_finished_parts(folder))
 
 
 def test_rows_names_places_and_vectors(place):
@@ -251,7 +251,7 @@ def test_a_part_is_whole_of_this_plan_or_not_there(plan, tmp_path):
     with pytest.raises(ValueError, match="part 1 has 3 rows, expected 4"):
         write_part(tmp_path, plan, 1, {"row": np.arange(3)})
     with pytest.raises(ValueError, match="1 of 3 parts"):
-        next(read_parts(tmp_path))
+        next(read_finished_parts(tmp_path))
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(ValueError, match="nobody knows whose"):
         open_parts(tmp_path, plan)
@@ -336,3 +336,14 @@ def test_a_source_is_read_by_the_stretch(place):
         assert rows.read("image", 58, 63).shape == (5, 3, 24, 24)
     with open_bulk(sample_path()) as rows:
         assert rows.modalities == ("image", "spectrum")
+
+
+def test_every_copy_of_the_pairs_goes_the_same_way(tmp_path):
+    from astroclip.bulk.conversion import convert_pairs
+
+    convert_pairs(sample_path(), tmp_path / "hub", split="none")
+    embed_whole(tiny(), sample_path(), tmp_path / "ours", dtype="float32", **SMALL)
+    embed_whole(tiny(), tmp_path / "hub", tmp_path / "theirs", dtype="float32", **SMALL)
+    ours, theirs = whole_table(tmp_path / "ours"), whole_table(tmp_path / "theirs")
+    assert ours["id"].equals(theirs["id"]) and ours["image"].equals(theirs["image"])
+    assert ours["spectrum"].equals(theirs["spectrum"])

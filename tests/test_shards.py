@@ -12,7 +12,7 @@ from astroclip.files.fits_files import UnreadableFile
 from astroclip.files.identifiers import target_ids
 from astroclip.formats.hdf5_columns import NoSuchColumn, NotASurvey
 from astroclip.formats.shard_files import examine_shard, find_shards, gaps_between, shard_name, used_files, write_shards
-from astroclip.surveys.block_order import block_order, blocks_of, cut_batches
+from astroclip.surveys.block_order import block_order, row_blocks, cut_batches
 from astroclip.surveys.pairs import TEST, TRAIN, VALIDATION, split_of
 from astroclip.surveys.shards import Shards, paper_image_split
 
@@ -139,7 +139,7 @@ def test_resume_inside_an_epoch_is_exact(folder, start):
 
 
 def test_a_resume_reads_no_window_before_its_own():
-    starts, stops = blocks_of([64], 4)
+    starts, stops = row_blocks([64], 4)
     read = []
 
     def load(w):
@@ -288,7 +288,7 @@ def test_a_stream_without_a_batch_ends(folder):
 
 
 def test_blocks_end_with_their_file():
-    starts, stops = blocks_of([5, 1, 4], 4)
+    starts, stops = row_blocks([5, 1, 4], 4)
     assert starts.tolist() == [0, 4, 5, 6] and stops.tolist() == [4, 5, 6, 10]
     assert sorted(block_order(4, 7, 1).tolist()) == [0, 1, 2, 3]
 
@@ -320,3 +320,35 @@ def test_training_goes_through_the_same_door(folder, tmp_path):
     assert [step for step, _ in whole] == list(range(14))
     rest = list(image_stream(Shards(tmp_path), small, start=9))
     assert all(a == b and np.array_equal(x, y) for (a, x), (b, y) in zip(rest, whole[9:]))
+
+
+def test_a_training_on_files_that_ended_early_goes_on_to_the_same_weights(tmp_path):
+    import torch
+    from astroclip.training.self_distillation import ImageConfig, pretrain_image
+
+    write_shards(tmp_path / "images", 60, per_file=25, size=48)
+    size = dict(image_size=24, cutout=36, local_size=12, embed_dim=16, depth=1, num_heads=1)
+    head = dict(n_prototypes=16, hidden_dim=16, bottleneck_dim=8)
+    c = ImageConfig(**size, **head, batch_size=8, steps=9, warmup=2, checkpoint_every=2)
+    whole = list(pretrain_image(tmp_path / "images", c, tmp_path / "whole", "cpu", every=1e9))
+    early = pretrain_image(tmp_path / "images", c, tmp_path / "killed", "cpu", every=1e9)
+    for _ in range(7):  # in the second epoch; the last checkpoint is that of step 6
+        next(early)
+    early.close()
+    rest = list(pretrain_image(tmp_path / "images", c, tmp_path / "killed", "cpu", every=1e9))
+    assert [r["step"] for r in rest] == [6, 7, 8] and rest[-1]["loss"] == whole[-1]["loss"]
+    a, b = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "killed"))
+    assert all(torch.equal(x, b["parts"]["model"][k]) for k, x in a["parts"]["model"].items())
+
+
+def test_the_command_trains_on_a_folder_of_files(tmp_path, capsys):
+    from astroclip.cli.main import main
+
+    files = write_shards(tmp_path / "images", 90, per_file=30, size=112)
+    files[1].write_bytes(files[1].read_bytes()[:50_000])
+    words = ["train-image", str(tmp_path / "images"), str(tmp_path / "run"), "--profile", "smoke", "--steps", "2"]
+    assert main([*words, "--device", "cpu"]) == 1
+    assert "truncated" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="truncated"):
+        assert main([*words, "--device", "cpu", "--skip-bad"]) == 0
+    assert (tmp_path / "run" / "vit" / "config.json").is_file()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'PARTS', 'CATALOG', 'TYPES', 'PartPlan', 'open_parts', 'read_plan', 'vector_column', 'vectors_of',
-           'part_path', 'write_part', 'is_finished_part', 'missing_parts', 'read_parts']
+           'part_path', 'write_part', 'is_finished_part', 'missing_parts', 'read_finished_parts']
 
-# %% ../../nbs/bulk/10_part_files.ipynb #f076db91
+# %% ../../nbs/bulk/10_part_files.ipynb #6932cd02
 import hashlib
 import json
 import math
@@ -21,7 +21,7 @@ from ..core.faults import make_folder, write_atomic
 from ..core.outputs import check_folder
 from ..files.fits_files import reading
 
-# %% ../../nbs/bulk/10_part_files.ipynb #74e4bc7b
+# %% ../../nbs/bulk/10_part_files.ipynb #080b0799
 MANIFEST = "manifest.json"
 PARTS, CATALOG = "parts", "catalog"
 TYPES = ("float16", "float32")
@@ -60,7 +60,7 @@ class PartPlan:
     def stretch(self, i):
         return i * self.part_rows, min((i + 1) * self.part_rows, self.rows)
 
-
+# %% ../../nbs/bulk/10_part_files.ipynb #0b854de4
 def open_parts(
     folder,  # gets manifest.json and parts/
     plan: PartPlan,
@@ -102,7 +102,7 @@ def read_plan(
         )
     return PartPlan(**json.loads(path.read_text()))
 
-# %% ../../nbs/bulk/10_part_files.ipynb #6ee74521
+# %% ../../nbs/bulk/10_part_files.ipynb #f6d0c70e
 def vector_column(
     vectors: np.ndarray,  # (n, D); rows that are null may hold anything
     there: np.ndarray,  # (n,) bool
@@ -127,7 +127,7 @@ def vectors_of(
     x = np.nan_to_num(flat.to_numpy(zero_copy_only=False).astype(np.float32))
     return np.where(there[:, None], x.reshape(-1, dims), 0), there
 
-# %% ../../nbs/bulk/10_part_files.ipynb #75aebca5
+# %% ../../nbs/bulk/10_part_files.ipynb #f8c195f5
 def part_path(
     folder,  # of a run
     i: int,  # part
@@ -174,7 +174,7 @@ def is_finished_part(
     said = (footer.metadata or {}).get(b"astroclip", b"").decode()
     return footer.num_rows == stop - start and said == plan.key
 
-
+# %% ../../nbs/bulk/10_part_files.ipynb #d051c225
 def missing_parts(
     folder,  # of a run
     plan: PartPlan,
@@ -185,7 +185,7 @@ def missing_parts(
     return [i for i in range(rank, plan.parts, world) if not is_finished_part(folder, plan, i)]
 
 
-def read_parts(
+def read_finished_parts(
     folder,  # of a run
     columns=None,  # names; None: all
 ) -> Iterator:  # of Arrow tables

@@ -243,9 +243,7 @@ def is_whole(
     if shards and not folder:
         raise ValueError(f"image files of Stein et al. are embedded into a folder: -o {output}/ with a slash")
     if folder and len(sources) > 1 and not all(is_shards(source) for source in sources):
-        raise ValueError(
-            "into a folder goes one survey file, or image files of Stein et al.; name one source"
-        )
+        raise ValueError("into a folder goes one survey, or image files of Stein et al.; name one source")
     return folder
 
 
@@ -259,14 +257,14 @@ def device_of_process(device: str) -> str:
     n = torch.cuda.device_count()
     return f"cuda:{int(number) % n}" if n else device
 
-
+# %% ../../nbs/cli/20_embedding.ipynb #dd8d1875
 def embed_into_folder(
     args: Namespace,  # model, sources, output, modality, batch_size, part_rows, precision, skip_bad, ...
 ) -> None:
     "Parts of this process; the first one then writes the catalogue."
     source = args.sources if len(args.sources) > 1 else args.sources[0]
     for path in args.sources:
-        if not Path(path).exists():
+        if "://" not in str(path) and not Path(path).exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
     model = load_model(args.model, device_of_process(args.device))
     from astroclip.bulk.whole_surveys import embed_whole, rank_and_world, wait_for_parts, write_sky_catalog

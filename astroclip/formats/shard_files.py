@@ -7,7 +7,7 @@ __all__ = ['NAME', 'REGIONS', 'USED', 'shard_name', 'region_of', 'rows_named', '
            'gaps_between', 'ShardFile', 'examine_shard', 'symmetric', 'shard_catalog', 'source_galaxies',
            'write_shards']
 
-# %% ../../nbs/formats/60_shard_files.ipynb #67cc6c7d
+# %% ../../nbs/formats/60_shard_files.ipynb #9ab7cf95
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..core.faults import make_folder, write_atomic
 from ..files.fits_files import reading
 from .hdf5_columns import NotASurvey, check_hdf5, is_plain
 
-# %% ../../nbs/formats/60_shard_files.ipynb #f8548fd3
+# %% ../../nbs/formats/60_shard_files.ipynb #afd079fd
 NAME = re.compile(r"images_npix(\d+)_(\d+)_(\d+)\.h5")
 REGIONS = ("north", "south", "south-train", "")  # as the released code counts; "": not said
 
@@ -49,7 +49,7 @@ def rows_named(
     found = NAME.fullmatch(Path(path).name)
     return (int(found[2]), int(found[3])) if found else None
 
-# %% ../../nbs/formats/60_shard_files.ipynb #1e50c497
+# %% ../../nbs/formats/60_shard_files.ipynb #8112ecbd
 USED = {  # files of a million rows, from the first on
     "pretraining": {"north": 14, "south": 61},
     "galaxy_zoo": {"north": 14, "south": 62},
@@ -98,7 +98,7 @@ def is_shards(
         return bool(source) and all(rows_named(p) for p in source)
     return bool(rows_named(source)) or Path(source).is_dir() and bool(find_shards(source))
 
-
+# %% ../../nbs/formats/60_shard_files.ipynb #2e7128f3
 def gaps_between(
     paths,  # of files, sorted
     use: str | None = None,  # "pretraining" or "galaxy_zoo": all of its files are expected
@@ -118,7 +118,7 @@ def gaps_between(
             said.append(f"{region}: rows {reached.get(region, 0):,d} to {n * 1_000_000:,d} are in no file")
     return said
 
-# %% ../../nbs/formats/60_shard_files.ipynb #a12e71d6
+# %% ../../nbs/formats/60_shard_files.ipynb #b50d0c08
 @dataclass(frozen=True)
 class ShardFile:
     "A file of images that was looked at: how many, how large, and what stands beside them."
@@ -164,7 +164,7 @@ def examine_shard(
     fields = tuple(name for name, why in problems.items() if not why)
     return ShardFile(path, region_of(path), shape[0], shape[2], fields, said, simulated)
 
-# %% ../../nbs/formats/60_shard_files.ipynb #f98f4906
+# %% ../../nbs/formats/60_shard_files.ipynb #e277e337
 def symmetric(
     images: np.ndarray,  # (n, 3, s, s)
     kind: np.ndarray,  # (n,) 0 to 7
@@ -209,7 +209,7 @@ def shard_catalog(
         "z_phot_mean": (redshift + rng.normal(0, 0.02, n)).astype(np.float32),
     }
 
-# %% ../../nbs/formats/60_shard_files.ipynb #b58a0ece
+# %% ../../nbs/formats/60_shard_files.ipynb #c583ec71
 def source_galaxies(
     survey,  # survey file of our own; None: the sample that ships
     size: int,  # pixels of the images wanted
@@ -229,7 +229,7 @@ def source_galaxies(
     order = np.argsort(-light[:, 2], kind="stable")
     return dict(image=image[order], light=light[order], redshift=redshift[order])
 
-# %% ../../nbs/formats/60_shard_files.ipynb #b4b4d420
+# %% ../../nbs/formats/60_shard_files.ipynb #3c007243
 def write_shards(
     folder,  # gets a folder of the region's name
     n: int,  # images
