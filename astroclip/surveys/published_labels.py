@@ -307,7 +307,7 @@ def put_in_place(
         file.move(f"unfinished/{name}", name)
     del file["unfinished"]
 
-
+# %% ../../nbs/surveys/24_published_labels.ipynb #c9663721
 def label_survey(
     survey,  # our survey file (HDF5)
     provabgs=None,  # catalogue
