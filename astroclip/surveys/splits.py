@@ -146,7 +146,7 @@ def circle_around(
     a = a + np.arctan2(east, np.cos(r) - np.sin(d) * up)
     return np.degrees(a) % 360, np.degrees(np.arcsin(up.clip(-1, 1)))
 
-
+# %% ../../nbs/surveys/32_splits.ipynb #93b1b9da
 def sky_split(
     ra,  # (N,) degrees
     dec,  # (N,) degrees
@@ -208,7 +208,7 @@ def write_split(
         temporary.write_text(f"{found}  {path.name}\n")  # as `sha256sum -c` reads it
     return found
 
-
+# %% ../../nbs/surveys/32_splits.ipynb #329712ea
 def read_split(
     path,  # as `write_split` made it
     sha256: str | None = None,  # that was published; None: the one beside the file
