@@ -15,6 +15,7 @@ _PUBLIC = {
     "read_image": "astroclip.files.cutout_files",
     "read_spectra": "astroclip.files.spectrum_files",
     "crossmatch": "astroclip.surveys.crossmatch",
+    "open_pairs": "astroclip.surveys.pairs",
 }
 __all__ = [*_PUBLIC, "__version__"]
 
