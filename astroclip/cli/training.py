@@ -12,14 +12,15 @@ from pathlib import Path
 
 from .embedding import say_loading
 from ..core.outputs import check_folder
+from ..formats.sources import is_address
 
 # %% ../../nbs/cli/40_training.ipynb #c9b43a52
 def need(
     *surveys,  # paths
 ) -> None:
-    "`FileNotFoundError` for the first survey file that is not there."
+    "`FileNotFoundError` for the first survey that is not there: a file, or a folder of a copy."
     for path in surveys:
-        if not Path(path).is_file():
+        if not Path(path).exists() and not is_address(path):
             raise FileNotFoundError(f"no survey file {path}; `astroclip mock FOLDER` makes one")
 
 
