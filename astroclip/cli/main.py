@@ -187,6 +187,41 @@ COMMANDS["data"] = (
     DATA,
 )
 
+# %% ../../nbs/cli/50_main.ipynb #1cf10764
+DATA |= {
+    "split": (
+        "freeze a split with its SHA-256, and count what it leaks",
+        "astroclip data split survey.h5 -o split.parquet --rule sky --buffer 30 --report leakage.csv",
+        [
+            arg("source", help="survey.h5, or any other copy of the pairs"),
+            arg("-o", "--output", required=True, help="split.parquet or .csv"),
+            arg("--rule", default="hash", choices=["hash", "paper", "sky"], help="(default: hash)"),
+            arg("--report", help="table of what the split leaks, .csv or .ecsv"),
+            arg("--groups", help="for the paper's: the original file, or its target ids by group (.json)"),
+            arg("--nside", type=int, default=64, help="of the cells of the sky (default: 64)"),
+            arg(
+                "--buffer",
+                type=float,
+                default=0.0,
+                help="arcsec between tested and training cells (default: 0)",
+            ),
+            arg("--skip-images", action="store_true", help="do not look for images that are there twice"),
+            OVERWRITE,
+        ],
+    ),
+    "label": (
+        "write published properties and votes into survey.h5, every cut counted",
+        "astroclip data label survey.h5 --provabgs BGS_ANY_full.provabgs.sv3.v0.hdf5",
+        [
+            SURVEY,
+            arg("--provabgs", help="the catalogue of DESI, or the Multimodal Universe's copy"),
+            arg("--galaxy-zoo", help="gz_decals_volunteers_5, .csv or .parquet"),
+            arg("--radius", type=float, default=0.5, help="arcsec, for votes (default: 0.5)"),
+            OVERWRITE,
+        ],
+    ),
+}
+
 # %% ../../nbs/cli/50_main.ipynb #55f53d28
 COMMANDS |= {
     "mock": (

@@ -125,7 +125,13 @@ def freeze_split(
     if report is not None:
         report = check_output(report, inputs=[output], overwrite=overwrite, option="--report")
     own = str(rule) == "paper" and groups is None
-    survey = Survey(source, split="paper" if own else "hash")
+    try:
+        survey = Survey(source, split="paper" if own else "hash")
+    except ValueError as error:
+        if "original pairs file" not in str(error):
+            raise
+        text = "give its target ids by group with --groups, or take another rule"
+        raise ValueError(f"rule paper needs the original pairs file, {source} is not one: {text}") from None
     ra, dec = getattr(survey, "ra", None), getattr(survey, "dec", None)
     split = survey.split
     if not own:
