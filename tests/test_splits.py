@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astroclip.formats.sky_pairs import match_positions, separation
+from astroclip.surveys.leakage import freeze_split, leakage_report
 from astroclip.surveys.pairs import Survey
 from astroclip.surveys.splits import (
     NONE,
@@ -184,3 +185,43 @@ def test_a_survey_takes_every_rule(survey_file, tmp_path):
         Survey(survey_file, split="paper")
     with pytest.raises(ValueError, match="expected hash, paper, sky, or a split file"):
         Survey(survey_file, split="rnadom")
+
+
+def test_the_report_by_hand():
+    "Ten galaxies; each kind of leak planted between two parts."
+    split = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, -1])
+    ids = np.array([1, 2, 3, 4, 5, 1, 5, 8, 9, 2])  # train-validation: 1; validation-test: 5; none does not count
+    ra = np.array([0, 10, 20, 30, 40, 50, 10 + 0.5 / 3600, 70, 80, 0.0])  # train-test: row 6
+    dec = np.zeros(10)
+    prints = np.arange(60.0).reshape(10, 6)
+    prints[8] = prints[3]  # train-test
+    table = leakage_report(ids, split, ra, dec, prints)
+    found = {(row["check"], row["part"], row["other"]): row["repeats"] for row in table if row["repeats"]}
+    assert found == {
+        ("same target id", "train", "validation"): 1,
+        ("same target id", "validation", "test"): 1,
+        ("same image", "train", "test"): 1,
+        ("neighbour within 1 arcsec", "train", "test"): 1,
+        ("same cell, nside 64", "train", "test"): 1,
+    }
+    assert table["of"].tolist() == [2] * 4 + [3] * 8 and len(table) == 12
+    assert set(leakage_report(ids, split)["repeats"][2::4]) == {-1}
+
+
+def test_a_split_is_frozen_with_its_leaks(survey_file, tmp_path):
+    survey, out = Survey(survey_file), tmp_path / "out"
+    found, table = freeze_split(survey_file, out / "s.csv", "sky", out / "r.csv", nside=128, buffer_arcsec=30)
+    ids, split = read_split(out / "s.csv", found)
+    assert np.array_equal(split, sky_split(survey.ra, survey.dec, 128, 30))
+    shared = table["repeats"][table["check"] == "same cell, nside 128"]
+    assert shared.tolist() == [0, 0, 0] and -1 in table["repeats"]  # no images in this file
+    assert pd.read_csv(out / "r.csv")["repeats"].tolist() == table["repeats"].tolist()
+    groups = {str(g): part.tolist() for g, part in enumerate(np.array_split(survey.targetid, 10))}
+    (tmp_path / "groups.json").write_text(json.dumps(groups))
+    freeze_split(survey_file, out / "p.parquet", "paper", groups=tmp_path / "groups.json")
+    assert np.bincount(read_split(out / "p.parquet")[1]).tolist() == [320, 0, 80]
+    with pytest.raises(FileExistsError):
+        freeze_split(survey_file, out / "s.csv")
+    with pytest.raises(ValueError, match="original pairs file"):
+        freeze_split(survey_file, out / "q.csv", "paper")
+    assert not (out / "q.csv").exists()

@@ -99,7 +99,7 @@ def read_provabgs(
     ids = integer_names(c, source)
     mass = next((c[name] for name in mass_names if name in c), None)
     if mass is None:
-        raise ValueError(f"{source} is no PROVABGS catalogue: no column {' or '.join(mass_names).upper()}")
+        raise ValueError(f"{source} is no PROVABGS catalogue: no column PROVABGS_LOGMSTAR_BF or LOG_MSTAR")
     fitted = np.nan_to_num(mass, nan=-1) > 0
     bright = np.all([c[m] > 0 for m in mags], 0) if set(mags) <= set(c) else None
     if not set(DERIVED) <= set(c):
@@ -307,7 +307,7 @@ def put_in_place(
         file.move(f"unfinished/{name}", name)
     del file["unfinished"]
 
-
+# %% ../../nbs/surveys/24_published_labels.ipynb #c9663721
 def label_survey(
     survey,  # our survey file (HDF5)
     provabgs=None,  # catalogue
@@ -319,9 +319,9 @@ def label_survey(
     from astropy.table import Column, vstack
 
     with reading(survey, "a survey"), h5py.File(survey, "r") as file:
-        if "targetid" not in file:
-            raise ValueError(f"{survey} is not our survey file: make one with `astroclip data convert`")
         own = {name: file[name][:] for name in ("targetid", "ra", "dec") if name in file}
+    if "targetid" not in own:
+        raise ValueError(f"{survey} is not our survey file: make one with `astroclip data convert`")
     data, tables = {}, []
     if provabgs is not None:
         found, cuts = read_provabgs(provabgs)

@@ -141,12 +141,13 @@ def circle_around(
     "Points at one distance from each position, right at the poles too."
     turn, r = np.arange(CIRCLE) * 2 * np.pi / CIRCLE, np.radians(arcsec / 3600)
     a, d = np.radians(np.asarray(ra, float))[:, None], np.radians(np.asarray(dec, float))[:, None]
-    up = np.sin(d) * np.cos(r) + np.cos(d) * np.sin(r) * np.cos(turn)
-    east = np.sin(turn) * np.sin(r) * np.cos(d)
-    a = a + np.arctan2(east, np.cos(r) - np.sin(d) * up)
-    return np.degrees(a) % 360, np.degrees(np.arcsin(up.clip(-1, 1)))
+    north, east = np.sin(r) * np.cos(turn), np.sin(r) * np.sin(turn)  # steps in the plane of the sky
+    out = np.cos(r) * np.cos(d) - north * np.sin(d)
+    x, y = out * np.cos(a) - east * np.sin(a), out * np.sin(a) + east * np.cos(a)
+    z = np.cos(r) * np.sin(d) + north * np.cos(d)
+    return np.degrees(np.arctan2(y, x)) % 360, np.degrees(np.arctan2(z, np.hypot(x, y)))
 
-
+# %% ../../nbs/surveys/32_splits.ipynb #93b1b9da
 def sky_split(
     ra,  # (N,) degrees
     dec,  # (N,) degrees
@@ -208,7 +209,7 @@ def write_split(
         temporary.write_text(f"{found}  {path.name}\n")  # as `sha256sum -c` reads it
     return found
 
-
+# %% ../../nbs/surveys/32_splits.ipynb #329712ea
 def read_split(
     path,  # as `write_split` made it
     sha256: str | None = None,  # that was published; None: the one beside the file
