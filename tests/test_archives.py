@@ -255,6 +255,29 @@ def test_identifiers_that_are_floats_are_refused_on_both_sides(downloads):
             sparcl.spectra_of_targets([5], downloads, url=server.url)
 
 
+def test_sparcls_own_client_understands_the_stand_in(downloads, monkeypatch):
+    client = pytest.importorskip("sparcl.client", reason="pip install sparclclient")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    ids = [BIG, BIG + 1, 7]
+    truth = {i: toy_spectrum(i, seed=k) for k, i in enumerate(ids)}
+    with StandIn(sparcl_service([sparcl_record(s) for s in truth.values()])) as server:
+        theirs = client.SparclClient(url=server.url)
+        fields = ["sparcl_id", "specid", "targetid", "redshift", "wavelength", "flux", "ivar"]
+        found = theirs.retrieve_by_specid(specid_list=ids, include=fields, dataset_list=["DESI-EDR"], limit=9)
+        ours = sparcl.spectra_of_targets(ids, downloads, url=server.url)
+        asked = {k: [h for h in asked_of(server, k)] for k in ("/find/", "/spectras/")}
+    assert {r.targetid for r in found.records} == set(ids)
+    for record in found.records:
+        assert record.redshift == ours[record.targetid].redshift
+        assert np.array_equal(np.float32(record.flux), ours[record.targetid].flux)
+    # the same questions, but for the format of the spectra
+    for both in asked.values():
+        assert both[0].path == both[1].path and len(both) == 2
+    assert {k[0] for k in asked["/find/"][0].body["search"]} == {k[0] for k in asked["/find/"][1].body["search"]}
+    assert [h.query["format"] for h in asked["/spectras/"]] == ["pkl", "json"]
+    assert [h.query["dataset_list"] for h in asked["/spectras/"]] == ["DESI-EDR"] * 2
+
+
 # DESI's files
 
 

@@ -18,7 +18,7 @@ from ..data.spectrum_grid import NotAnObservedSpectrum, Spectrum
 from ..files.column_units import ARRAYS
 from ..files.desi_files import read_desi, redshift_table
 from ..files.fits_files import UnreadableFile, open_fits
-from ..files.identifiers import as_targetids
+from ..files.identifiers import as_targetids, values_and_gaps
 from .downloads import Downloads, NotCached, NotThere
 
 # %% ../../nbs/web/50_desi_healpix.ipynb #8f7c07ca
@@ -206,18 +206,17 @@ def texts_of(
     n: int,
 ) -> list[str | None]:
     "N texts without padding, None where there is none."
-    values = np.ma.asarray(values, object)
-    values = (
-        np.broadcast_to(np.ma.filled(values, None), n) if values.ndim == 0 else np.ma.filled(values, None)
-    )
+    if values is None or isinstance(values, (str, bytes)):
+        values = [values] * n
+    values, gaps = values_and_gaps(values)
     if len(values) != n:
         raise ValueError(
             f"{len(values)} surveys or programs for {n} targets: give one for each, or one for all"
         )
-    plain = [v.decode() if isinstance(v, bytes) else v for v in values]
-    return [str(v).strip().lower() or None if v is not None else None for v in plain]
+    plain = [v.decode() if isinstance(v, bytes) else str(v) for v in values]
+    return [None if gap else v.strip().lower() or None for v, gap in zip(plain, gaps)]
 
-
+# %% ../../nbs/web/50_desi_healpix.ipynb #6df889c2
 def spectra_of_targets(
     targetids,  # one or N TARGETIDs: integers or text, never floats
     ra,  # (N,) degrees, where the fibres were

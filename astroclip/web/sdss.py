@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SDSS_URL', 'RUNS', 'FIRST_BOSS_PLATE', 'SKYSERVER_URL', 'runs_to_try', 'spec_address', 'whole_number', 'read_spec',
-           'spectrum_of', 'spectra_of_fibers', 'box_of', 'rows_of_sql', 'separation', 'fibers_near']
+           'spectrum_of', 'spectra_of_fibers', 'box_of', 'separation', 'rows_of_sql', 'fibers_near']
 
 # %% ../../nbs/web/60_sdss.ipynb #6cd03a33
 import json
@@ -91,7 +91,7 @@ def read_spec(
         spectrum.flags.append("its header does not name its plate, day and fibre")
     return spectrum
 
-
+# %% ../../nbs/web/60_sdss.ipynb #07d4e135
 def spectrum_of(
     plate: int,
     mjd: int,
@@ -142,9 +142,6 @@ def spectra_of_fibers(
     return out
 
 # %% ../../nbs/web/60_sdss.ipynb #e86b91dc
-SKYSERVER_URL = "https://skyserver.sdss.org"
-
-
 def box_of(
     ra: float,  # degrees
     dec: float,  # degrees
@@ -163,18 +160,6 @@ def box_of(
     return f"dec BETWEEN {dec - r:.8f} AND {dec + r:.8f} AND ({either})"
 
 
-def rows_of_sql(
-    path,  # of an answer of SkyServer
-) -> list[dict]:
-    "The rows of the first table; `ValueError` if the answer has none."
-    content = Path(path).read_bytes()
-    try:
-        return list(json.loads(content)[0]["Rows"])
-    except (ValueError, LookupError, TypeError):
-        said = "a web page" if content.lstrip()[:1] == b"<" else repr(content[:80].decode(errors="replace"))
-        raise ValueError(f"SkyServer sent no table in JSON but {said}") from None
-
-
 def separation(
     ra,  # (N,) degrees
     dec,  # (N,) degrees
@@ -185,6 +170,21 @@ def separation(
     a, d, a_2, d_2 = (np.radians(np.asarray(x, np.float64)) for x in (ra, dec, ra_2, dec_2))
     h = np.sin((d - d_2) / 2) ** 2 + np.cos(d) * np.cos(d_2) * np.sin((a - a_2) / 2) ** 2
     return np.degrees(2 * np.arcsin(np.sqrt(np.clip(h, 0, 1)))) * 3600
+
+# %% ../../nbs/web/60_sdss.ipynb #b972fb11
+SKYSERVER_URL = "https://skyserver.sdss.org"
+
+
+def rows_of_sql(
+    path,  # of an answer of SkyServer
+) -> list[dict]:
+    "The rows of the first table; `ValueError` if the answer has none."
+    content = Path(path).read_bytes()
+    try:
+        return list(json.loads(content)[0]["Rows"])
+    except (ValueError, LookupError, TypeError):
+        said = "a web page" if content.lstrip()[:1] == b"<" else repr(content[:80].decode(errors="replace"))
+        raise ValueError(f"SkyServer sent no table in JSON but {said}") from None
 
 
 def fibers_near(

@@ -70,7 +70,7 @@ def _sent(record, names):
     "A record as the database sends it: its own names, and the release."
     return {"_dr": record["data_release"]} | {OWN_NAMES.get(n, n): record[n] for n in names}
 
-
+# %% ../../nbs/web/70_services.ipynb #e2928144
 def sparcl_reply(
     records: list[dict],  # from `sparcl_record`
     broken: set,  # TARGETIDs on which it breaks
@@ -80,6 +80,8 @@ def sparcl_reply(
     "What SPARCL answers."
     ours = {OWN_NAMES.get(n, n): n for n in records[0]}
     header = {"status": {"success": True, "info": [], "warnings": []}}
+    if heard.path.endswith("/version/"):
+        return Reply(b"12.0", kind="text/plain")
     if heard.path.endswith("/datafields/"):
         rows = [(r, n) for r in ("DESI-EDR", "DESI-DR1", "SDSS-DR16") for n in records[0]]
         kinds = {
@@ -116,9 +118,6 @@ def sparcl_service(
     return {"/sparc/": partial(sparcl_reply, records, set(broken), pickles)}
 
 # %% ../../nbs/web/70_services.ipynb #8d1e3a9f
-CAMERAS = {"B": slice(0, 2751), "R": slice(2700, 5026), "Z": slice(4900, N_PIXELS)}
-
-
 def fits_bytes(
     *hdus,  # of astropy, after the first
     header: dict | None = None,  # of the first
@@ -140,6 +139,9 @@ def fits_table(
 
     made = [fits.Column(k, kind, array=np.asarray(v)) for k, (kind, v) in columns.items()]
     return fits.BinTableHDU.from_columns(made, name=name)
+
+# %% ../../nbs/web/70_services.ipynb #87e304ff
+CAMERAS = {"B": slice(0, 2751), "R": slice(2700, 5026), "Z": slice(4900, N_PIXELS)}
 
 
 def coadd_bytes(
@@ -255,7 +257,7 @@ def spec_bytes(
     )
     return fits_bytes(coadd, row, header=dict(PLATEID=plate, MJD=mjd, FIBERID=fiber))
 
-
+# %% ../../nbs/web/70_services.ipynb #b92da0e6
 def sdss_reply(
     files: dict[str, bytes],  # {path on the server: content}
     rows: list[dict],  # plate, mjd, fiberid, run2d, ra, dec
