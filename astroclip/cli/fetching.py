@@ -6,7 +6,7 @@
 __all__ = ['LISTING', 'LISTS_OF_TARGETS', 'CONTENTS', 'write_if_new', 'spectrum_fits', 'file_names', 'write_object', 'fetch_into',
            'manner_of', 'counted', 'fetch_files', 'is_target_list', 'fetch_beside']
 
-# %% ../../nbs/cli/15_fetching.ipynb #ed0ef76f
+# %% ../../nbs/cli/15_fetching.ipynb #af15858e
 import io
 import re
 import shutil
@@ -23,7 +23,7 @@ from ..surveys.remote import FetchedObject, Manner, fetch_each, fetched_row, fet
 from ..surveys.wanted import Wanted, names_targets, target_columns, wanted_objects
 from ..web.downloads import Downloads
 
-# %% ../../nbs/cli/15_fetching.ipynb #d619cd9b
+# %% ../../nbs/cli/15_fetching.ipynb #042f8710
 def write_if_new(
     content: bytes,
     path: Path,
@@ -64,7 +64,7 @@ def spectrum_fits(
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(file)
     return file.getvalue()
 
-# %% ../../nbs/cli/15_fetching.ipynb #0e5e875e
+# %% ../../nbs/cli/15_fetching.ipynb #265b3f7f
 LISTING = "targets.ecsv"  # the table in a folder
 
 
@@ -119,7 +119,7 @@ def fetch_into(
     write_if_new(lines.getvalue().encode(), folder / LISTING)
     return table
 
-# %% ../../nbs/cli/15_fetching.ipynb #fd27e8fb
+# %% ../../nbs/cli/15_fetching.ipynb #227557a3
 def manner_of(
     args: Namespace,
 ) -> Manner:
@@ -149,7 +149,7 @@ def counted(
 
 
 def fetch_files(
-    args: Namespace,  # targets, targetid, ra, dec, output, release, image_release, archive, offline, no_images, ...
+    args: Namespace,  # targets, targetid, ra, dec, output, offline, and what `manner_of` reads
 ) -> None:
     "Images and spectra of targets into a folder, with a table of what was found."
     manner = manner_of(args)
@@ -161,7 +161,7 @@ def fetch_files(
         raise ValueError(f"nothing was found: {table['reason'][0]}; {folder / LISTING} has all reasons")
     print(f"{folder / LISTING}: {counted(table)}")
 
-# %% ../../nbs/cli/15_fetching.ipynb #8968a335
+# %% ../../nbs/cli/15_fetching.ipynb #e36a7b8e
 LISTS_OF_TARGETS = (".csv", ".ecsv", ".vot", ".parquet", ".txt")
 CONTENTS = {"image", "spectrum", "flux", "wavelength", "spectra", "images", "lambda", "loglam"}
 
