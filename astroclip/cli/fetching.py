@@ -6,10 +6,9 @@
 __all__ = ['LISTING', 'LISTS_OF_TARGETS', 'CONTENTS', 'write_if_new', 'spectrum_fits', 'file_names', 'write_object', 'fetch_into',
            'manner_of', 'counted', 'fetch_files', 'is_target_list', 'fetch_beside']
 
-# %% ../../nbs/cli/15_fetching.ipynb #af15858e
+# %% ../../nbs/cli/15_fetching.ipynb #9bc4279a
 import io
 import re
-import shutil
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..surveys.remote import FetchedObject, Manner, fetch_each, fetched_row, fet
 from ..surveys.wanted import Wanted, names_targets, target_columns, wanted_objects
 from ..web.downloads import Downloads
 
-# %% ../../nbs/cli/15_fetching.ipynb #042f8710
+# %% ../../nbs/cli/15_fetching.ipynb #66245c6f
 def write_if_new(
     content: bytes,
     path: Path,
@@ -64,7 +63,7 @@ def spectrum_fits(
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(file)
     return file.getvalue()
 
-# %% ../../nbs/cli/15_fetching.ipynb #265b3f7f
+# %% ../../nbs/cli/15_fetching.ipynb #30a961f4
 LISTING = "targets.ecsv"  # the table in a folder
 
 
@@ -94,10 +93,7 @@ def write_object(
     )
     if one.path is not None:
         line["image"] = f"images/{name}.fits"
-        target = folder / line["image"]
-        if not (target.is_file() and target.stat().st_size == one.path.stat().st_size):
-            with write_atomic(target) as temporary:
-                shutil.copyfile(one.path, temporary)
+        write_if_new(one.path.read_bytes(), folder / line["image"])
     if one.spectrum is not None:
         line["spectrum"] = f"spectra/{name}.fits"
         write_if_new(spectrum_fits(one.spectrum), folder / line["spectrum"])
@@ -119,7 +115,7 @@ def fetch_into(
     write_if_new(lines.getvalue().encode(), folder / LISTING)
     return table
 
-# %% ../../nbs/cli/15_fetching.ipynb #227557a3
+# %% ../../nbs/cli/15_fetching.ipynb #f8fad407
 def manner_of(
     args: Namespace,
 ) -> Manner:
@@ -161,7 +157,7 @@ def fetch_files(
         raise ValueError(f"nothing was found: {table['reason'][0]}; {folder / LISTING} has all reasons")
     print(f"{folder / LISTING}: {counted(table)}")
 
-# %% ../../nbs/cli/15_fetching.ipynb #e36a7b8e
+# %% ../../nbs/cli/15_fetching.ipynb #1fecab2b
 LISTS_OF_TARGETS = (".csv", ".ecsv", ".vot", ".parquet", ".txt")
 CONTENTS = {"image", "spectrum", "flux", "wavelength", "spectra", "images", "lambda", "loglam"}
 
