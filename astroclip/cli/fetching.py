@@ -6,23 +6,25 @@
 __all__ = ['LISTING', 'LISTS_OF_TARGETS', 'CONTENTS', 'write_if_new', 'spectrum_fits', 'file_names', 'write_object', 'fetch_into',
            'manner_of', 'counted', 'fetch_files', 'is_target_list', 'fetch_beside']
 
-# %% ../../nbs/cli/15_fetching.ipynb #9bc4279a
+# %% ../../nbs/cli/15_fetching.ipynb #461f34f0
 import io
 import re
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from .embedding import say
 from ..core.faults import write_atomic
 from ..core.outputs import check_folder
 from ..data.spectrum_grid import Spectrum
 from ..surveys.remote import FetchedObject, Manner, fetch_each, fetched_row, fetched_table
-from ..surveys.wanted import Wanted, names_targets, target_columns, wanted_objects
+from ..surveys.wanted import Wanted, names_targets, table_of_targets, target_columns, wanted_objects
+from ..web.cutouts import LAYERS
+from ..web.desi_healpix import REDUCTIONS
 from ..web.downloads import Downloads
 
-# %% ../../nbs/cli/15_fetching.ipynb #66245c6f
+# %% ../../nbs/cli/15_fetching.ipynb #6697b9f9
 def write_if_new(
     content: bytes,
     path: Path,
@@ -63,7 +65,7 @@ def spectrum_fits(
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(file)
     return file.getvalue()
 
-# %% ../../nbs/cli/15_fetching.ipynb #30a961f4
+# %% ../../nbs/cli/15_fetching.ipynb #00906c5c
 LISTING = "targets.ecsv"  # the table in a folder
 
 
@@ -108,21 +110,18 @@ def fetch_into(
     progress: bool = True,
 ):  # astropy Table
     "Fetch objects into a folder; its table is written last."
-    found: Iterator = fetch_each(wanted, manner, downloads, progress)
+    found = fetch_each(wanted, manner, downloads, progress)
     table = fetched_table([write_object(one, name, folder) for one, name in zip(found, file_names(wanted))])
     lines = io.StringIO()
     table.write(lines, format="ascii.ecsv")
     write_if_new(lines.getvalue().encode(), folder / LISTING)
     return table
 
-# %% ../../nbs/cli/15_fetching.ipynb #f8fad407
+# %% ../../nbs/cli/15_fetching.ipynb #60fefb0e
 def manner_of(
     args: Namespace,
 ) -> Manner:
     "How the command line wants objects to be fetched."
-    from astroclip.web.cutouts import LAYERS
-    from astroclip.web.desi_healpix import REDUCTIONS
-
     given = {name: getattr(args, name, None) for name in ("release", "image_release", "archive")}
     given = {name: value for name, value in given.items() if value is not None}
     for name, known in dict(release=REDUCTIONS, image_release=LAYERS, archive=("sparcl", "files")).items():
@@ -157,7 +156,7 @@ def fetch_files(
         raise ValueError(f"nothing was found: {table['reason'][0]}; {folder / LISTING} has all reasons")
     print(f"{folder / LISTING}: {counted(table)}")
 
-# %% ../../nbs/cli/15_fetching.ipynb #1fecab2b
+# %% ../../nbs/cli/15_fetching.ipynb #fd06ab1d
 LISTS_OF_TARGETS = (".csv", ".ecsv", ".vot", ".parquet", ".txt")
 CONTENTS = {"image", "spectrum", "flux", "wavelength", "spectra", "images", "lambda", "loglam"}
 
@@ -169,8 +168,6 @@ def is_target_list(
     path = Path(path)
     if path.suffix.lower() not in LISTS_OF_TARGETS or not path.is_file():
         return False
-    from astroclip.surveys.wanted import table_of_targets
-
     try:
         table = table_of_targets(path)
     except ValueError:
@@ -185,8 +182,6 @@ def fetch_beside(
     args: Namespace,  # release, image_release, archive, offline
 ) -> Path:  # table that names files
     "Fetch the targets of a list into a folder beside the output."
-    from astroclip.cli.embedding import say
-
     folder = check_folder(Path(output).with_suffix(".fetched"), [path], "-o")
     table = fetch_into(
         folder,
