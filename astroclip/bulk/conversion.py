@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT', 'columns_of', 'facts_to_keep', 'write_survey_file', 'split_for', 'convert_pairs', 'check_copy', 'pixel_hash']
 
-# %% ../../nbs/bulk/36_conversion.ipynb #47503f13
+# %% ../../nbs/bulk/36_conversion.ipynb #29884895
 import hashlib
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from .hub_folder import hub_batches, write_hub_folder
 from ..formats.sources import is_address
 from ..surveys.pairs import TRAIN, Survey, open_survey, read_rows
 
-# %% ../../nbs/bulk/36_conversion.ipynb #4b5713fb
+# %% ../../nbs/bulk/36_conversion.ipynb #d8099e23
 KEPT = ["targetid", "redshift", "ra", "dec", "magnitude", "good_redshift", "image_id", "arcsec"]
 KEPT += ["image", "flux", "ivar"]
 
@@ -41,7 +41,7 @@ def columns_of(
             continue
     return names
 
-# %% ../../nbs/bulk/36_conversion.ipynb #532e410b
+# %% ../../nbs/bulk/36_conversion.ipynb #f0192e91
 def facts_to_keep(
     file,  # what `open_survey` yields
     survey: Survey,
@@ -65,7 +65,7 @@ def write_survey_file(
     "A source as our survey file, block by block."
     n, data = len(column("targetid")), {}
     with write_atomic(path) as temporary, h5py.File(temporary, "w") as file:
-        plain = {k: v for k, v in attrs.items() if k != "provenance"}
+        plain = {k: v for k, v in attrs.items() if k not in ("provenance", "columns")}
         file.attrs.update(plain | dict(schema="astroclip-survey-1"))
         file.attrs["provenance"] = json.dumps(attrs["provenance"], default=str)
         for first, batch in hub_batches(column, names, n, 0):
@@ -78,8 +78,10 @@ def write_survey_file(
                 data[name][first : first + len(x)] = x
             if progress is not None:
                 progress(len(next(iter(batch.values()))))
+        for name, about in attrs.get("columns", {}).items():
+            data[name].attrs.update(about)
 
-# %% ../../nbs/bulk/36_conversion.ipynb #98209790
+# %% ../../nbs/bulk/36_conversion.ipynb #32ef024e
 def split_for(
     survey: Survey,
     source,  # it was opened from
@@ -121,6 +123,8 @@ def convert_pairs(
         if len(lacking) == 2:
             raise NotASurvey(source, "holds neither images nor spectra: there is nothing to convert")
         if to_file:
+            if isinstance(file, h5py.File):
+                attrs["columns"] = {k: dict(file[k].attrs) for k in names if k in file}
             write_survey_file(output, column, names, attrs, progress)
         else:
             parts = split_for(survey, source, split)
@@ -151,7 +155,7 @@ def check_copy(
         ):
             raise NotASurvey(output, f"differs from its source in {name}: convert again")
 
-# %% ../../nbs/bulk/36_conversion.ipynb #23b3d89e
+# %% ../../nbs/bulk/36_conversion.ipynb #a35967fd
 def pixel_hash(
     source,  # anything that `open_pairs` takes
     names=("image", "flux"),

@@ -7,7 +7,7 @@ __all__ = ['LEVEL', 'SPLITS', 'SPLIT_NAME', 'inner', 'is_list', 'plain_storage',
            'fields_of', 'leaf_names', 'ParquetFiles', 'ParquetColumn', 'split_named', 'in_order', 'ArrowFiles',
            'ArrowColumn', 'arrow_files']
 
-# %% ../../nbs/formats/20_parquet_rows.ipynb #1c141841
+# %% ../../nbs/formats/20_parquet_rows.ipynb #98723fa3
 import json
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ from .column_parts import Chained, bounds
 from .hdf5_columns import NoSuchColumn, NotASurvey
 from .remote_files import patiently
 
-# %% ../../nbs/formats/20_parquet_rows.ipynb #f97aa880
+# %% ../../nbs/formats/20_parquet_rows.ipynb #810f3cb4
 def inner(
     array,  # pyarrow.Array of lists
     name: str,  # of the column, for the error
@@ -85,7 +85,7 @@ def array_of(
         return np.array(array.to_pylist()).reshape(shape)
     return array.to_numpy(zero_copy_only=False).reshape(shape)
 
-# %% ../../nbs/formats/20_parquet_rows.ipynb #5c38c605
+# %% ../../nbs/formats/20_parquet_rows.ipynb #d9d4e8f6
 def ragged(
     column,  # pyarrow.Array or ChunkedArray of lists
     name: str = "column",  # for errors
@@ -103,7 +103,7 @@ def ragged(
         out[i] = values[end - length : end]
     return out
 
-# %% ../../nbs/formats/20_parquet_rows.ipynb #89c9304c
+# %% ../../nbs/formats/20_parquet_rows.ipynb #044641a2
 def field_of(
     column,  # pyarrow.Array or ChunkedArray
     names: list[str],  # of nested fields; []: the column itself
@@ -151,7 +151,7 @@ def fields_of(
     "`spectrum.flux` -> [`flux`], unless a column has that very name."
     return [] if path in schema.names else path.split(".")[1:]
 
-# %% ../../nbs/formats/20_parquet_rows.ipynb #e6ad8ddc
+# %% ../../nbs/formats/20_parquet_rows.ipynb #3909848f
 def leaf_names(
     file,  # pyarrow.parquet.ParquetFile
 ) -> list[str]:
@@ -267,7 +267,7 @@ class ParquetColumn:
             pieces.append(self.group(g)[max(start - low, 0) : stop - low])
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-# %% ../../nbs/formats/20_parquet_rows.ipynb #d1655a1a
+# %% ../../nbs/formats/20_parquet_rows.ipynb #aed6bd02
 SPLITS = {"train": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2}
 SPLIT_NAME = re.compile(rf"(?:^|[-_])({'|'.join(SPLITS)})(?:[-_.]|$)")
 
@@ -344,12 +344,14 @@ class ArrowColumn:
 
     def __getitem__(self, rows):
         start, stop = bounds(self, rows)
-        if start == stop and len(self):  # lists of no rows have no lengths
-            return self[0:1][:0]
+        more = int(start == stop and len(self.data) > 0)  # the shape of no rows is that of one
+        if more:
+            start, stop = 0, 0
         with reading(self.file, "Arrow"):
-            return self.decode(field_of(self.data.slice(start, stop - start), self.fields), self.path)
+            part = field_of(self.data.slice(start, stop - start + more), self.fields)
+            return self.decode(part, self.path)[more:]
 
-# %% ../../nbs/formats/20_parquet_rows.ipynb #17fd9d5a
+# %% ../../nbs/formats/20_parquet_rows.ipynb #4a3073c0
 def arrow_files(
     folder,  # of `save_to_disk`, or of the cache of `datasets`
 ) -> list[Path]:

@@ -154,6 +154,8 @@ class Survey:
                 try:
                     data = column(name)
                 except KeyError:
+                    if name == "targetid":
+                        raise
                     continue
                 lengths[name] = len(data)
                 if name not in ("image", "flux"):
