@@ -37,7 +37,7 @@ def near(rng, ra, dec, arcsec):
 def search(request, monkeypatch):
     "Few rows, too, through each of the two searches."
     monkeypatch.setattr(sky_pairs, "MANY", 10**9 if request.param == "tree" else 0)
-    monkeypatch.setattr(sky_pairs, "SMALL", 648000.0)
+    monkeypatch.setattr(sky_pairs, "WITHIN", 648000.0)
 
 
 def assert_equals_astropy(ra, dec, other_ra, other_dec, radius):
