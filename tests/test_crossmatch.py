@@ -289,7 +289,7 @@ def test_folders_of_hats_match_like_tables(hats, rule, tmp_path):
     written = lsdb.open_catalog(output).compute()
     assert not [name for name in written.columns if name.startswith("_")]
     both = (folder / "left", folder / "right", 10.0)
-    answers = [written, crossmatch(*both, "lsdb", **rule), crossmatch(*both, **rule)]
+    answers = [written, crossmatch(f"hats://{both[0]}", *both[1:], "lsdb", **rule), crossmatch(*both, **rule)]
     if not rule:
         answers.append(crossmatch(left, folder / "right", 10.0, "lsdb"))
     for found in answers:
