@@ -37,7 +37,7 @@ def near(rng, ra, dec, arcsec):
 def search(request, monkeypatch):
     "Few rows, too, through each of the two searches."
     monkeypatch.setattr(sky_pairs, "MANY", 10**9 if request.param == "tree" else 0)
-    monkeypatch.setattr(sky_pairs, "SMALL", 648000.0)
+    monkeypatch.setattr(sky_pairs, "WITHIN", 648000.0)
 
 
 def assert_equals_astropy(ra, dec, other_ra, other_dec, radius):
@@ -289,7 +289,7 @@ def test_folders_of_hats_match_like_tables(hats, rule, tmp_path):
     written = lsdb.open_catalog(output).compute()
     assert not [name for name in written.columns if name.startswith("_")]
     both = (folder / "left", folder / "right", 10.0)
-    answers = [written, crossmatch(*both, "lsdb", **rule), crossmatch(*both, **rule)]
+    answers = [written, crossmatch(f"hats://{both[0]}", *both[1:], "lsdb", **rule), crossmatch(*both, **rule)]
     if not rule:
         answers.append(crossmatch(left, folder / "right", 10.0, "lsdb"))
     for found in answers:

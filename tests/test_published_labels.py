@@ -10,7 +10,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import MaskedColumn, Table
 
-from astroclip.formats.catalog_tables import catalogue_files, read_columns
+from astroclip.formats.catalog_tables import catalogue_files, catalog_columns
 from astroclip.surveys.labels import ANSWERS, QUESTIONS, match_votes, read_catalogue
 from astroclip.surveys.pairs import Survey
 from astroclip.surveys.published_labels import (
@@ -290,7 +290,7 @@ def test_the_margin_of_a_hats_collection_is_left_out(tmp_path):
     pd.DataFrame(dict(targetid=[9], z=[9.0])).to_parquet(tmp_path / "main/dataset/_metadata.parquet")
     (tmp_path / "collection.properties").write_text("#HATS\nobs_collection=x\nhats_primary_table_url=main\n")
     assert [p.name for p in catalogue_files(tmp_path)] == ["Npix=1.parquet"]
-    assert read_columns(tmp_path, ("targetid", "Z".lower()))["targetid"].tolist() == [1]
+    assert catalog_columns(tmp_path, ("targetid", "Z".lower()))["targetid"].tolist() == [1]
 
 
 def test_cuts_charge_each_row_once():

@@ -20,7 +20,7 @@ from astroclip.surveys.splits import (
     TRAIN,
     VALIDATION,
     circle_around,
-    look_up,
+    listed_parts,
     paper_split,
     read_groups,
     read_split,
@@ -76,11 +76,11 @@ def test_the_papers_rule_is_the_one_of_the_original_file(tmp_path):
 
 def test_an_id_in_two_parts_has_none():
     with pytest.raises(ValueError, match="1 target ids stand in two parts, the first is 5"):
-        look_up([1], [5, 1, 5], [TRAIN, TRAIN, TEST], "a list")
-    assert look_up([5, 1], [5, 1, 5], [TEST, TRAIN, TEST], "a list").tolist() == [TEST, TRAIN]
-    assert look_up([], [5], [TEST], "a list").tolist() == []
+        listed_parts([1], [5, 1, 5], [TRAIN, TRAIN, TEST], "a list")
+    assert listed_parts([5, 1], [5, 1, 5], [TEST, TRAIN, TEST], "a list").tolist() == [TEST, TRAIN]
+    assert listed_parts([], [5], [TEST], "a list").tolist() == []
     with pytest.raises(ValueError, match="not in it"):
-        look_up([5], [], [], "an empty list")
+        listed_parts([5], [], [], "an empty list")
 
 
 def test_a_cell_is_never_divided_and_its_number_alone_decides():

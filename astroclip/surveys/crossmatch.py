@@ -238,6 +238,7 @@ def crossmatch(
     radius = checked_radius(radius_arcsec)
     if engine not in ("kdtree", "lsdb") or how not in ("nearest", "all"):
         raise ValueError(f"engine={engine!r}, how={how!r}: expected kdtree or lsdb, and nearest or all")
+    left, right = (s.removeprefix("hats://") if isinstance(s, str) else s for s in (left, right))
     left, right = (s if is_hats(s) else open_table(s) for s in (left, right))
     if engine == "lsdb":
         rule = dict(columns=columns, all_within=how == "all", one_to_one=one_to_one)

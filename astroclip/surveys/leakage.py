@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from ..core.outputs import check_output, write_table
 from ..formats.sky_pairs import unit_sphere
 from .pairs import Survey
-from .splits import PARTS, TEST, TRAIN, VALIDATION, sky_cells, split_rows, write_split
+from .splits import PART_NAMES, TEST, TRAIN, VALIDATION, sky_cells, split_rows, write_split
 
 # %% ../../nbs/surveys/30_leakage.ipynb #b6224824
 def near_training(
@@ -91,7 +91,9 @@ def leakage_report(
         if ra is not None:
             near = int(near_training(np.asarray(ra)[of], np.asarray(dec)[of], first, arcsec).sum())
         found[f"neighbour within {arcsec:g} arcsec"] = near
-        rows += [(name, PARTS[part], PARTS[other], n, int((~first).sum())) for name, n in found.items()]
+        rows += [
+            (name, PART_NAMES[part], PART_NAMES[other], n, int((~first).sum())) for name, n in found.items()
+        ]
     return Table(rows=rows, names=("check", "part", "other", "repeats", "of"))
 
 # %% ../../nbs/surveys/30_leakage.ipynb #5e7ac82b

@@ -17,7 +17,7 @@ import numpy as np
 from ..core.faults import writing
 from ..files.fits_files import reading
 from ..files.identifiers import as_identifiers, same_type
-from ..formats.catalog_tables import read_columns
+from ..formats.catalog_tables import catalog_columns
 from ..formats.sky_pairs import match_positions
 from .labels import ANSWERS, QUESTIONS
 
@@ -95,7 +95,7 @@ def read_provabgs(
 ) -> tuple:  # dict of targetid, ra, dec, redshift and labels, each (n,); table of cuts
     "The four properties as published, and the true specific star-formation rate."
     mass_names, mags = ("provabgs_logmstar_bf", "log_mstar"), ("mag_g", "mag_r", "mag_z")
-    c = read_columns(source, ("targetid", "object_id", "ra", "dec", "z_hp", *mass_names, *mags, *DERIVED))
+    c = catalog_columns(source, ("targetid", "object_id", "ra", "dec", "z_hp", *mass_names, *mags, *DERIVED))
     ids = integer_names(c, source)
     mass = next((c[name] for name in mass_names if name in c), None)
     if mass is None:
@@ -103,7 +103,7 @@ def read_provabgs(
     fitted = np.nan_to_num(mass, nan=-1) > 0
     bright = np.all([c[m] > 0 for m in mags], 0) if set(mags) <= set(c) else None
     if not set(DERIVED) <= set(c):
-        theta = read_columns(source, ("provabgs_theta_bf",)).get("provabgs_theta_bf")
+        theta = catalog_columns(source, ("provabgs_theta_bf",)).get("provabgs_theta_bf")
         if theta is None:
             raise ValueError(f"{source} has neither Z_MW, TAGE_MW, AVG_SFR nor PROVABGS_THETA_BF")
         use = fitted if bright is None else fitted & bright
@@ -132,7 +132,7 @@ def read_galaxy_zoo(
     "Counts of votes for ten questions, in the order of QUESTIONS."
     campaigns = {f"{q}-dr5_{a}": f"{q}_{a}" for q, answers in QUESTIONS.items() for a in answers}
     wanted = ["ra", "dec", "wrong_size_warning", *ANSWERS, *campaigns, *(f"{name}.mask" for name in ANSWERS)]
-    c = read_columns(source, wanted)
+    c = catalog_columns(source, wanted)
     c |= {campaigns[name]: c[name] for name in campaigns if name in c}
     missing = [name for name in ("ra", "dec", *ANSWERS) if name not in c]
     if missing:
@@ -208,7 +208,7 @@ def read_redshifts(
         "coadd_fiberstatus",
         "objtype",
     )
-    c = read_columns(source, (*names, "target_ra", "target_dec", "ra", "dec", *PRIMARIES))
+    c = catalog_columns(source, (*names, "target_ra", "target_dec", "ra", "dec", *PRIMARIES))
     ids, made = integer_names(c, source), []
     if "z" not in c:
         raise ValueError(f"{source} is no catalogue of redshifts: no column Z")
