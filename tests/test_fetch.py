@@ -179,6 +179,22 @@ def test_a_service_that_is_down_ends_the_work_and_the_same_call_resumes(server, 
     assert len(server.log) == 5 and set(paths(server)) == {"/viewer/fits-cutout"}  # only what was missing
 
 
+def test_many_places_outside_the_footprint_do_not_stop_the_work(server, how):
+    "The service breaks on them; only when it breaks on everything is it taken to be down."
+
+    def breaks(heard):
+        outside = float(heard["dec"]) < -60
+        return Reply(b"internal error", 500, "text/plain") if outside else cutout_service(sky)(heard)
+
+    server.routes["/viewer/"] = breaks
+    ra, dec = np.arange(12.0), np.where(np.arange(12) % 6 < 5, -70.0, 10.0)
+    found = astroclip.fetch(ra=ra, dec=dec, spectra=False, **how)
+    assert [one.image is None for one in found] == (dec < -60).tolist()
+    assert "outside the footprint: the service breaks there" in found[0].reason
+    with pytest.raises(ServiceDown):
+        astroclip.fetch(ra=np.arange(40.0), dec=np.full(40, -70.0), spectra=False, **how)
+
+
 def test_patience_counts_failures_in_a_row():
     def call(fails):
         if fails:
@@ -189,7 +205,8 @@ def test_patience_counts_failures_in_a_row():
     for fails in (1, 1, 0, 1, 1, 0):
         patience.ask(call, fails)
     assert patience.failed == 0
-    patience.ask(call, 1), patience.ask(call, 1)
+    for fails in (1, 1):
+        patience.ask(call, fails)
     with pytest.raises(ServiceDown):
         patience.ask(call, 1)
 

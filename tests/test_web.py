@@ -102,6 +102,13 @@ def test_a_service_that_is_down_is_one_line_after_as_many_tries(server, download
     assert isinstance(error.value, OSError) and not list(downloads.root.rglob("*.json"))
 
 
+def test_a_server_that_breaks_is_asked_once_more_and_no_more(server, downloads):
+    server.fail_next("500", times=9)
+    with pytest.raises(ServiceDown, match="500.*asked 2 times") as error:
+        downloads.get(f"{server.url}/data")
+    assert error.value.status == 500 and len(server.log) == 2
+
+
 def test_nobody_listens(downloads):
     downloads.tries = 2
     with StandIn({}) as gone:

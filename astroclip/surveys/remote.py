@@ -7,7 +7,7 @@ __all__ = ['APART', 'BLOCK', 'Services', 'usual_services', 'FetchedObject', 'fet
            'Patience', 'Manner', 'desi_spectra', 'sdss_spectrum', 'spectra_of_block', 'origin_of', 'place_of',
            'complete_object', 'fetch_each', 'fetch']
 
-# %% ../../nbs/surveys/70_remote.ipynb #02079736
+# %% ../../nbs/surveys/70_remote.ipynb #d6521147
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from ..web.downloads import Downloads, NotCached, NotThere, ServiceDown
 from ..web.sdss import SDSS_URL, SKYSERVER_URL, fibers_near, separation, spectrum_of
 from ..web.sparcl import SPARCL_URL
 
-# %% ../../nbs/surveys/70_remote.ipynb #96206147
+# %% ../../nbs/surveys/70_remote.ipynb #264b555e
 @dataclass(frozen=True)
 class Services:
     "The addresses that are asked."
@@ -47,7 +47,7 @@ def usual_services(
     mirror = mirror.rstrip("/")
     return Services(f"{mirror}/viewer/fits-cutout", mirror, mirror, mirror, mirror)
 
-# %% ../../nbs/surveys/70_remote.ipynb #21c79b8c
+# %% ../../nbs/surveys/70_remote.ipynb #865e09b7
 @dataclass
 class FetchedObject:
     "One object: its image and its spectrum, or why it has none."
@@ -75,7 +75,7 @@ class FetchedObject:
         "What is to be said about what was found."
         return "; ".join(dict.fromkeys(self.notes))
 
-# %% ../../nbs/surveys/70_remote.ipynb #61e8617d
+# %% ../../nbs/surveys/70_remote.ipynb #296b5f41
 def fetched_row(
     one: FetchedObject,
 ) -> dict:
@@ -127,13 +127,13 @@ class FetchedObjects:
         "One line an object, without pixels."
         return fetched_table([fetched_row(one) for one in self.rows])
 
-# %% ../../nbs/surveys/70_remote.ipynb #9bd171f2
+# %% ../../nbs/surveys/70_remote.ipynb #233e0d01
 @dataclass
 class Patience:
     "Calls whose failures become reasons, until a service has failed for `most` objects in a row."
 
     most: int = 3
-    failed: int = 0  # in a row
+    failed: int = 0  # in a row, ten for an object; one where the service broke on it
 
     def ask(
         self,
@@ -146,15 +146,15 @@ class Patience:
             answer = call(*args, **more)
             self.failed = 0
         except ServiceDown as error:
-            self.failed += 1
-            if self.failed >= self.most:
+            self.failed += 1 if error.status == 500 else 10
+            if self.failed >= 10 * self.most:
                 raise
             return None, str(error)
         except (NotThere, NotCached, ValueError) as error:
             return None, str(error)
         return (None, answer) if isinstance(answer, str) else (answer, "")
 
-# %% ../../nbs/surveys/70_remote.ipynb #0aa281d4
+# %% ../../nbs/surveys/70_remote.ipynb #b3537c66
 @dataclass
 class Manner:
     "How objects are fetched."
@@ -184,7 +184,7 @@ def desi_spectra(
         found |= desi_healpix.spectra_of_targets(list(placed), ra, dec, downloads, **how)
     return found
 
-# %% ../../nbs/surveys/70_remote.ipynb #27d5650f
+# %% ../../nbs/surveys/70_remote.ipynb #ddba5661
 def sdss_spectrum(
     one: Wanted,  # with a fibre or a position
     manner: Manner,
@@ -225,7 +225,7 @@ def spectra_of_block(
             found[w.row] = spectrum or reason
     return found
 
-# %% ../../nbs/surveys/70_remote.ipynb #37a3044e
+# %% ../../nbs/surveys/70_remote.ipynb #49e2a738
 def origin_of(
     source: str,  # of a spectrum, as its archive's reader wrote it
 ) -> tuple[str, str, str]:
@@ -252,7 +252,7 @@ def place_of(
     far = f"its spectrum was taken {apart:.1f} arcsec from the position given"
     return one.ra, one.dec, [far] if apart > APART else []
 
-# %% ../../nbs/surveys/70_remote.ipynb #013e9089
+# %% ../../nbs/surveys/70_remote.ipynb #eac70fe0
 def complete_object(
     one: Wanted,
     spectrum,  # Spectrum, reason, or None where none is wanted
@@ -283,7 +283,7 @@ def complete_object(
             found.notes += image.cutout.flags
     return found
 
-# %% ../../nbs/surveys/70_remote.ipynb #5c79bdc0
+# %% ../../nbs/surveys/70_remote.ipynb #285277f1
 BLOCK = 200  # objects whose spectra are asked for together
 
 
@@ -308,7 +308,7 @@ def fetch_each(
                 yield complete_object(one, spectra.get(one.row), manner, downloads, patience["cutouts"])
                 bar.update()
 
-# %% ../../nbs/surveys/70_remote.ipynb #b5e108dc
+# %% ../../nbs/surveys/70_remote.ipynb #7bd2a6fd
 def fetch(
     targetid=None,  # one or (N,) TARGETIDs of DESI: integers or text, never floats
     ra=None,  # one or (N,), degrees

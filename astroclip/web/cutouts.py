@@ -6,7 +6,7 @@
 __all__ = ['SPLIT', 'POLE', 'LAYERS', 'CUTOUTS', 'SIZE', 'SkyLayer', 'galactic_latitude', 'sky_layer', 'said_instead',
            'check_cutout_file', 'cutout_fits', 'cutout_service', 'SkyCutout', 'cutout_at']
 
-# %% ../../nbs/web/30_cutouts.ipynb #40707630
+# %% ../../nbs/web/30_cutouts.ipynb #7b5fe831
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ import numpy as np
 
 from ..data.images import BANDS, PIXEL_SCALE, Cutout, read_cutout
 from ..files.fits_files import UnreadableFile, open_fits
-from .downloads import Downloads, NotThere
+from .downloads import Downloads, NotThere, ServiceDown
 from .stand_in import Heard, Reply
 
-# %% ../../nbs/web/30_cutouts.ipynb #a80fa354
+# %% ../../nbs/web/30_cutouts.ipynb #b947539f
 SPLIT = 32.375  # degrees of declination
 POLE = (192.85948, 27.12825)  # degrees, north pole of the Galaxy (J2000)
 LAYERS = {  # release asked for -> side -> (layer, release it is of)
@@ -60,7 +60,7 @@ def sky_layer(
     side = "north" if dec > SPLIT and galactic_latitude(ra, dec) > 0 else "south"
     return SkyLayer(*LAYERS[release][side], side)
 
-# %% ../../nbs/web/30_cutouts.ipynb #971ba5c4
+# %% ../../nbs/web/30_cutouts.ipynb #81350eda
 def said_instead(
     path: Path,
 ) -> str:
@@ -95,7 +95,7 @@ def check_cutout_file(
     if not off < 1:
         raise ValueError(f"the cutout is centred {off:.3g} arcsec from the position asked for")
 
-# %% ../../nbs/web/30_cutouts.ipynb #5df9a16b
+# %% ../../nbs/web/30_cutouts.ipynb #0ba0147b
 def cutout_fits(
     image: np.ndarray,  # (3, size, size) nanomaggies
     ra: float,  # degrees, centre
@@ -133,7 +133,7 @@ def cutout_service(
 
     return handler
 
-# %% ../../nbs/web/30_cutouts.ipynb #56bd647f
+# %% ../../nbs/web/30_cutouts.ipynb #7655c08d
 CUTOUTS = "https://www.legacysurvey.org/viewer/fits-cutout"
 SIZE = 152  # pixels
 
@@ -163,7 +163,12 @@ def cutout_at(
     def check(path):
         check_cutout_file(path, ra, dec, size)
 
-    path = downloads.get(url, asked, suffix=".fits", check=check)
+    try:
+        path = downloads.get(url, asked, suffix=".fits", check=check)
+    except ServiceDown as error:
+        if error.status == 500:
+            error.args = (f"{error} (or it is outside the footprint: the service breaks there)",)
+        raise
     cutout = read_cutout(path, size)
     empty = [band for band, missing in zip(BANDS, cutout.missing) if missing == 1]
     if empty:

@@ -7,7 +7,7 @@ __all__ = ['LONGEST', 'WAIT_AND_ASK', 'AT_ONCE', 'AGENT', 'HERE', 'LAST', 'Servi
            'waiting_time', 'Failed', 'resuming', 'version_mark', 'begin_again', 'accept_status', 'receive',
            'session_for', 'my_turn', 'attempt', 'refusal', 'ask_until_answered', 'Downloads']
 
-# %% ../../nbs/web/10_downloads.ipynb #0e7c2cb6
+# %% ../../nbs/web/10_downloads.ipynb #4d231f7b
 import random
 import time
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from ..core.faults import make_folder
 from ..core.provenance import file_hash
 from .cached import Asking, cache_folder, is_whole, keep_answer, question
 
-# %% ../../nbs/web/10_downloads.ipynb #7a82d4ac
+# %% ../../nbs/web/10_downloads.ipynb #e27a71dc
 class ServiceDown(OSError):
     "The service did not answer as it should, however often it was asked; `status` is its last one, or None."
 
@@ -39,7 +39,7 @@ class NotThere(LookupError):
 class NotCached(OSError):
     "Asked offline for an answer that was never fetched."
 
-# %% ../../nbs/web/10_downloads.ipynb #3edc77ab
+# %% ../../nbs/web/10_downloads.ipynb #39559847
 LONGEST = 300.0  # seconds that are waited at once
 
 
@@ -71,7 +71,7 @@ def waiting_time(
     own = min(5 * pause * 2**failures, LONGEST) * random.uniform(0.5, 1)
     return max(own, asked_for or 0.0)
 
-# %% ../../nbs/web/10_downloads.ipynb #8d33968f
+# %% ../../nbs/web/10_downloads.ipynb #01ecc387
 WAIT_AND_ASK = (429, 500, 502, 503, 504)  # statuses that may be another in a minute
 AT_ONCE = 1 << 14  # bytes
 
@@ -118,7 +118,7 @@ def begin_again(
     part.unlink(missing_ok=True)
     Path(f"{part}.mark").unlink(missing_ok=True)
 
-# %% ../../nbs/web/10_downloads.ipynb #e591d4bf
+# %% ../../nbs/web/10_downloads.ipynb #2224fa62
 def accept_status(
     response,  # of requests
     host: str,
@@ -160,7 +160,7 @@ def receive(
     if total is not None and have != total:
         raise Failed(f"the answer ended after {have} of {total} bytes")
 
-# %% ../../nbs/web/10_downloads.ipynb #bb46ff19
+# %% ../../nbs/web/10_downloads.ipynb #d457fe27
 AGENT = f"astroclip/{__version__} (+https://github.com/astroclip/astroclip)"
 HERE = ("127.0.0.1", "localhost", "::1")  # never asked through a proxy
 LAST = {}  # host -> when its last answer ended, on the clock of this process
@@ -192,7 +192,7 @@ def my_turn(
         finally:
             LAST[host] = time.monotonic()
 
-# %% ../../nbs/web/10_downloads.ipynb #6cb664e8
+# %% ../../nbs/web/10_downloads.ipynb #acf94da2
 def attempt(
     asked: Asking,
     part: Path,  # where its bytes go
@@ -234,7 +234,7 @@ def refusal(
         return error
     return None
 
-# %% ../../nbs/web/10_downloads.ipynb #9f68c4f0
+# %% ../../nbs/web/10_downloads.ipynb #3bbbc656
 def ask_until_answered(
     asked: Asking,
     path: Path,  # of the answer in the cache
@@ -263,16 +263,18 @@ def ask_until_answered(
             failed = error
             if error.status == 416:
                 begin_again(part)
-        if failures + 1 < settings.tries:
-            time.sleep(waiting_time(failures, settings.pause, failed.wait))
+        times = failures + 1
+        if times == settings.tries or failed.status == 500 and failures:
+            break
+        time.sleep(waiting_time(failures, settings.pause, failed.wait))
     if refused and failed.status == 200:
         raise ValueError(f"{asked.host}: {refused}")
-    times = "once" if settings.tries == 1 else f"{settings.tries} times"
-    down = ServiceDown(f"{asked.host}: {failed}, asked {times}; the same command resumes where it stopped")
+    often = "once" if times == 1 else f"{times} times"
+    down = ServiceDown(f"{asked.host}: {failed}, asked {often}; the same command resumes where it stopped")
     down.status = failed.status
     raise down
 
-# %% ../../nbs/web/10_downloads.ipynb #5e02fb5a
+# %% ../../nbs/web/10_downloads.ipynb #d91afb7b
 @dataclass
 class Downloads:
     "A cache of answers, and the manners with which what it lacks is asked for."
