@@ -134,7 +134,7 @@ def convert_pairs(
     check_copy(survey, Survey(output), source, output)
     return output
 
-
+# %% ../../nbs/bulk/36_conversion.ipynb #c9684484
 def check_copy(
     survey: Survey,  # the source
     copy: Survey,
