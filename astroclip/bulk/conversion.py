@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT', 'columns_of', 'facts_to_keep', 'write_survey_file', 'split_for', 'convert_pairs', 'check_copy', 'pixel_hash']
 
-# %% ../../nbs/bulk/36_conversion.ipynb #29884895
+# %% ../../nbs/bulk/36_conversion.ipynb #712d29f6
 import hashlib
 import json
 from pathlib import Path
@@ -17,10 +17,10 @@ from ..core.faults import write_atomic
 from ..core.outputs import check_output
 from ..formats.hdf5_columns import NotASurvey
 from .hub_folder import hub_batches, write_hub_folder
-from ..formats.sources import is_address
+from ..formats.sources import HubCopy, is_address
 from ..surveys.pairs import TRAIN, Survey, open_survey, read_rows
 
-# %% ../../nbs/bulk/36_conversion.ipynb #d8099e23
+# %% ../../nbs/bulk/36_conversion.ipynb #7e356b2b
 KEPT = ["targetid", "redshift", "ra", "dec", "magnitude", "good_redshift", "image_id", "arcsec"]
 KEPT += ["image", "flux", "ivar"]
 
@@ -39,9 +39,11 @@ def columns_of(
             names += [name] if len(column(name)) == n else []
         except KeyError:
             continue
+    if isinstance(file, HubCopy):  # and what else stands in its files
+        names += [c for c in file.table.schema.names if c not in (*names, "spectrum", "flux")]
     return names
 
-# %% ../../nbs/bulk/36_conversion.ipynb #f0192e91
+# %% ../../nbs/bulk/36_conversion.ipynb #c1e1a313
 def facts_to_keep(
     file,  # what `open_survey` yields
     survey: Survey,
@@ -81,7 +83,7 @@ def write_survey_file(
         for name, about in attrs.get("columns", {}).items():
             data[name].attrs.update(about)
 
-# %% ../../nbs/bulk/36_conversion.ipynb #32ef024e
+# %% ../../nbs/bulk/36_conversion.ipynb #4954b906
 def split_for(
     survey: Survey,
     source,  # it was opened from
@@ -132,7 +134,7 @@ def convert_pairs(
     check_copy(survey, Survey(output), source, output)
     return output
 
-
+# %% ../../nbs/bulk/36_conversion.ipynb #c9684484
 def check_copy(
     survey: Survey,  # the source
     copy: Survey,
@@ -155,7 +157,7 @@ def check_copy(
         ):
             raise NotASurvey(output, f"differs from its source in {name}: convert again")
 
-# %% ../../nbs/bulk/36_conversion.ipynb #a35967fd
+# %% ../../nbs/bulk/36_conversion.ipynb #855ec574
 def pixel_hash(
     source,  # anything that `open_pairs` takes
     names=("image", "flux"),

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PAIR_FEATURES', 'AstroClipDataset']
 
-# %% ../../nbs/bulk/40_hub_builder.ipynb #4cd826c2
+# %% ../../nbs/bulk/40_hub_builder.ipynb #349ffc63
 import datasets
 import numpy as np
 
 from .conversion import split_for
 from ..surveys.pairs import TEST, TRAIN, VALIDATION, Survey, batches
 
-# %% ../../nbs/bulk/40_hub_builder.ipynb #616a0e08
+# %% ../../nbs/bulk/40_hub_builder.ipynb #6cb30d2e
 PAIR_FEATURES = {
     "image": datasets.Array3D((152, 152, 3), "float32"),
     "spectrum": datasets.Array2D((7781, 1), "float32"),

@@ -51,7 +51,7 @@ def card_head(
     )
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n"
 
-
+# %% ../../nbs/bulk/30_hub_card.ipynb #13035274
 HUB_CARD = """
 # {title}
 
@@ -86,7 +86,7 @@ survey = open_pairs("{name}")
 Every file has its SHA-256 in `SHA256SUMS` (`sha256sum -c SHA256SUMS`).
 """
 
-
+# %% ../../nbs/bulk/30_hub_card.ipynb #1ca978b6
 def write_hub_card(
     folder,  # with `data` in it
     features,  # datasets.Features

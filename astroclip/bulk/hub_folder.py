@@ -82,7 +82,7 @@ def hub_table(
 # %% ../../nbs/bulk/32_hub_folder.ipynb #6db0c34d
 GROUP_ROWS = 64  # of a row group: a block of shuffled reading
 
-
+# %% ../../nbs/bulk/32_hub_folder.ipynb #02988e2f
 @dataclass
 class SplitFiles:
     "The Parquet files of one split, filled in order; those that are finished are skipped."

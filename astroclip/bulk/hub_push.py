@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from .hub_card import check_hub_folder, sha256_of_file
-from ..formats.remote_files import patiently
+from ..web.remote_files import patiently
 
 # %% ../../nbs/bulk/34_hub_push.ipynb #c5ef3362
 def files_to_push(

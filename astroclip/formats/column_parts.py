@@ -80,7 +80,7 @@ class Picked:
         start, stop = bounds(self, rows)
         return rows_together(self.column, self.rows[start:stop])
 
-
+# %% ../../nbs/formats/15_column_parts.ipynb #7cc0414c
 class Changed:
     "A column with a function applied to every slice."
 

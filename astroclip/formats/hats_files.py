@@ -17,7 +17,7 @@ from ..files.fits_files import reading
 from .hats_writer import INDEX, partition_path
 from .hdf5_columns import NotASurvey
 from .parquet_rows import ParquetFiles, array_of
-from .remote_files import is_there, names_in, patiently, place_of, read_bytes
+from ..web.remote_files import is_there, names_in, patiently, place_of, read_bytes
 
 # %% ../../nbs/formats/32_hats_files.ipynb #08d0ac3f
 PROPERTY_FILES = ("hats.properties", "collection.properties", "properties")

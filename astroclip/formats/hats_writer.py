@@ -261,7 +261,7 @@ def finish_catalog(writer: HatsWriter) -> None:
         shutil.rmtree(writer.folder)
     writer.place.rename(writer.folder)
 
-
+# %% ../../nbs/formats/30_hats_writer.ipynb #67073e3b
 def facts_of(
     writer: HatsWriter,
     max_rows: int,  # in any file

@@ -37,7 +37,7 @@ def mmu_files(
         found, key=lambda p: (str(p.parent.parent), int(MMU_FOLDER.search(p.parent.name)[1]), p.name)
     )
 
-
+# %% ../../nbs/formats/25_mmu_files.ipynb #5f1c22b3
 class MmuFiles:
     "A catalogue of the Multimodal Universe in HDF5: columns over all its files, by their newer names."
 
@@ -91,7 +91,7 @@ class MmuFiles:
             self.file.close()
         self.file, self.opened = None, None
 
-
+# %% ../../nbs/formats/25_mmu_files.ipynb #483678f7
 class MmuPart:
     "One dataset of one file, opened when it is read."
 

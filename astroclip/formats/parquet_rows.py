@@ -17,7 +17,7 @@ import numpy as np
 from ..files.fits_files import UnreadableFile, reading
 from .column_parts import Chained, bounds
 from .hdf5_columns import NoSuchColumn, NotASurvey
-from .remote_files import patiently
+from ..web.remote_files import patiently
 
 # %% ../../nbs/formats/20_parquet_rows.ipynb #810f3cb4
 def inner(
@@ -59,7 +59,7 @@ def plain_storage(array):
         array = array.storage
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
-
+# %% ../../nbs/formats/20_parquet_rows.ipynb #f65c6f47
 def array_of(
     column,  # pyarrow.Array or ChunkedArray, N values
     name: str = "column",  # for errors
@@ -159,7 +159,7 @@ def leaf_names(
     schema = file.metadata.schema
     return [schema.column(i).path for i in range(len(schema))]
 
-
+# %% ../../nbs/formats/20_parquet_rows.ipynb #c7630c78
 class ParquetFiles:
     "Parquet files of one schema end to end; `.starts` are the first rows of their row groups."
 
@@ -234,7 +234,7 @@ class ParquetFiles:
         while self.open:
             self.open.popitem()[1].close(force=True)
 
-
+# %% ../../nbs/formats/20_parquet_rows.ipynb #2fb39492
 class ParquetColumn:
     "One column of `ParquetFiles`: length and slices; the row group read last stays decoded."
 
@@ -290,7 +290,7 @@ def in_order(
     rank = {"train": 0, "validation": 1, "test": 2}
     return sorted(files, key=lambda p: (rank[split_named(p)], str(p)))
 
-
+# %% ../../nbs/formats/20_parquet_rows.ipynb #1e474afc
 class ArrowFiles:
     "Arrow files of `datasets` end to end, mapped into memory: a slice is a view."
 
@@ -332,7 +332,7 @@ class ArrowFiles:
     def close(self):
         self.tables = []
 
-
+# %% ../../nbs/formats/20_parquet_rows.ipynb #f5fc1612
 class ArrowColumn:
     "One column of one Arrow file."
 

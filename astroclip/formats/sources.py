@@ -25,7 +25,7 @@ from astroclip.formats.parquet_rows import (
     in_order,
     split_named,
 )
-from .remote_files import is_there, names_in, patiently, place_of
+from ..web.remote_files import is_there, names_in, patiently, place_of
 
 # %% ../../nbs/formats/40_sources.ipynb #58068d43
 def is_address(source) -> bool:
@@ -150,7 +150,7 @@ def parquet_files(source) -> list[Path]:
     hidden = [p for p in path.rglob("*.parquet") if any(x.startswith(".") for x in p.relative_to(path).parts)]
     return in_order(set(path.rglob("*.parquet")) - set(hidden))
 
-
+# %% ../../nbs/formats/40_sources.ipynb #2678a6d0
 class HubCopy:
     "Parquet or Arrow files as a survey; `.split` is what the names of the files say."
 

@@ -7,7 +7,7 @@ __all__ = ['PAIR_PIXELS', 'BANDS_USED', 'FLUXES', 'planes_of', 'BandImages', 'en
            'sense_of_zwarn', 'good_redshifts', 'catalog_at', 'addresses_in', 'stamp_of', 'joined_on_sky',
            'tidy_identifiers', 'magnitudes_of', 'StackedColumns', 'MmuPairs']
 
-# %% ../../nbs/surveys/12_hats.ipynb #64bc6ebe
+# %% ../../nbs/surveys/12_hats.ipynb #4fcad2f7
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..formats.mmu_files import MmuFiles
 from ..formats.parquet_rows import ragged
 from .crossmatch import match_positions
 
-# %% ../../nbs/surveys/12_hats.ipynb #adee3304
+# %% ../../nbs/surveys/12_hats.ipynb #524335b4
 PAIR_PIXELS = 152  # pixels of an image here
 BANDS_USED = ("g", "r", "z")
 
@@ -65,7 +65,7 @@ class BandImages:
             return images[:, planes_of(names[0])]
         return np.stack([image[planes_of(own)] for image, own in zip(images, names)])
 
-# %% ../../nbs/surveys/12_hats.ipynb #5e56bcdd
+# %% ../../nbs/surveys/12_hats.ipynb #cc2e52d8
 def end_of(
     wavelength: np.ndarray,  # (L,) Angstrom, perhaps padded
 ) -> int:
@@ -100,7 +100,7 @@ def on_grid(
     out[0, whole[inside]], out[1, whole[inside]] = flux[inside], ivar[inside]
     return out[0], out[1]
 
-
+# %% ../../nbs/surveys/12_hats.ipynb #6a4a100a
 class GridSpectra:
     "Flux and ivar of a catalogue's spectra on DESI's grid; the rows read last are kept for the other column."
 
@@ -123,16 +123,33 @@ class GridSpectra:
         if self.last[0] != (start, stop):
             x = {f: column[start:stop] for f, column in self.columns.items()}
             x.setdefault("mask", [np.zeros(len(row), bool) for row in x["flux"]])
-            rows = zip(*(x[f] for f in self.FIELDS))
-            grid = [on_grid(*(np.asarray(part) for part in row)) for row in rows]
-            self.last = (start, stop), np.array(grid, np.float32).reshape(-1, 2, N_PIXELS).swapaxes(0, 1)
+            self.last = (start, stop), self.regular(x) if self.is_regular(x) else self.row_by_row(x)
         return self.last[1]
+
+    def is_regular(self, x):
+        "Do all rows lie on DESI's grid, from its first pixel to its last?"
+        if any(len(part) != N_PIXELS for f in self.FIELDS for part in x[f]):
+            return False
+        return all(np.abs(wave - WAVELENGTH).max() < 0.01 for wave in x["lambda"])
+
+    def regular(self, x):
+        "Nothing to be moved: flux as it is, ivar zero under the mask."
+        out = np.empty((2, len(x["flux"]), N_PIXELS), np.float32)
+        for i, (flux, ivar, mask) in enumerate(zip(x["flux"], x["ivar"], x["mask"])):
+            out[0, i], out[1, i] = flux, ivar
+            out[1, i][mask] = 0
+        return out
+
+    def row_by_row(self, x):
+        rows = zip(*(x[f] for f in self.FIELDS))
+        grid = [on_grid(*(np.asarray(part) for part in row)) for row in rows]
+        return np.array(grid, np.float32).reshape(-1, 2, N_PIXELS).swapaxes(0, 1)
 
     def part(self, i):
         "The column of flux (0) or ivar (1)."
         return GridPart(self, i)
 
-
+# %% ../../nbs/surveys/12_hats.ipynb #c6c12df5
 class GridPart:
     "One of the two columns of `GridSpectra`."
 
@@ -146,7 +163,7 @@ class GridPart:
         start, stop = bounds(self, rows)
         return self.spectra.both(start, stop)[self.i]
 
-# %% ../../nbs/surveys/12_hats.ipynb #5a452a14
+# %% ../../nbs/surveys/12_hats.ipynb #2186bb65
 def sense_of_zwarn(
     values: np.ndarray,  # (N,) bool or integers
 ) -> tuple[str, float]:  # what was found, the fraction that is true (or not zero)
@@ -168,7 +185,7 @@ def good_redshifts(
         raise NotASurvey("ZWARN", "is true for about half of the rows: its sense cannot be told, cut by hand")
     return values.astype(bool) if sense == "true means good" else values == 0
 
-# %% ../../nbs/surveys/12_hats.ipynb #f5469f70
+# %% ../../nbs/surveys/12_hats.ipynb #22047935
 def catalog_at(address):  # folder, hats://..., hf://...
     "A catalogue in HATS, or in the older files."
     if is_hats_folder(address):
@@ -210,7 +227,7 @@ def joined_on_sky(
         catalog.close()
     return rows[order], images[order], np.asarray(arcsec)[order]
 
-# %% ../../nbs/surveys/12_hats.ipynb #e0b763cf
+# %% ../../nbs/surveys/12_hats.ipynb #505b87ba
 def tidy_identifiers(
     values: np.ndarray,  # (N,) text, bytes or integers
 ) -> np.ndarray:  # (N,) int64
@@ -246,10 +263,10 @@ class StackedColumns:
     def __getitem__(self, rows):
         return np.stack([c[rows] for c in self.columns], 1)
 
-# %% ../../nbs/surveys/12_hats.ipynb #ef6aa328
+# %% ../../nbs/surveys/12_hats.ipynb #a6300295
 FLUXES = (("FLUX_G", "FLUX_R", "FLUX_Z"), ("flux_g", "flux_r", "flux_z"))
 
-
+# %% ../../nbs/surveys/12_hats.ipynb #ca27f56c
 class MmuPairs:
     "Spectra and images of the Multimodal Universe as one survey: `.column(name)`, `.provenance`, `.attrs`."
 
