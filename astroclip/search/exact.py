@@ -6,7 +6,7 @@
 __all__ = ['encode_rows', 'Codes', 'encode', 'add_product', 'scan_codes', 'scan_vectors', 'byte_products', 'select_rows',
            'empty_lists', 'candidates', 'exact_values', 'in_order', 'is_proven', 'ordered_candidates', 'search_exact']
 
-# %% ../../nbs/search/12_exact.ipynb #753f0e95
+# %% ../../nbs/search/12_exact.ipynb #ec9501ad
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,25 +17,27 @@ from numba.extending import intrinsic
 
 from ..data.image_kernels import KERNEL_LOCK, compiled
 
-# %% ../../nbs/search/12_exact.ipynb #2f96bfc9
-@compiled(parallel=True, nogil=True)
+# %% ../../nbs/search/12_exact.ipynb #1a4e61e3
+@compiled(parallel=True, nogil=True, fastmath={"reassoc", "contract", "nnan", "nsz"})
 def encode_rows(
     x,  # (C, D) float32
     codes,  # (C, D) int8, written
     scale,  # (C,) float32, written
-    lost,  # (C,) float64, written
+    lost,  # (C,) float32, written
 ):
     "Each row as whole numbers of one byte and a scale; the length of what is lost."
     for i in prange(x.shape[0]):
         top = np.float32(0)
         for j in range(x.shape[1]):
             top = max(top, abs(x[i, j]))
-        scale[i] = top / np.float32(127)
+        scale[i] = step = top / np.float32(127)
         back = np.float32(127) / top if top > 0 else np.float32(0)
-        total = 0.0
+        total = np.float32(0)
         for j in range(x.shape[1]):
-            codes[i, j] = np.int8(np.rint(x[i, j] * back))
-            total += (x[i, j] - scale[i] * codes[i, j]) ** 2
+            code = np.rint(x[i, j] * back)
+            codes[i, j] = np.int8(np.int32(code))
+            error = x[i, j] - step * code
+            total += error * error
         lost[i] = np.sqrt(total)
 
 
@@ -54,7 +56,7 @@ def encode(
 ) -> Codes:
     "A bank in bytes: a quarter of its memory in float32."
     n, d = vectors.shape
-    codes, scale, lost = np.empty((n, d), np.int8), np.empty(n, np.float32), np.empty(n)
+    codes, scale, lost = np.empty((n, d), np.int8), *np.empty((2, n), np.float32)
     for start in range(0, n, chunk):
         part = slice(start, start + chunk)
         x = np.ascontiguousarray(vectors[part], np.float32)
@@ -62,7 +64,7 @@ def encode(
             encode_rows(x, codes[part], scale[part], lost[part])
     return Codes(codes, scale, float(lost.max(initial=0)))
 
-# %% ../../nbs/search/12_exact.ipynb #6b0c5754
+# %% ../../nbs/search/12_exact.ipynb #83f5d082
 @intrinsic
 def add_product(typing, total, a, b):
     "total + a b as int32, of an int8 and an int16."
@@ -117,7 +119,7 @@ def byte_products(
     except (AttributeError, RuntimeError):
         return (a.float() @ b.float().T).numpy()
 
-# %% ../../nbs/search/12_exact.ipynb #b1ee0eb9
+# %% ../../nbs/search/12_exact.ipynb #67aa0c50
 @compiled(parallel=True, nogil=True, fastmath=True)
 def select_rows(
     score,  # (Q, C) of bank rows `rows`
@@ -152,7 +154,7 @@ def empty_lists(
     "Lists of candidates that nothing has been inserted into."
     return np.full((queries, m), -3e38, np.float32), np.full((queries, m), -1, np.int64)
 
-# %% ../../nbs/search/12_exact.ipynb #adabc834
+# %% ../../nbs/search/12_exact.ipynb #c018ee33
 def candidates(
     query: np.ndarray,  # (Q, D) float32
     bank: np.ndarray,  # (N, D) float32 or float16, may lie on the disk
@@ -188,7 +190,7 @@ def candidates(
                 select_rows(score, scale, every, best, found)
     return (best if asked is None else best * asked.scale[:, None]), found
 
-# %% ../../nbs/search/12_exact.ipynb #fe3d74dd
+# %% ../../nbs/search/12_exact.ipynb #bf5bff4d
 @compiled(parallel=True, nogil=True, fastmath={"reassoc", "contract"})
 def exact_values(
     query,  # (Q, D) float32
@@ -222,7 +224,7 @@ def in_order(
     order = np.argsort(-value, axis=1, kind="stable")
     return np.take_along_axis(found, order, 1), np.take_along_axis(value, order, 1)
 
-# %% ../../nbs/search/12_exact.ipynb #675ab641
+# %% ../../nbs/search/12_exact.ipynb #9926686a
 def is_proven(
     query: np.ndarray,  # (Q, D)
     codes: Codes,  # of the bank

@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'as_vectors', 'IndexParts', 'fingerprint', 'parts_of', 'check_model', 'with_rows', 'without_rows',
            'NotAnIndex', 'write_index', 'read_first', 'mapped_rows', 'read_parts', 'read_index']
 
-# %% ../../nbs/search/35_parts.ipynb #01dbbe1f
+# %% ../../nbs/search/35_parts.ipynb #9a72f5dd
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ..files.identifiers import as_identifiers, is_among
 from .columns import as_table, read_columns, write_columns
 from ..formats.hdf5_columns import check_hdf5
 
-# %% ../../nbs/search/35_parts.ipynb #bc951c97
+# %% ../../nbs/search/35_parts.ipynb #aec2e90b
 def as_vectors(
     x,  # (n, D), any container
     name: str,  # for the error
@@ -47,7 +47,7 @@ def as_vectors(
         )
     return (x / norm[:, None]).astype(np.float32)
 
-# %% ../../nbs/search/35_parts.ipynb #4ffe110c
+# %% ../../nbs/search/35_parts.ipynb #926c70a3
 @dataclass(eq=False, repr=False)
 class IndexParts:
     "What an index holds: a row for each image and each spectrum."
@@ -75,7 +75,7 @@ def fingerprint(
 
     return model_hash(model)
 
-# %% ../../nbs/search/35_parts.ipynb #5ddac458
+# %% ../../nbs/search/35_parts.ipynb #f4475e17
 def parts_of(
     embeddings,  # (N, D)
     ids,  # (N,) 64-bit integers or text; a galaxy's image and spectrum share one
@@ -103,7 +103,7 @@ def parts_of(
         raise ValueError(f"the table's columns {sorted(taken)} are names of the result")
     return IndexParts(vectors, ids, modality, table, fingerprint(model), bool(simulated))
 
-# %% ../../nbs/search/35_parts.ipynb #e19bea57
+# %% ../../nbs/search/35_parts.ipynb #7fd05a98
 def check_model(
     index: IndexParts,
     model,  # or its hash
@@ -117,7 +117,7 @@ def check_model(
         )
     return bool(index.model_sha256)
 
-# %% ../../nbs/search/35_parts.ipynb #afcdcb4c
+# %% ../../nbs/search/35_parts.ipynb #ffa91631
 def with_rows(
     index: IndexParts,
     embeddings,  # (M, D)
@@ -168,7 +168,7 @@ def without_rows(
     kept = dict(vectors=np.asarray(index.vectors[~out]), ids=index.ids[~out], modality=index.modality[~out])
     return replace(index, **kept, table=index.table[~out], codes=None, engine=None)
 
-# %% ../../nbs/search/35_parts.ipynb #301bf7f2
+# %% ../../nbs/search/35_parts.ipynb #4f6df1bf
 SCHEMA = "astroclip-index-2"
 
 
@@ -195,7 +195,7 @@ def write_index(
         write_columns(f.create_group("table"), index.table)
     return Path(path)
 
-# %% ../../nbs/search/35_parts.ipynb #826398c0
+# %% ../../nbs/search/35_parts.ipynb #482d867e
 def read_first(
     f,  # open file of the first schema: one dataset a column, text of any length
 ) -> tuple[np.ndarray, np.ndarray, dict]:
@@ -242,7 +242,7 @@ def read_parts(
     about = str(f.attrs["model_sha256"]), bool(f.attrs.get("simulated", False))
     return vectors, ids, modality, read_columns(f["table"]), *about
 
-# %% ../../nbs/search/35_parts.ipynb #3753c539
+# %% ../../nbs/search/35_parts.ipynb #7d3ad45a
 def read_index(
     path,
     mapped: bool = False,  # leave the vectors on the disk; values are checked when they are used
