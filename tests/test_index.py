@@ -81,8 +81,7 @@ def test_the_bound_holds_for_every_score():
     codes, query = encode(X), X[:30]
     score, rows = candidates(query, X, N, codes=codes)
     true = np.take_along_axis(query.astype(np.float64) @ X.T.astype(np.float64), rows, 1)
-    length = codes.lost + encode(query).lost
-    assert np.abs(score - true).max() < min(1, 8 / np.sqrt(D)) * length
+    assert np.abs(score - true).max() < 6 / np.sqrt(D) * np.hypot(codes.lost, encode(query).lost)
     assert not is_proven(query, codes, true[:, 9], true[:, 9]).any()
 
 

@@ -7,7 +7,7 @@ __all__ = ['SEARCH_FIELD', 'tiled_vectors', 'SearchEntrant', 'by_bytes', 'by_flo
            'by_faiss', 'by_usearch', 'few_cores', 'true_neighbours', 'seconds_of', 'race_searches', 'sum_rows',
            'one_query_speed']
 
-# %% ../../nbs/studies/40_search_speed.ipynb #5cc06a24
+# %% ../../nbs/studies/40_search_speed.ipynb #0ab22294
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from ..search.engines import build_sketches
 from ..search.exact import encode, search_exact
 from ..search.parts import parts_of
 
-# %% ../../nbs/studies/40_search_speed.ipynb #e2788278
+# %% ../../nbs/studies/40_search_speed.ipynb #847915d7
 def tiled_vectors(
     real: np.ndarray,  # (M, D) embeddings
     n: int,  # vectors wanted
@@ -47,7 +47,7 @@ def tiled_vectors(
         part /= np.linalg.norm(part, axis=1, keepdims=True)
     return out, len(real) / n
 
-# %% ../../nbs/studies/40_search_speed.ipynb #2a83c799
+# %% ../../nbs/studies/40_search_speed.ipynb #6c6f094b
 @dataclass
 class SearchEntrant:
     "A bank that is ready to be searched."
@@ -96,7 +96,7 @@ def by_sklearn(bank, metric="cosine") -> SearchEntrant:
 
     return SearchEntrant(search, bank.shape[1] * bank.itemsize)
 
-# %% ../../nbs/studies/40_search_speed.ipynb #07ec8b92
+# %% ../../nbs/studies/40_search_speed.ipynb #f5410b27
 def by_faiss(bank, factory="Flat") -> SearchEntrant:
     "An index of faiss by its name: Flat, HNSW32, ..."
     import faiss
@@ -136,7 +136,7 @@ SEARCH_FIELD = {
     "usearch, HNSW": ("usearch", by_usearch, 200_000),
 }
 
-# %% ../../nbs/studies/40_search_speed.ipynb #7f54844f
+# %% ../../nbs/studies/40_search_speed.ipynb #e70137a5
 @contextmanager
 def few_cores(
     threads: int,
@@ -171,7 +171,8 @@ def true_neighbours(
         best = np.concatenate([best, score], 1)
         every = np.broadcast_to(np.arange(start, start + score.shape[1]), score.shape)
         rows = np.concatenate([rows, every], 1)
-        order = np.argsort(-best, 1, kind="stable")[:, :k]
+        first = np.argpartition(-best, min(k, best.shape[1] - 1), 1)[:, :k]
+        order = np.take_along_axis(first, np.argsort(-np.take_along_axis(best, first, 1), 1), 1)
         best, rows = (np.take_along_axis(x, order, 1) for x in (best, rows))
     return rows
 
@@ -182,7 +183,7 @@ def seconds_of(call) -> float:
     call()
     return time.perf_counter() - begin
 
-# %% ../../nbs/studies/40_search_speed.ipynb #80e2aec7
+# %% ../../nbs/studies/40_search_speed.ipynb #b645865a
 def race_searches(
     bank: np.ndarray,  # (N, D) float32 of length one
     query: np.ndarray,  # (Q, D) float32 of length one
@@ -221,7 +222,7 @@ def race_searches(
             report(row)
     return rows
 
-# %% ../../nbs/studies/40_search_speed.ipynb #01c64652
+# %% ../../nbs/studies/40_search_speed.ipynb #05badcf6
 @compiled(parallel=True, nogil=True, fastmath=True)
 def sum_rows(
     x,  # (N, D) float32
