@@ -7,7 +7,7 @@ __all__ = ['EXACT_ROWS', 'needed', 'answers_of', 'Sketches', 'build_sketches', '
            'literal', 'cone_words', 'filter_words', 'MilvusServer', 'server_schema', 'connect_milvus', 'engine_recall',
            'engine_of']
 
-# %% ../../nbs/search/45_engines.ipynb #d33e9ad4
+# %% ../../nbs/search/45_engines.ipynb #9a8da112
 import os
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,7 +17,7 @@ import numpy as np
 from .exact import in_order, search_exact
 from .parts import IndexParts, index_hash
 
-# %% ../../nbs/search/45_engines.ipynb #a60ea9bd
+# %% ../../nbs/search/45_engines.ipynb #b5f6ffed
 EXACT_ROWS = 100_000  # where a condition leaves no more than these, all of them are looked at
 
 
@@ -56,7 +56,7 @@ def answers_of(
             new[~few] = old[~few, :k]
     return out
 
-# %% ../../nbs/search/45_engines.ipynb #8ca43c61
+# %% ../../nbs/search/45_engines.ipynb #86aee82b
 @dataclass
 class Sketches:
     "An inverted file of one-bit vectors that proposes rows."
@@ -64,7 +64,7 @@ class Sketches:
     lists: object  # faiss index
     n: int  # vectors in it
     probes: int  # lists that a query looks into
-    refine: int = 10  # proposals for each answer, a hundred at least
+    refine: int = 30  # proposals for each answer, a hundred at least
 
     @property
     def bytes_per_vector(self) -> float:
@@ -94,8 +94,8 @@ class Sketches:
 def build_sketches(
     index: IndexParts,
     lists: int | None = None,  # None: some 4 sqrt(N), a power of two
-    probes: int | None = None,  # None: a sixteenth of the lists, 16 at least
-    refine: int = 10,
+    probes: int | None = None,  # None: a sixty-fourth of the lists, 16 at least
+    refine: int = 30,
     train: int = 40,  # vectors for each list that centres are learnt from
     chunk: int = 65536,
 ) -> Sketches:
@@ -109,9 +109,9 @@ def build_sketches(
     made.train(np.ascontiguousarray(index.vectors[some], np.float32))
     for start in range(0, n, chunk):
         made.add(np.ascontiguousarray(index.vectors[start : start + chunk], np.float32))
-    return Sketches(made, n, min(lists, probes or max(16, lists // 16)), refine)
+    return Sketches(made, n, min(lists, probes or max(16, lists // 64)), refine)
 
-# %% ../../nbs/search/45_engines.ipynb #f89f3976
+# %% ../../nbs/search/45_engines.ipynb #5cce5392
 def kept_sketches(
     index: IndexParts,
     path,  # of the file of faiss
@@ -148,7 +148,7 @@ def file_hash(path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-# %% ../../nbs/search/45_engines.ipynb #390fd3f0
+# %% ../../nbs/search/45_engines.ipynb #cd58bed6
 def column_words(
     index: IndexParts,
 ) -> dict:  # name in the index: (name on the server, (N,) values)
@@ -195,7 +195,7 @@ def cone_words(
             words += [f"{columns['ra'][0]} >= {ra - half!r}", f"{columns['ra'][0]} <= {ra + half!r}"]
     return words
 
-# %% ../../nbs/search/45_engines.ipynb #6f102253
+# %% ../../nbs/search/45_engines.ipynb #bb876a4e
 def filter_words(
     where,  # what `search` takes
     columns: dict,  # of `column_words`
@@ -220,7 +220,7 @@ def filter_words(
             words.append(f"({' or '.join(f'{here} == {t}' for t in told)})")
     return " and ".join(words)
 
-# %% ../../nbs/search/45_engines.ipynb #501ebe3b
+# %% ../../nbs/search/45_engines.ipynb #9938b831
 @dataclass
 class MilvusServer:
     "A collection of a Milvus server, or of a file, that proposes rows."
@@ -265,7 +265,7 @@ def server_schema(
         schema.add_field(name, of, **(dict(max_length=4096) if kind == "U" else {}))
     return schema
 
-# %% ../../nbs/search/45_engines.ipynb #8d5fe0fe
+# %% ../../nbs/search/45_engines.ipynb #94077522
 def connect_milvus(
     index: IndexParts,
     uri: str,  # a file: Milvus inside Python; http://host:19530: a server
@@ -305,7 +305,7 @@ def connect_milvus(
     client.load_collection(name)
     return MilvusServer(client, name, columns, refine)
 
-# %% ../../nbs/search/45_engines.ipynb #2da4ae9d
+# %% ../../nbs/search/45_engines.ipynb #3165f148
 def engine_recall(
     index: IndexParts,
     engine,  # Sketches or MilvusServer
