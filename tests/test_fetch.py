@@ -18,7 +18,7 @@ from astroclip.cli.main import main
 from astroclip.data.images import read_cutout
 from astroclip.files.spectrum_files import read_spectra
 from astroclip.surveys.remote import BLOCK, Manner, Patience, fetch_each, usual_services
-from astroclip.surveys.wanted import wanted_objects
+from astroclip.web.wanted import wanted_objects
 from astroclip.web.cutouts import cutout_service
 from astroclip.web.downloads import Downloads, ServiceDown
 from astroclip.web.services import desi_files, desi_service, sdss_service, sparcl_record, sparcl_service, toy_spectrum

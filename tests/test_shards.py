@@ -12,7 +12,7 @@ from astroclip.files.fits_files import UnreadableFile
 from astroclip.files.identifiers import target_ids
 from astroclip.formats.hdf5_columns import NoSuchColumn, NotASurvey
 from astroclip.formats.shard_files import examine_shard, find_shards, gaps_between, shard_name, used_files, write_shards
-from astroclip.surveys.block_order import block_order, row_blocks, cut_batches
+from astroclip.core.block_order import block_order, row_blocks, cut_batches
 from astroclip.surveys.pairs import TEST, TRAIN, VALIDATION, split_of
 from astroclip.surveys.shards import Shards, paper_image_split
 

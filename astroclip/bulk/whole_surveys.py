@@ -27,7 +27,7 @@ from ..evaluation.embeddings import weights_key
 from ..files.identifiers import as_identifiers
 from ..formats.hats_writer import write_hats
 from ..formats.shard_files import is_shards
-from ..surveys.block_order import check_rank
+from ..core.block_order import check_rank
 from ..surveys.pairs import open_survey, prefetched, widen
 from ..surveys.shards import Shards
 

@@ -19,7 +19,7 @@ from ..core.faults import write_atomic
 from ..core.outputs import check_folder
 from ..data.spectrum_grid import Spectrum
 from ..surveys.remote import FetchedObject, Manner, fetch_each, fetched_row, fetched_table
-from ..surveys.wanted import Wanted, names_targets, table_of_targets, target_columns, wanted_objects
+from ..web.wanted import Wanted, names_targets, table_of_targets, target_columns, wanted_objects
 from ..web.cutouts import LAYERS
 from ..web.desi_healpix import REDUCTIONS
 from ..web.downloads import Downloads

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .blocks import finished_blocks, last_value, parts_folder, read_blocks, write_answers
-from .blocks import write_block
+from ..formats.answer_blocks import finished_blocks, last_value, parts_folder, read_blocks
+from ..formats.answer_blocks import write_answers, write_block
 from .embedding import images_as, model_files, say, say_loading
 from .fetching import fetch_beside, is_target_list
 from .objects import READABLE, SURVEYS, gather, read_objects, read_rows, sentence, some
@@ -254,7 +254,8 @@ def predict(
     columns = read_blocks(answer_blocks(predictor, paths, args.batch_size, folder, images))
     table = named_columns(columns)
     table.meta["MADEBY"] = f"astroclip predict, calibrated on: {predictor.about.get('sample', '')}"
-    write_answers(table, output, folder)
+    for line in write_answers(table, output, folder):
+        say(line)
     for name in some([p.name for p in passed]).split(", ") if passed else []:
         say(f"passed over {name}")
     flagged = int(np.sum(table["flag"]))

@@ -104,7 +104,7 @@ def stage_tasks(
         tasks.append(Task(stage, stage, needs, max(1, int(n * fraction)), shown=True))
     return tasks
 
-
+# %% ../../nbs/core/27_pipeline.ipynb #a6ca0eb2
 def left_out(
     path,  # survey.h5 of a real survey
 ):

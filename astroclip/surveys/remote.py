@@ -17,7 +17,7 @@ import numpy as np
 
 from ..data.images import Cutout
 from ..data.spectrum_grid import Spectrum
-from .wanted import Wanted, wanted_objects
+from ..web.wanted import Wanted, wanted_objects
 from ..web import desi_healpix, sparcl
 from ..web.cutouts import CUTOUTS, SkyLayer, cutout_at
 from ..web.desi_healpix import DESI_URL

@@ -19,8 +19,8 @@ from ..files.fits_files import UnreadableFile, reading
 from ..files.identifiers import target_ids
 from ..formats.hdf5_columns import NoSuchColumn, NotASurvey
 from ..formats.shard_files import ShardFile, examine_shard, find_shards, gaps_between, used_files
-from .block_order import block_order, row_blocks, count_batches, cut_batches
-from .block_order import window_mix, window_sizes
+from ..core.block_order import block_order, row_blocks, count_batches, cut_batches
+from ..core.block_order import window_mix, window_sizes
 from .pairs import TEST, TRAIN, VALIDATION, prefetched, split_of
 
 # %% ../../nbs/surveys/60_shards.ipynb #089b06ce
