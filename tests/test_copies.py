@@ -393,8 +393,9 @@ def test_one_wrong_bit_in_a_page_is_found(copies, tmp_path):
     damaged = bytearray(path.read_bytes())
     damaged[400_000] ^= 4
     (tmp_path / "train-0.parquet").write_bytes(damaged)
+    survey = open_pairs(tmp_path)
     with pytest.raises(OSError, match="checksum"):
-        open_pairs(tmp_path).images()
+        survey.flux(), survey.images()
 
 
 def test_pages_and_the_ordinary_reader_agree(copies, monkeypatch):
