@@ -56,7 +56,7 @@ def read_thrift(
         return read_head(content, at)
     raise ValueError(f"a page's head holds a value of type {kind}")
 
-
+# %% ../../nbs/formats/17_parquet_pages.ipynb #a4b16349
 def read_head(
     content,  # bytes
     at: int,
