@@ -329,8 +329,9 @@ def test_wrong_columns_and_shapes(tmp_path):
     lossy = parquet(tmp_path / "e" / "x.parquet", targetid=pa.array([3.9e16, 3.9e16 + 8]))
     with pytest.raises(ValueError, match="digits are lost"):
         open_pairs(lossy)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(NotASurvey, match="holds no copy of the pairs"):
-        open_pairs(tmp_path)
+        open_pairs(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="no survey file"):
         open_pairs(tmp_path / "nothing")
 
@@ -385,6 +386,27 @@ def test_repeated_targets_are_counted_and_kept(tmp_path, galaxies):
     write_mmu(tmp_path / "n", g["ra"], g["dec"], mmu_images(g["image"], ["g", "r", "z"], np.arange(6)))
     survey = open_pairs(tmp_path)
     assert len(survey) == 8 and survey.provenance["repeated_targets"] == 2
+
+
+def test_one_wrong_bit_in_a_page_is_found(copies, tmp_path):
+    path = sorted((copies["hub_folder"] / "data").glob("train*.parquet"))[0]
+    damaged = bytearray(path.read_bytes())
+    damaged[400_000] ^= 4
+    (tmp_path / "train-0.parquet").write_bytes(damaged)
+    survey = open_pairs(tmp_path)
+    with pytest.raises(OSError, match="checksum"):
+        survey.flux(), survey.images()
+
+
+def test_pages_and_the_ordinary_reader_agree(copies, monkeypatch):
+    quick = open_pairs(copies["hub_folder"])
+    images, flux = quick.images(), quick.flux()
+    asked = []
+    monkeypatch.setattr(ParquetFiles, "plain", lambda *a: asked.append(a))
+    slow = open_pairs(copies["hub_folder"])
+    np.testing.assert_array_equal(slow.images(), images)
+    np.testing.assert_array_equal(slow.flux(), flux)
+    assert asked
 
 
 # ---- memory

@@ -17,6 +17,7 @@ import numpy as np
 from ..files.fits_files import UnreadableFile, reading
 from .column_parts import Chained, bounds
 from .hdf5_columns import NoSuchColumn, NotASurvey
+from .parquet_pages import plain_rows
 from ..web.remote_files import patiently
 
 # %% ../../nbs/formats/20_parquet_rows.ipynb #810f3cb4
@@ -215,6 +216,15 @@ class ParquetFiles:
             table = patiently(lambda: file.read_row_group(g, columns=asked), self.files[f])
             return field_of(table.column(0), fields_of(file.schema_arrow, path))
 
+    def plain(self, group, path):
+        "One column of one row group straight from its pages, or None where that cannot be done."
+        f, g = self.groups[group]
+        if self.filesystem is not None:
+            return None
+        file = self.file(f)
+        with reading(self.files[f], "Parquet"):
+            return plain_rows(self.files[f], file.metadata, file.schema_arrow, g, path)
+
     def has(self, path):
         "Is there such a column, or such a field of one?"
         return bool(leaves_of(leaf_names(self.file(0)), path))
@@ -249,10 +259,13 @@ class ParquetColumn:
         "The decoded rows of a row group."
         if self.last[0] != g:
             self.last = (-1, None)  # two are never held at once
-            array = self.table.read(g, self.path)
-            with reading(self.table.files[self.table.groups[g][0]], "Parquet"):
-                self.last = (g, self.decode(array, self.path))
-                self.empty = self.last[1][:0].copy()
+            array = self.table.plain(g, self.path) if self.decode is array_of else None
+            if array is None:
+                array = self.table.read(g, self.path)
+                with reading(self.table.files[self.table.groups[g][0]], "Parquet"):
+                    array = self.decode(array, self.path)
+            self.last = (g, array)
+            self.empty = self.last[1][:0].copy()
         return self.last[1]
 
     def __getitem__(self, rows):
