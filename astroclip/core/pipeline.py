@@ -53,8 +53,9 @@ PAGES = [
     "spectrum_gap",
     "check",
     "in_the_box",
+    "surveys",
 ]  # the longest first: nobody waits for it at the end
-EARLY = dict(reconstruction="pretrain_spectrum")  # a page that needs less than the embeddings
+EARLY = dict(reconstruction="pretrain_spectrum", surveys="mock_survey")  # what needs no embeddings
 COMPARED = ["redshift", "properties", "retrieval"]
 STUDIES = ["ablations", "ablation_spectrum", "ablation_pretraining", "remedies", "released_model"]
 GROUPS = dict(  # what a page reads of a survey file beside images, spectra and redshifts
