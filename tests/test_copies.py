@@ -449,3 +449,19 @@ def test_memory_does_not_grow_with_the_copy(tmp_path, galaxies, form):
         assert done.returncode == 0, done.stderr
         used.append(float(done.stdout))
     assert used[1] - used[0] < 60, f"{used} MiB for 49 and 148 MB of pixels"
+
+
+@pytest.mark.parametrize("name", ("mmu_hats", "save_to_disk"))
+@pytest.mark.parametrize("output", ("survey.h5", "folder"))
+def test_any_copy_converts_into_ours(copies, tmp_path, name, output):
+    made = convert_pairs(copies[name], tmp_path / output)
+    survey = open_pairs(made)
+    assert pixel_hash(made) == pixel_hash(copies[name])
+    assert survey.provenance["format"] == open_pairs(copies[name]).provenance["format"]
+    if name == "mmu_hats":
+        order = np.argsort(survey.targetid)
+        first = open_pairs(copies[name])
+        np.testing.assert_array_equal(survey.ra[order], first.ra[np.argsort(first.targetid)])
+        assert survey.read("good_redshift").sum() == N - 4 and survey.provenance["zwarn"] == "true means good"
+    if output == "folder" and name == "save_to_disk":
+        assert np.bincount(open_pairs(made, split="own").split).tolist() == [32, 0, 8]
