@@ -13,7 +13,7 @@ import pytest
 from astroclip.bulk.conversion import convert_pairs, pixel_hash
 from astroclip.bulk.hub_builder import PAIR_FEATURES
 from astroclip.data.spectrum_grid import N_PIXELS, WAVELENGTH
-from astroclip.formats.hats_files import nested_lists, nested_table
+from astroclip.formats.hats_files import HatsCatalog, nested_lists, nested_table
 from astroclip.formats.hats_writer import INDEX, ORDER, HatsWriter, partitions, write_hats
 from astroclip.formats.mmu_files import mmu_images, mmu_spectra, write_mmu
 from astroclip.formats.original_file import write_original
@@ -449,3 +449,29 @@ def test_memory_does_not_grow_with_the_copy(tmp_path, galaxies, form):
         assert done.returncode == 0, done.stderr
         used.append(float(done.stdout))
     assert used[1] - used[0] < 60, f"{used} MiB for 49 and 148 MB of pixels"
+
+
+@pytest.mark.parametrize("name", ("mmu_hats", "save_to_disk"))
+@pytest.mark.parametrize("output", ("survey.h5", "folder"))
+def test_any_copy_converts_into_ours(copies, tmp_path, name, output):
+    made = convert_pairs(copies[name], tmp_path / output)
+    survey = open_pairs(made)
+    assert pixel_hash(made) == pixel_hash(copies[name])
+    assert survey.provenance["format"] == open_pairs(copies[name]).provenance["format"]
+    if name == "mmu_hats":
+        order = np.argsort(survey.targetid)
+        first = open_pairs(copies[name])
+        np.testing.assert_array_equal(survey.ra[order], first.ra[np.argsort(first.targetid)])
+        assert survey.read("good_redshift").sum() == N - 4 and survey.provenance["zwarn"] == "true means good"
+    if output == "folder" and name == "save_to_disk":
+        assert np.bincount(open_pairs(made, split="own").split).tolist() == [32, 0, 8]
+
+
+def test_a_collection_leads_to_its_catalog(tmp_path):
+    made = write_hats(tmp_path / "sky" / "sky_v2", [rows_on_the_sky(50)])
+    lines = "#HATS Collection\nobs_collection=sky\nhats_primary_table_url=sky_v2\n"
+    (tmp_path / "sky" / "collection.properties").write_text(lines)
+    catalog = HatsCatalog(tmp_path / "sky")
+    assert catalog.path == str(made) and len(catalog) == 50
+    (made / "dataset" / "_metadata").unlink()  # then the footers are asked
+    assert len(HatsCatalog(f"hats://{tmp_path}/sky")) == 50
