@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..formats.answer_blocks import finished_blocks, last_value, parts_folder, read_blocks
-from ..formats.answer_blocks import write_answers, write_block
+from ..opinions.answer_blocks import finished_blocks, last_value, parts_folder, read_blocks
+from ..opinions.answer_blocks import write_answers, write_block
 from .embedding import images_as, say, say_loading
 from ..bulk.one_by_one import embed_each
 from .objects import READABLE, SURVEYS, gather, some

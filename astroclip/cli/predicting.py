@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..formats.answer_blocks import finished_blocks, last_value, parts_folder, read_blocks
-from ..formats.answer_blocks import write_answers, write_block
+from ..opinions.answer_blocks import finished_blocks, last_value, parts_folder, read_blocks
+from ..opinions.answer_blocks import write_answers, write_block
 from .embedding import images_as, model_files, say, say_loading
 from .fetching import fetch_beside, is_target_list
 from .objects import READABLE, SURVEYS, gather, read_objects, read_rows, sentence, some
