@@ -184,9 +184,8 @@ def read_torch_format(
     import datasets
 
     rows = datasets.load_from_disk(str(folder))["train"].with_format("torch")
-    order = np.random.default_rng(seed).permutation(len(rows))
-    for i in range(0, len(order), batch_size):
-        yield rows[order[i : i + batch_size]]
+    order = torch.Generator().manual_seed(seed)
+    yield from torch.utils.data.DataLoader(rows, batch_size, shuffle=True, generator=order)
 
 # %% ../../nbs/evaluation/70_naive.ipynb #477c2ab2
 def race(

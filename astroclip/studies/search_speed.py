@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEARCH_FIELD', 'tiled_vectors', 'SearchEntrant', 'by_bytes', 'by_floats', 'by_sketches', 'by_torch', 'by_sklearn',
-           'by_faiss', 'by_usearch', 'few_cores', 'true_neighbours', 'seconds_of', 'race_searches', 'sum_rows',
-           'one_query_speed']
+           'by_faiss', 'by_usearch', 'few_cores', 'true_neighbours', 'seconds_of', 'race_searches', 'draw_speeds',
+           'search_ratios', 'sum_rows', 'one_query_speed', 'race_banks']
 
 # %% ../../nbs/studies/40_search_speed.ipynb #0ab22294
 import time
@@ -222,6 +222,36 @@ def race_searches(
             report(row)
     return rows
 
+# %% ../../nbs/studies/40_search_speed.ipynb #21e1529f
+def draw_speeds(
+    ax,
+    rows: list[dict],  # of `race_searches`, of one width and one number of threads
+) -> None:
+    "Queries a second in batches over the number of vectors, both logarithmic."
+    for i, name in enumerate(dict.fromkeys(row["name"] for row in rows)):
+        mine = [row for row in rows if row["name"] == name]
+        least = min(row["recall"] for row in mine)
+        found = "" if least > 0.9995 else f", recall {least:.3f}"
+        ours = name.startswith("astroclip")
+        style = dict(color=f"C{i % 10}", lw=1.6 if ours else 0.8, marker="o" if ours else "s", ms=3)
+        x, y = [row["n"] for row in mine], [row["queries_per_second"] for row in mine]
+        ax.plot(x, y, label=name + found, **style)
+    ax.set(xscale="log", yscale="log", xlabel="vectors", ylabel="queries a second, in a batch")
+
+# %% ../../nbs/studies/40_search_speed.ipynb #f617acab
+def search_ratios(
+    rows: list[dict],  # of `race_searches`
+) -> dict:  # "ours / other, n x width, threads": how many times as many queries a second
+    "Our exact search in bytes against every other contender, of the same bank and threads."
+    found = {}
+    for row in rows:
+        same = [r for r in rows if all(r[k] == row[k] for k in ("n", "width", "threads"))]
+        ours = next(r for r in same if r["name"] == "astroclip, bytes")
+        if row is not ours:
+            about = f"{row['n']:,} x {row['width']}, threads {row['threads']}"
+            found[f"{row['name']}, {about}"] = ours["queries_per_second"] / row["queries_per_second"]
+    return found
+
 # %% ../../nbs/studies/40_search_speed.ipynb #05badcf6
 @compiled(parallel=True, nogil=True, fastmath=True)
 def sum_rows(
@@ -269,3 +299,27 @@ def one_query_speed(
         bytes_ms=1e3 * float(np.median(in_bytes)),
         ratio=float(np.median(floats / in_bytes)),
     )
+
+# %% ../../nbs/studies/40_search_speed.ipynb #667002d4
+def race_banks(
+    real: np.ndarray,  # (M, D) embeddings
+    query: np.ndarray,  # (Q, D)
+    banks: list,  # of (vectors, width); width 0: that of the embeddings
+    threads: tuple = (1, 2),
+    seed: int = 0,
+    rounds: int = 3,
+    about: dict | None = None,  # goes into every row
+) -> list[dict]:  # of `race_searches`, with real and of_bandwidth
+    "Everyone among banks of every size, with every number of threads."
+    rows, rng = [], np.random.default_rng(seed)
+    for n, width in banks:
+        turn = rng.standard_normal((real.shape[1], width), np.float32) / width**0.5 if width else None
+        bank, part = tiled_vectors(real if turn is None else real @ turn, n, seed)
+        asked = query if turn is None else query @ turn
+        asked = (asked / np.linalg.norm(asked, axis=1, keepdims=True)).astype(np.float32)
+        for t in threads:
+            raced = race_searches(bank, asked, threads=t, rounds=rounds)
+            one = one_query_speed(bank, t, rounds)
+            more = dict(real=part, of_bandwidth=one["fraction"], one_query_ratio=one["ratio"])
+            rows += [row | more | (about or {}) for row in raced]
+    return rows
