@@ -6,14 +6,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAGES := mock_survey mock_targets pretrain_spectrum train_redshift train_baselines pretrain_image align embed
-PAGES := posterior domain redshift predict properties morphology retrieval beyond_color reconstruction embedding_map real_galaxies real_images spectrum_gap check in_the_box
+PAGES := posterior domain redshift predict properties morphology retrieval beyond_color reconstruction embedding_map real_galaxies real_images spectrum_gap check in_the_box surveys
 STUDIES := ablations ablation_spectrum ablation_pretraining remedies released_model
 export SET ?=
 export RUNS ?=  # recipes read both from the environment: their blanks and brackets are nobody's business
 # What runs side by side, with how many threads, and what of it is found again: nbs/core/27_pipeline.ipynb.
 RUN = $(BIN)/python -m astroclip.core.pipeline
 ALL = --survey $(or $(SURVEY),mock) --profile $(or $(PROFILE),mini) --seed $(or $(SEED),0) --device $(or $(DEVICE),auto) --set "$$SET"
-.PHONY: help reproduce test install bench lab figures studies compare check prepare readme clean hooks lock docs
+.PHONY: help reproduce test install bench lab app figures studies compare check prepare clean lock docs
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
 reproduce: install  ## main job: environment, survey, trainings, embeddings, every figure (PROFILE=, SURVEY=, SEED=, SET=)
@@ -34,7 +34,7 @@ bench: install  ## speed ratios of the fast paths on this machine, one thread: f
 OLDER := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem NUMBA_CPU_NAME=generic
 FAST := $(addprefix tests/test_,$(addsuffix .py,models losses goldens images spectra checkpoints metrics neighbours redshift_classifier))
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
-test: check  ## environment, library notebooks, pytest with the smoke run of every page; the fast tests as on an old processor
+test: $(VENV)/.extras check  ## environment, library notebooks, pytest with the smoke run of every page; the fast tests as on an old processor
 	$(PYTEST) --no-loadscope-reorder
 	$(OLDER) $(PYTEST) -m 'not smoke and not slow' $(FAST)
 check: install  ## notebooks clean, package exported, README current, library notebooks run
@@ -43,6 +43,10 @@ check: install  ## notebooks clean, package exported, README current, library no
 install: $(VENV)/.installed  ## build .venv (pinned versions on Python 3.11, bounds elsewhere)
 $(VENV)/.installed: pyproject.toml requirements.lock .ci/install .ci/ipython_kernel_config.py
 	@bash .ci/install $(PYTHON) $(VENV)
+$(VENV)/.extras: $(VENV)/.installed tests/extras.lock
+	@bash .ci/install $(PYTHON) $(VENV) extras
+app: $(VENV)/.extras  ## the page: similarity search in a browser, on this machine
+	$(BIN)/astroclip app
 docs: install  ## documentation site from notebooks, figures and signatures: _docs/html (built offline)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	@$(BIN)/python docs/build.py
@@ -50,11 +54,7 @@ lab: install  ## open the notebooks in JupyterLab, at the first
 	$(BIN)/jupyter lab nbs/start.ipynb
 prepare: install  ## export, clean, README: run this before a commit
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python -m astroclip.core.readme write
-readme: install  ## README.md from nbs/index.ipynb
-	$(BIN)/python -m astroclip.core.readme write
-hooks: install  ## git hooks that clean and export notebooks
-	$(BIN)/nbdev_install_hooks
 lock: install  ## rewrite requirements.lock from the working environment
-	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed -E 's/^(torch==[0-9.]+).*/\1/' | grep -v ' @ ' | grep -vixFf docs/requirements.txt > requirements.lock
+	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed -E 's/^(torch==[0-9.]+).*/\1/' | grep -v ' @ ' | grep -vixFf <(cat docs/requirements.txt tests/extras.lock) > requirements.lock
 clean:  ## remove artifacts of this profile (asks nothing: they are made again by `make reproduce`)
 	rm -rf $(or $(ASTROCLIP_HOME),data)/$(or $(SURVEY),mock)/$(or $(PROFILE),mini)

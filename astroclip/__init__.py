@@ -12,8 +12,11 @@ _PUBLIC = {
     "RedshiftClassifier": "astroclip.models.redshift",
     "SimilarityIndex": "astroclip.search.similarity",
     "Predictor": "astroclip.answers.predictor",
+    "fetch": "astroclip.surveys.remote",
     "read_image": "astroclip.files.cutout_files",
     "read_spectra": "astroclip.files.spectrum_files",
+    "crossmatch": "astroclip.surveys.crossmatch",
+    "open_pairs": "astroclip.surveys.pairs",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

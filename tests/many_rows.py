@@ -2,6 +2,7 @@
 
 python tests/many_rows.py predict 2000 10000 100000        peak memory and seconds of each, in a process of its own
 python tests/many_rows.py check 2000 --suffix .fits
+python tests/many_rows.py embed 10000 100000               image files of Stein et al. into a folder of parts
 """
 
 import argparse
@@ -79,6 +80,20 @@ def save_second_opinion(folder):
     return folder
 
 
+def save_model(folder):
+    "An AstroCLIP of tiny networks."
+    tiny_networks()[0].save_pretrained(folder)
+    return folder
+
+
+def write_images(path, n):
+    "n images in the files of Stein et al., ten thousand a file."
+    from astroclip.formats.shard_files import write_shards
+
+    write_shards(path, n, per_file=10_000, size=SIZE)
+    return path
+
+
 CHILD = """
 import sys
 from pathlib import Path
@@ -94,21 +109,27 @@ def measure(command, source, model, output):
     "(MB, seconds) of one command in a process of its own, which looks up its peak itself."
     said, start = output.with_name("peak"), time.time()
     words = [command, source, "--model", model, "-o", output, "--device", "cpu"]
+    if command == "embed":
+        words = [command, model, source, "-o", f"{output}/", "--device", "cpu"]
     subprocess.run([sys.executable, "-c", CHILD, *map(str, [said, *words])], check=True, capture_output=True)
     return int(said.read_text()) / 1024, time.time() - start
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=("predict", "check"))
+    parser.add_argument("command", choices=("predict", "check", "embed"))
     parser.add_argument("rows", type=int, nargs="+")
     parser.add_argument("--suffix", default=".ecsv")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        model = (save_predictor if args.command == "predict" else save_second_opinion)(folder / "model")
+        save = dict(predict=save_predictor, check=save_second_opinion, embed=save_model)[args.command]
+        model = save(folder / "model")
         for n in args.rows:
-            source = write_many(folder / "survey.h5", n)
+            if args.command == "embed":
+                source, args.suffix = write_images(folder / f"{n}_images", n), "_run"
+            else:
+                source = write_many(folder / "survey.h5", n)
             output = folder / f"{n}{args.suffix}"
             peak, seconds = measure(args.command, source, model, output)
             print(f"{args.command} {n:,d} rows -> {args.suffix}: {peak:.0f} MB, {seconds:.0f} s", flush=True)

@@ -9,7 +9,7 @@ from astroclip.core.config import find_root
 
 ROOT = find_root(Path(__file__).parent)
 ORDER = ["mock_survey", "mock_targets", "pretrain_spectrum", "train_redshift", "train_baselines", "pretrain_image", "align", "embed"]
-PAGES = ["redshift", "properties", "predict", "posterior", "morphology", "retrieval", "beyond_color", "reconstruction", "embedding_map", "domain", "real_galaxies", "real_images", "spectrum_gap", "check", "in_the_box", "scoreboard"]
+PAGES = ["redshift", "properties", "predict", "posterior", "morphology", "retrieval", "beyond_color", "reconstruction", "embedding_map", "domain", "real_galaxies", "real_images", "spectrum_gap", "check", "in_the_box", "surveys", "scoreboard"]
 OTHERS = sorted(p.stem for p in ROOT.glob("nbs/*.ipynb") if p.stem not in {*ORDER, *PAGES, "index"})
 
 

@@ -121,7 +121,7 @@ def test_library_notebooks_teach(path):
 
 
 # Classes that stand alone in their cell and are longer: what they share is their state, and no step of them is one alone.
-WHOLE_CLASSES = {"Machine", "TorchArchive", "VisionTransformer", "SpecFormer", "FromArrays", "Survey", "ScoreTable"}
+WHOLE_CLASSES = {"Machine", "MmuPairs", "ParquetFiles", "TorchArchive", "VisionTransformer", "SpecFormer", "FromArrays", "Survey", "ScoreTable", "SimilarityIndex"}
 # Notebooks whose long cells are not divided yet; empty it.
 UNDIVIDED = set()
 

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .blocks import finished_blocks, last_value, parts_folder, read_blocks, write_answers
-from .blocks import write_block
+from ..opinions.answer_blocks import finished_blocks, last_value, parts_folder, read_blocks
+from ..opinions.answer_blocks import write_answers, write_block
 from .embedding import images_as, say, say_loading
-from .objects import READABLE, SURVEYS, embed_each, gather, some
+from ..bulk.one_by_one import embed_each
+from .objects import READABLE, SURVEYS, gather, some
 from .tasks import Asked, ToRead, file_list, file_tasks, list_tasks, read_task, redshift_asked
 from .tasks import survey_tasks
 from ..core.faults import make_folder, write_atomic
@@ -234,6 +235,7 @@ def check(
     del columns["task"], columns["at"]
     table = Table(columns, copy=False)
     table.meta = dict(false_alarms=networks[0].alpha, doubtful_below=networks[0].doubt)
-    write_answers(table, output, folder)
+    for line in write_answers(table, output, folder):
+        say(line)
     counted = ", ".join(f"{n} {word}" for word, n in sorted(Counter(columns["verdict"]).items()))
     print(f"{args.output}: {len(table)} checked: {counted}; {networks[0].alpha:.0%} false alarms stated")

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['SURVEYS', 'SPECTRA', 'READABLE', 'REPORT', 'is_input', 'gather', 'fits_files', 'some', 'read_objects', 'Row',
-           'sentence', 'read_rows', 'distinct_names', 'name_rows', 'embed_each', 'checked', 'account', 'summary']
+           'read_rows', 'distinct_names', 'name_rows', 'account', 'summary']
 
 # %% ../../nbs/cli/10_objects.ipynb #19214279
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..bulk.one_by_one import sentence
 from ..files.fits_files import IMAGE_SUFFIXES, bare_name, is_readable
 from ..files.spectrum_columns import SPECTRUM_SUFFIXES
 
@@ -105,12 +105,6 @@ class Row:
         return "left out" if self.vector is None else "flagged" if self.flag else "embedded"
 
 
-def sentence(error: Exception) -> str:
-    "An error on one line; types that are no answer to a user say their name."
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
-
-
 def read_rows(
     path: Path,
     **images,  # unit and pixel_scale, for files that do not say them
@@ -177,35 +171,6 @@ def name_rows(
         where = f"{len(shared[name])} files ({some(sorted(shared[name]), 2)})"
         said.append(f"{name} is in {where}: kept as one galaxy that was seen several times")
     return said
-
-# %% ../../nbs/cli/10_objects.ipynb #c2824288
-def embed_each(
-    call: Callable,  # indices (m,) -> (m, D); `ValueError` if one of them is bad
-    n: int,  # galaxies
-) -> list[tuple]:
-    "[(vector or None, reason)] of n galaxies, the bad ones found by halving."
-
-    def part(rows):
-        try:
-            found = call(rows)
-        except ValueError as error:
-            if len(rows) == 1:
-                return [(None, sentence(error))]
-            middle = len(rows) // 2
-            return part(rows[:middle]) + part(rows[middle:])
-        return [checked(v) for v in found]
-
-    return part(np.arange(n)) if n else []
-
-
-def checked(
-    vector: np.ndarray,  # (D,)
-) -> tuple:
-    "(vector, '') or (None, reason): an embedding that is not finite or has no length is none."
-    length = np.sqrt(np.square(vector, dtype=np.float64).sum())
-    if not np.isfinite(length):
-        return None, "its embedding is not finite"
-    return (vector, "") if length >= 1e-3 else (None, "its embedding has no length")
 
 # %% ../../nbs/cli/10_objects.ipynb #6f596fb1
 def account(

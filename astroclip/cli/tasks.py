@@ -191,7 +191,7 @@ def galaxies_of_survey(
     image, flux, ivar = (survey_column(survey, name, rows) for name in ("image", "flux", "ivar"))
     found = []
     for i in range(n):
-        one = Asked(str(survey.targetid[rows.start + i]), survey.path.name, float(z[i]))
+        one = Asked(str(survey.targetid[rows.start + i]), survey.name, float(z[i]))
         if image is not None:
             one.image = Cutout(image[i], nan, nan)
         if flux is not None:

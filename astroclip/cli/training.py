@@ -12,14 +12,16 @@ from pathlib import Path
 
 from .embedding import say_loading
 from ..core.outputs import check_folder
+from ..formats.shard_files import is_shards
+from ..formats.sources import is_address
 
 # %% ../../nbs/cli/40_training.ipynb #c9b43a52
 def need(
     *surveys,  # paths
 ) -> None:
-    "`FileNotFoundError` for the first survey file that is not there."
+    "`FileNotFoundError` for the first source that is not there: a survey file, a folder of images or pairs."
     for path in surveys:
-        if not Path(path).is_file():
+        if not (Path(path).exists() or is_shards(path) or is_address(path)):
             raise FileNotFoundError(f"no survey file {path}; `astroclip mock FOLDER` makes one")
 
 
@@ -62,7 +64,7 @@ def mock(
 
 
 def train_image(
-    args: Namespace,  # survey, folder, profile, steps or None, seed, device, overwrite
+    args: Namespace,  # survey, folder, profile, steps or None, seed, device, skip_bad, overwrite
 ) -> None:
     "Pre-train an image transformer by self-distillation; writes <folder>/vit and curves.csv."
     need(args.survey)
@@ -70,10 +72,14 @@ def train_image(
     say_loading()
     from astroclip.core.profiles import settings
     from astroclip.models.pretrained import resolve_device
+    from astroclip.surveys.shards import Shards
     from astroclip.training.self_distillation import ImageConfig, pretrain_image
 
     config = ImageConfig(**settings(args.profile, "pretrain_image", steps=args.steps), seed=args.seed)
-    for _ in pretrain_image(args.survey, config, folder, resolve_device(args.device)):
+    source = args.survey
+    if is_shards(source):
+        source = Shards(source, on_bad="skip" if getattr(args, "skip_bad", False) else "refuse")
+    for _ in pretrain_image(source, config, folder, resolve_device(args.device)):
         pass
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     print(f"written: {folder / 'vit'}")

@@ -283,27 +283,28 @@ def _write_sidecar(artifact, folder, seconds, code):
 
 # %% ../../nbs/core/20_artifacts.ipynb #c14c849b
 def adopt(
-    artifact,  # Artifact in whose folder a user has put files
-    names=("survey.h5", "spectra.h5"),
+    artifact,  # Artifact of real pairs
 ):
-    "Make files that lie there the artifact: their schema is checked, then they get a sidecar."
+    "Make survey.h5 of `data/desi`, and spectra.h5 where there is one, the artifact: their schema is checked."
     import h5py
 
-    wanted = f"survey.h5 and spectra.h5 (schema astroclip-survey-1) in {artifact.path}"
-    if not all((artifact.path / name).is_file() for name in names):
-        raise FileNotFoundError(
-            f"the real pairs are not at {artifact.path}: put {wanted}, or run with survey=mock."
-        )
-    for name in names:
+    home, folder = artifact.path.parent.parent, artifact.path
+    wanted = f"survey.h5 (schema astroclip-survey-1, by `astroclip data convert`) into {home}"
+    given = [name for name in ("survey.h5", "spectra.h5") if (home / name).is_file()]
+    if "survey.h5" not in given:
+        raise FileNotFoundError(f"there are no real pairs: put {wanted}, or run with survey=mock.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in given:
         try:
-            with h5py.File(artifact.path / name) as f:
+            with h5py.File(home / name) as f:
                 schema, simulated = str(f.attrs.get("schema")), bool(f.attrs.get("simulated"))
         except OSError as error:
-            raise ValueError(f"{name} is no HDF5 file or damaged ({error}): put {wanted}.") from None
+            raise ValueError(f"{name} is damaged ({error}): put {wanted}.") from None
         if schema != "astroclip-survey-1" or simulated:
-            said = ", and says that it is simulated" if simulated else ""
-            raise ValueError(f"{name} has schema {schema}{said}: put real pairs as {wanted}.")
-    _write_sidecar(artifact, artifact.path, 0.0, None)
+            raise ValueError(f"{name} has schema {schema}, simulated is {simulated}: put {wanted}.")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to((home / name).resolve())
+    _write_sidecar(artifact, folder, 0.0, None)
     return artifact
 
 # %% ../../nbs/core/20_artifacts.ipynb #92b81c5d

@@ -205,7 +205,7 @@ def check_repository(
             for name in _differences(root / kind, copy / kind, pattern):
                 problems.append(f"{kind}/{name} is not what {command} writes: run `make prepare`.")
     if (root / "README.md").read_text() != make_readme(root):
-        problems.append("README.md is not what nbs/index.ipynb says: run `make readme`.")
+        problems.append("README.md is not what nbs/index.ipynb says: run `make prepare`.")
     return problems
 
 # %% ../../nbs/core/40_readme.ipynb #dacbd3c6

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['stretch_loop', 'crops_loop', 'resample_loop', 'resample_cumulative', 'tokens_loop', 'PlainPool', 'write_rows_file',
-           'read_fancy', 'race', 'race_rows', 'threads', 'cpu_name', 'Races', 'paper_plans', 'all_crops',
-           'masked_tokens', 'forward', 'backward', 'exhaust', 'row_by_row', 'spectres_loop', 'vectors', 'torch_search',
-           'sklearn_search']
+           'read_fancy', 'read_torch_format', 'race', 'race_rows', 'threads', 'cpu_name', 'Races', 'paper_plans',
+           'all_crops', 'masked_tokens', 'forward', 'backward', 'exhaust', 'row_by_row', 'spectres_loop', 'vectors',
+           'torch_search', 'sklearn_search']
 
 # %% ../../nbs/evaluation/70_naive.ipynb #f3c1e008
 import os
@@ -165,13 +165,27 @@ def read_fancy(
     path,
     batch_size: int,
     seed: int = 0,
-) -> Iterator[dict]:  # image, row
+    fields: tuple = ("image",),
+) -> Iterator[dict]:  # the fields, and row
     "Every row once, in shuffled batches read by sorted fancy indexing."
     with h5py.File(path) as f:
         order = np.random.default_rng(seed).permutation(len(f["image"]))
         for i in range(0, len(order), batch_size):
             rows = np.sort(order[i : i + batch_size])
-            yield {"image": f["image"][rows].astype(np.float32), "row": rows}
+            yield {k: f[k][rows].astype(np.float32) for k in fields} | {"row": rows}
+
+
+def read_torch_format(
+    folder,  # of `save_to_disk`
+    batch_size: int,
+    seed: int = 0,
+) -> Iterator[dict]:  # image, spectrum, ... as tensors
+    "Every row once, in shuffled batches, as the released code reads them: `datasets` in its torch format."
+    import datasets
+
+    rows = datasets.load_from_disk(str(folder))["train"].with_format("torch")
+    order = torch.Generator().manual_seed(seed)
+    yield from torch.utils.data.DataLoader(rows, batch_size, shuffle=True, generator=order)
 
 # %% ../../nbs/evaluation/70_naive.ipynb #477c2ab2
 def race(

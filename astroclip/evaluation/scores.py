@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['table_to_look_at', 'ScoreTable', 'verdict', 'compare_pairs', 'sentence', 'add_searches', 'add_classes', 'add_pools',
-           'pool_sentence', 'pools_verdict']
+           'pool_sentence', 'pools_verdict', 'class_sentences', 'neighbour_sentences']
 
 # %% ../../nbs/evaluation/14_scores.ipynb #32af421b
 from ..core.plots import save_table
@@ -225,3 +225,37 @@ def pools_verdict(
     if verdicts == {"below"}:
         who = f"{model_name(rows[0]['other'])} wins"
     return f"In pools of {sizes}, whichever searches for the other: {who}."
+
+# %% ../../nbs/evaluation/14_scores.ipynb #1a2a4f35
+def class_sentences(
+    rows: list[dict],  # of `search_classes`: kind, model, input, p, ndcg
+    model: str,  # the one that is spoken of
+) -> list[str]:
+    "For each class: from where it finds its own kind beyond chance, and who does best."
+    said = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        here = [row for row in rows if row["kind"] == kind]
+        above = [row["input"] for row in here if row["model"] == model and row["p"] < 0.025]
+        best = max(here, key=lambda row: row["ndcg"])
+        said.append(
+            f"{kind} find their own kind beyond chance from {', '.join(above) or 'nowhere'}; "
+            f"highest is {model_name(best['model'])}, {best['input']}."
+        )
+    return said
+
+
+def neighbour_sentences(
+    rows: list[dict],  # of `compare_neighbours`: model, input, quantity, neighbours, random
+    ways: tuple,  # directions
+    model: str,
+) -> list[str]:
+    "How much neighbours differ in redshift, beside photometry's and random pairs."
+    alike = {(row["model"], row["input"]): row for row in rows if row["quantity"] == "redshift"}
+    said = []
+    for way in ways:
+        ours, plain = alike[model, way], alike["photometry", way]
+        said.append(
+            f"{way}: neighbours differ by {ours['neighbours']:.3f} in redshift, by photometry "
+            f"{plain['neighbours']:.3f}, random pairs {ours['random']:.3f}."
+        )
+    return said

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'values_and_gaps', 'objects', 'is_gap', 'rows_of', 'whole_numbers', 'integers', 'text_of', 'from_objects',
-           'as_identifiers', 'same_type', 'is_among']
+           'as_identifiers', 'as_targetids', 'same_type', 'is_among', 'target_ids', 'brick_names']
 
 # %% ../../nbs/files/15_identifiers.ipynb #a014211a
 import numbers
@@ -179,6 +179,24 @@ def as_identifiers(
         raise ValueError(f"{name}: {rows_of(empty)}: empty text, and every galaxy needs a name")
     return x
 
+# %% ../../nbs/files/15_identifiers.ipynb #827020e2
+def as_targetids(
+    x,  # one TARGETID, or N of them in any container
+    name="targetids",  # for the message
+) -> list[int]:
+    "TARGETIDs as Python integers, from integers or text; floats are refused, whole or not."
+    if isinstance(x, (str, bytes, numbers.Number)) or hasattr(x, "item") and np.ndim(x) == 0:
+        x = [x.item() if hasattr(x, "item") else x]
+    values = values_and_gaps(x)[0]
+    floats = any(isinstance(v, (float, np.floating)) for v in values) if values.dtype.kind == "O" else False
+    if values.dtype.kind == "f" and len(values) or floats:
+        raise ValueError(f"{name} are floats, which round above 2^53: read the column as integers or as text")
+    ids = as_identifiers(x, name).tolist()
+    text = [i for i in ids if isinstance(i, str) and not i.strip().lstrip("-").isdecimal()]
+    if text:
+        raise ValueError(f"{name}: {text[0]!r} is no TARGETID, a whole number of up to 19 digits")
+    return [int(i) for i in ids]
+
 # %% ../../nbs/files/15_identifiers.ipynb #49cb904d
 def same_type(
     wanted,  # one identifier or many
@@ -211,3 +229,29 @@ def is_among(
 ) -> np.ndarray:  # (N,) bool
     "Which of ids (N,), from `as_identifiers`, are wanted: exact for all 64 bits."
     return np.isin(ids, same_type(wanted, ids, name), kind=None if ids.dtype.kind == "U" else "sort")
+
+# %% ../../nbs/files/15_identifiers.ipynb #da3737b4
+def target_ids(
+    release,  # (N,) integers below 2^16, e.g. 9010
+    brickid,  # (N,) integers below 2^20
+    objid,  # (N,) integers below 2^22
+) -> np.ndarray:  # (N,) int64
+    "DESI's TARGETID of objects of the Legacy Survey."
+    parts = {}
+    for name, x, bits in (("release", release, 16), ("brickid", brickid, 20), ("objid", objid, 22)):
+        x = as_identifiers(np.atleast_1d(x), name)
+        if x.dtype.kind not in "iu":
+            raise ValueError(f"{name} are text ({x[0]!s:.40}): expected integers")
+        bad = (x < 0) | (x >= 2**bits)
+        if bad.any():
+            raise ValueError(f"{name}: {rows_of(bad)} ({x[bad][0]}) is outside 0 to 2^{bits} - 1")
+        parts[name] = x.astype(np.int64)
+    return parts["objid"] | parts["brickid"] << 22 | parts["release"] << 42
+
+
+def brick_names(
+    targetid,  # (N,) int64
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # release, brickid, objid, (N,) each
+    "The three numbers in DESI's TARGETID."
+    x = as_identifiers(np.atleast_1d(targetid), "targetid")
+    return x >> 42 & 0xFFFF, x >> 22 & 0xFFFFF, x & 0x3FFFFF

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUERY', 'THUMB', 'BELOW', 'GAP', 'LEFT', 'TOP', 'MARKED', 'SPACE_STYLES', 'Sheet', 'gallery', 'smooth_shape',
            'spectrum_stack', 'spectrum_gallery', 'recall_panel', 'recall_figure', 'class_panel', 'unique_legend',
-           'class_figure', 'pool_panel', 'size_panel', 'size_figure']
+           'class_figure', 'marks_figure', 'pool_panel', 'size_panel', 'size_figure']
 
 # %% ../../nbs/panels/10_galleries.ipynb #d1f76da4
 import numpy as np
@@ -239,6 +239,21 @@ def class_figure(
         ax.set_title(f"{kind} ({here[0]['n_query']} of {n})")
     axes[0, 0].set(ylim=(0, None), ylabel=f"nDCG@{rows[0]['k']} / mean of shuffled galleries")
     unique_legend(fig, axes[0])
+    return fig
+
+# %% ../../nbs/panels/10_galleries.ipynb #84016df1
+def marks_figure(
+    rows,  # of `gain_of_marks`: kind, marks, ndcg, low, high
+):  # figure
+    "nDCG@10 over the number of marks, a line for each class."
+    fig, ax = figure("single", height=2.4)
+    for i, kind in enumerate(dict.fromkeys(row["kind"] for row in rows)):
+        here = [row for row in rows if row["kind"] == kind]
+        x = np.array([row["marks"] for row in here]) + 0.4 * i
+        value, low, high = (np.array([row[k] for row in here]) for k in ("ndcg", "low", "high"))
+        ax.errorbar(x, value, [value - low, high - value], marker="o", ms=3, lw=1, label=kind)
+    ax.set(xlabel="marks given", ylabel="nDCG@10", ylim=(0, 1))
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncol=2)
     return fig
 
 # %% ../../nbs/panels/10_galleries.ipynb #523ceb6b

@@ -10,7 +10,7 @@ __all__ = ['TREE', 'QUESTIONS', 'ASKED_OF', 'ANSWERS', 'PROPERTIES', 'FOUR', 're
 import csv
 import numpy as np
 from scipy.spatial import cKDTree
-from .leakage import unit_sphere
+from ..formats.sky_pairs import unit_sphere
 
 # %% ../../nbs/surveys/20_labels.ipynb #66590680
 TREE = """
