@@ -21,7 +21,7 @@ from ..opinions.answer_blocks import finished_blocks, last_value, parts_folder, 
 from ..opinions.answer_blocks import write_answers, write_block
 from .embedding import images_as, say, say_loading
 from ..bulk.one_by_one import embed_each
-from .objects import READABLE, SURVEYS, gather, some
+from ..sky.objects import READABLE, SURVEYS, gather, some
 from .tasks import Asked, ToRead, file_list, file_tasks, list_tasks, read_task, redshift_asked
 from .tasks import survey_tasks
 from ..core.faults import make_folder, write_atomic

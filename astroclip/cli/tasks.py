@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .objects import READABLE, read_rows, sentence, some
+from ..sky.objects import READABLE, read_rows, sentence, some
 from ..files.fits_files import bare_name
 
 # %% ../../nbs/cli/33_tasks.ipynb #2cbab303
