@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from astropy.table import MaskedColumn, Table
 
-from astroclip.cli import checking, predicting, tasks
+from astroclip.cli import checking, predicting
 from astroclip.cli.main import main
 from astroclip.core.outputs import limits_of_format, table_format, write_table
+from astroclip.inputs import tasks
 from astroclip.opinions import answer_blocks
 
 from many_rows import save_predictor, save_second_opinion, write_many
