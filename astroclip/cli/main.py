@@ -103,10 +103,23 @@ COMMANDS |= {
         "astroclip search index.h5 4611686018427387905 -k 5 --where redshift=0.1:0.2 --where modality=image",
         [
             arg("index", help="file written by `astroclip embed`"),
-            arg("query", help="id in the index, or a file of images or spectra (with --model)"),
+            arg("query", nargs="*", help="ids in the index, or files: FITS or JPEG images, spectra"),
+            arg(
+                "--position", nargs=2, type=float, metavar=("RA", "DEC"), help="the galaxy there, in degrees"
+            ),
+            arg("--like", action="append", metavar="QUERY", help="a further example; may be repeated"),
+            arg("--unlike", action="append", metavar="QUERY", help="an example against; may be repeated"),
+            arg("--marks", metavar="FILE", help="rank by the yes and no of a file of marks (.json)"),
             arg("-k", type=int, default=10, help="how many (default: 10)"),
-            arg("--where", action="append", metavar="CONDITION", help=CONDITION),
-            arg("--modality", choices=["image", "spectrum"], help="which side of the query to use"),
+            arg("--where", action="append", metavar="CONDITION", help=f"{CONDITION}, or cone=ra:dec:radius"),
+            arg(
+                "--apart",
+                type=float,
+                metavar="ARCSEC",
+                help="each galaxy once: no hit closer than this to another",
+            ),
+            arg("--chance", action="store_true", help="how likely so close a match is by chance"),
+            arg("--modality", choices=["image", "spectrum", "both"], help="which side of the query to use"),
             arg("--row", type=int, help="which object of a query file, from 0 (default: all of them)"),
             arg(
                 "--model",
@@ -273,7 +286,11 @@ def main(
 ) -> int:
     "The program: returns the exit status."
     grammar = parser()
-    args = grammar.parse_args(argv)
+    args, left = grammar.parse_known_args(argv)
+    if left and (args.command != "search" or any(word.startswith("-") for word in left)):
+        grammar.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        args.query += left  # queries that stand after an option
     if args.version or not args.command:
         from astroclip import __version__
 

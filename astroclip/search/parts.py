@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'as_vectors', 'IndexParts', 'fingerprint', 'parts_of', 'check_model', 'with_rows', 'without_rows',
-           'NotAnIndex', 'write_index', 'read_first', 'mapped_rows', 'read_parts', 'read_index']
+           'NotAnIndex', 'write_index', 'read_first', 'mapped_rows', 'read_parts', 'read_index', 'index_hash']
 
-# %% ../../nbs/search/35_parts.ipynb #9a72f5dd
+# %% ../../nbs/search/35_parts.ipynb #da336bbb
+import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ..files.identifiers import as_identifiers, is_among
 from .columns import as_table, read_columns, write_columns
 from ..formats.hdf5_columns import check_hdf5
 
-# %% ../../nbs/search/35_parts.ipynb #aec2e90b
+# %% ../../nbs/search/35_parts.ipynb #a8e38f76
 def as_vectors(
     x,  # (n, D), any container
     name: str,  # for the error
@@ -47,7 +48,7 @@ def as_vectors(
         )
     return (x / norm[:, None]).astype(np.float32)
 
-# %% ../../nbs/search/35_parts.ipynb #926c70a3
+# %% ../../nbs/search/35_parts.ipynb #a0be6e68
 @dataclass(eq=False, repr=False)
 class IndexParts:
     "What an index holds: a row for each image and each spectrum."
@@ -75,7 +76,7 @@ def fingerprint(
 
     return model_hash(model)
 
-# %% ../../nbs/search/35_parts.ipynb #f4475e17
+# %% ../../nbs/search/35_parts.ipynb #2a391057
 def parts_of(
     embeddings,  # (N, D)
     ids,  # (N,) 64-bit integers or text; a galaxy's image and spectrum share one
@@ -103,7 +104,7 @@ def parts_of(
         raise ValueError(f"the table's columns {sorted(taken)} are names of the result")
     return IndexParts(vectors, ids, modality, table, fingerprint(model), bool(simulated))
 
-# %% ../../nbs/search/35_parts.ipynb #7fd05a98
+# %% ../../nbs/search/35_parts.ipynb #e6642063
 def check_model(
     index: IndexParts,
     model,  # or its hash
@@ -117,7 +118,7 @@ def check_model(
         )
     return bool(index.model_sha256)
 
-# %% ../../nbs/search/35_parts.ipynb #ffa91631
+# %% ../../nbs/search/35_parts.ipynb #439ec6b9
 def with_rows(
     index: IndexParts,
     embeddings,  # (M, D)
@@ -168,7 +169,7 @@ def without_rows(
     kept = dict(vectors=np.asarray(index.vectors[~out]), ids=index.ids[~out], modality=index.modality[~out])
     return replace(index, **kept, table=index.table[~out], codes=None, engine=None)
 
-# %% ../../nbs/search/35_parts.ipynb #4f6df1bf
+# %% ../../nbs/search/35_parts.ipynb #123f6bf4
 SCHEMA = "astroclip-index-2"
 
 
@@ -195,7 +196,7 @@ def write_index(
         write_columns(f.create_group("table"), index.table)
     return Path(path)
 
-# %% ../../nbs/search/35_parts.ipynb #482d867e
+# %% ../../nbs/search/35_parts.ipynb #17fc5132
 def read_first(
     f,  # open file of the first schema: one dataset a column, text of any length
 ) -> tuple[np.ndarray, np.ndarray, dict]:
@@ -242,7 +243,7 @@ def read_parts(
     about = str(f.attrs["model_sha256"]), bool(f.attrs.get("simulated", False))
     return vectors, ids, modality, read_columns(f["table"]), *about
 
-# %% ../../nbs/search/35_parts.ipynb #7d3ad45a
+# %% ../../nbs/search/35_parts.ipynb #601b5a86
 def read_index(
     path,
     mapped: bool = False,  # leave the vectors on the disk; values are checked when they are used
@@ -269,3 +270,15 @@ def read_index(
             f"{path} cannot be read: truncated, damaged or not HDF5 ({said}); "
             "make it again with `astroclip embed`"
         ) from None
+
+# %% ../../nbs/search/35_parts.ipynb #921d4751
+def index_hash(
+    index: IndexParts,
+) -> str:
+    "SHA-256 of an index's vectors, identifiers and modalities: marks belong to one index."
+    digest = hashlib.sha256(f"{index.vectors.dtype} {index.vectors.shape}".encode())
+    for start in range(0, len(index), 65536):
+        digest.update(np.ascontiguousarray(index.vectors[start : start + 65536]).tobytes())
+    for words in (index.ids, index.modality):
+        digest.update("\0".join(map(str, words.tolist())).encode())
+    return digest.hexdigest()

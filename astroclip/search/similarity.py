@@ -6,7 +6,7 @@
 __all__ = ['CODES_LIMIT', 'MAGNITUDES', 'best', 'nearest_rows', 'asked_vectors', 'chance_of_hits', 'whole_number',
            'distinct_rows', 'search', 'SimilarityIndex']
 
-# %% ../../nbs/search/40_similarity.ipynb #e24e84db
+# %% ../../nbs/search/40_similarity.ipynb #2fbf55e5
 from operator import index as integer
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from .parts import read_index, with_rows, without_rows, write_index
 from .queries import allowed, apart_from, examples_of, hits_of, mixed_query, sky_positions
 from .queries import vector_of, viewer_links
 
-# %% ../../nbs/search/40_similarity.ipynb #870656c6
+# %% ../../nbs/search/40_similarity.ipynb #7514df3b
 CODES_LIMIT = 8 << 30  # numbers of a bank that are kept as bytes, too
 
 
@@ -43,7 +43,8 @@ def nearest_rows(
     k: int,
     keep: np.ndarray,  # (N,) bool, rows that may be found
     exact: bool = False,  # although the index has an engine
-) -> tuple[np.ndarray, np.ndarray]:  # rows, similarity: (Q, at most k), -1 where an engine found fewer
+    where=None,  # the condition behind `keep`, for engines that filter themselves
+) -> tuple[np.ndarray, np.ndarray]:  # rows, similarity: (Q, at most k)
     "The k rows nearest to each query, by the engine of the index, or exactly."
     rows = None if keep.all() else np.flatnonzero(keep)
     room = len(keep) if rows is None else len(rows)
@@ -51,7 +52,7 @@ def nearest_rows(
     if not k:
         return np.empty((len(query), 0), np.int64), np.empty((len(query), 0))
     if index.engine is not None and not exact:
-        return index.engine.nearest(query, k, rows)
+        return index.engine.nearest(index, query, k, rows, where)
     if len(query) * room <= 1 << 24 and len(index) * width <= 1 << 25:
         bank = np.asarray(index.vectors if rows is None else index.vectors[rows], np.float32)
         found, similarity = best(query, bank, k)
@@ -62,7 +63,7 @@ def nearest_rows(
         index.codes = encode(index.vectors)
     return search_exact(query, index.vectors, k, rows, index.codes)
 
-# %% ../../nbs/search/40_similarity.ipynb #a047de9d
+# %% ../../nbs/search/40_similarity.ipynb #d183bd42
 def asked_vectors(
     index: IndexParts,
     query,  # (D,), (Q, D), an id, or None
@@ -91,7 +92,7 @@ def asked_vectors(
     examples = np.concatenate([first, more])
     return mixed_query(examples, less, weights, against)[None], named + unwanted, True
 
-# %% ../../nbs/search/40_similarity.ipynb #3d50b5db
+# %% ../../nbs/search/40_similarity.ipynb #fcfe4bdf
 MAGNITUDES = ("magnitude_g", "magnitude_r", "magnitude_z")
 
 
@@ -130,7 +131,7 @@ def chance_of_hits(
             out[which] = chance_of_match(similarity[which], *(np.asarray(x, np.float32) for x in pools), same)
     return out
 
-# %% ../../nbs/search/40_similarity.ipynb #e2ada628
+# %% ../../nbs/search/40_similarity.ipynb #60704f6a
 def whole_number(
     k,
     name: str,  # for the error
@@ -153,19 +154,20 @@ def distinct_rows(
     exact: bool,
     apart: float,  # arcsec
     named: list,  # ids of the galaxies that ask
+    where=None,  # the condition behind `keep`
 ) -> tuple[np.ndarray, np.ndarray]:  # (1, at most k) rows and similarities
     "The k nearest rows that are neither the galaxy nor the place of the query or of an answer before."
     xyz, room, ask = sky_positions(index.table), int(keep.sum()), 2 * k + 8
     near = None if xyz is None or not named else xyz[is_among(index.ids, named, "query")]
     while True:
-        rows, similarity = nearest_rows(index, query, ask, keep, exact)
+        rows, similarity = nearest_rows(index, query, ask, keep, exact, where)
         rows, similarity = rows[0][rows[0] >= 0], similarity[0][rows[0] >= 0]
         kept = apart_from(index.ids[rows], None if xyz is None else xyz[rows], apart, k, near)
         if len(kept) == k or len(rows) < ask or ask >= room:
             return rows[kept][None], similarity[kept][None]
         ask = min(4 * ask, room)
 
-# %% ../../nbs/search/40_similarity.ipynb #0fa43253
+# %% ../../nbs/search/40_similarity.ipynb #3319ba27
 def search(
     index: IndexParts,
     query=None,  # (D,), or (Q, D) for a list of tables, or an id
@@ -192,10 +194,10 @@ def search(
     if chance and (not one_galaxy or side not in (None, "image", "spectrum")):
         raise ValueError("chance is known for one galaxy of the index, seen by one side: ask with its id")
     if apart is None:
-        rows, similarity = nearest_rows(index, vectors, k, keep, exact)
+        rows, similarity = nearest_rows(index, vectors, k, keep, exact, where)
         pairs = [(r[r >= 0], s[r >= 0]) for r, s in zip(rows, similarity)]
     else:
-        pairs = [distinct_rows(index, v[None], k, keep, exact, apart, named) for v in vectors]
+        pairs = [distinct_rows(index, v[None], k, keep, exact, apart, named, where) for v in vectors]
         pairs = [(rows[0], s[0]) for rows, s in pairs]
     tables = [hits_of(index, rows, s) for rows, s in pairs]
     if chance:
@@ -204,7 +206,7 @@ def search(
         tables[0].add_column(found, index=4, name="chance")
     return tables[0] if single else tables
 
-# %% ../../nbs/search/40_similarity.ipynb #20d59253
+# %% ../../nbs/search/40_similarity.ipynb #5b87b9e3
 class SimilarityIndex(IndexParts):
     "Embeddings of galaxies that can be searched by cosine similarity; `build`, `load` or `open` one."
 
@@ -246,6 +248,13 @@ class SimilarityIndex(IndexParts):
     def search(self, query=None, k: int = 10, where=None, exclude=None, **options) -> Table | list[Table]:
         "The k most similar galaxies as a table; options are those of the function `search`."
         return search(self, query, k, where, exclude, **options)
+
+    def use(self, engine="approximate", **options) -> "SimilarityIndex":
+        "This index, searched by another engine from now on: exact, approximate or milvus; see `engine_of`."
+        from astroclip.search.engines import engine_of
+
+        self.engine = engine_of(self, engine, **options)
+        return self
 
     def links(self, hits) -> list[str]:
         "Links to the survey's viewer for a table of hits; '' for simulated galaxies."
