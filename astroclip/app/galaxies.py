@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SIDES', 'ROOM', 'SHOWCASE', 'rows_by_side', 'with_both', 'Galaxies', 'galaxies_of', 'open_galaxies']
 
-# %% ../../nbs/app/15_galaxies.ipynb #a30784fb
-from dataclasses import dataclass
+# %% ../../nbs/app/15_galaxies.ipynb #405133e6
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ import numpy as np
 from .shown import Shown, read_shown
 from ..files.identifiers import values_and_gaps
 from ..files.weight_files import SHIPPED
+from ..search.marks import MarkSettings, galaxy_features, white_features
+from ..search.parts import index_hash
 from ..search.similarity import SimilarityIndex
 
-# %% ../../nbs/app/15_galaxies.ipynb #cd1403aa
+# %% ../../nbs/app/15_galaxies.ipynb #7d5ea20c
 SIDES = ("image", "spectrum", "both")
 ROOM = 1 << 28  # numbers of an index for which vectors of both are made: beyond, the file is only read
 
@@ -48,16 +51,29 @@ def with_both(
     own = index.ids[image[good]]
     return index.add(mean[good], own, "both", index.table[image[good]])
 
-# %% ../../nbs/app/15_galaxies.ipynb #1a5061dc
+# %% ../../nbs/app/15_galaxies.ipynb #447364dc
 @dataclass(eq=False)
 class Galaxies:
     "An index, what it shows, and where each galaxy stands."
 
-    index: SimilarityIndex
+    index: SimilarityIndex  # with the rows of `both`
+    own: SimilarityIndex  # as the file has it: marks belong to this one
     shown: Shown | None
     where: dict  # side -> {id: row}
     spot: dict  # id -> row of `shown`
     order: list  # ids, each once, in the order of the file
+    usual: dict = field(default_factory=dict)  # (by, among) -> similarities to the nearest, once asked for
+
+    @cached_property
+    def sha256(self) -> str:
+        "The hash that marks on this index carry."
+        return index_hash(self.own)
+
+    @cached_property
+    def features(self) -> tuple[np.ndarray, np.ndarray]:
+        "Rows (G, M) of the galaxies with all their vectors, and what marks are fitted to (G, C)."
+        rows, x = galaxy_features(self.own)
+        return rows, white_features(x, MarkSettings())
 
     @property
     def sides(self) -> list[str]:
@@ -107,7 +123,7 @@ class Galaxies:
         "(wavelength, flux), or None."
         return self.shown.spectrum(self.spot[id]) if id in self.spot else None
 
-# %% ../../nbs/app/15_galaxies.ipynb #373d818c
+# %% ../../nbs/app/15_galaxies.ipynb #2cc851cf
 SHOWCASE = SHIPPED / "showcase" / "galaxies.h5"
 
 
@@ -119,7 +135,8 @@ def galaxies_of(
     whole = with_both(index)
     where = rows_by_side(whole)
     spot = {} if shown is None else {id: i for i, id in enumerate(shown.ids.tolist())}
-    return Galaxies(whole, shown, where, spot, list(dict.fromkeys(index.ids.tolist())))
+    own = replace(index, vectors=whole.vectors[: len(index)])  # the same memory
+    return Galaxies(whole, own, shown, where, spot, list(dict.fromkeys(index.ids.tolist())))
 
 
 def open_galaxies(
