@@ -6,7 +6,7 @@
 __all__ = ['COUNTS', 'MOST_MARKS', 'CUTS', 'Question', 'short_number', 'to_address', 'numbers_in', 'from_address', 'cut_ranges',
            'fitted', 'conditions']
 
-# %% ../../nbs/app/30_questions.ipynb #7a4f33f5
+# %% ../../nbs/app/30_questions.ipynb #9609535d
 import math
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from .galaxies import SIDES, Galaxies
 
-# %% ../../nbs/app/30_questions.ipynb #64e764aa
+# %% ../../nbs/app/30_questions.ipynb #06efc473
 COUNTS = (8, 12, 24, 48)  # answers
 MOST_MARKS = 200
 CUTS = {  # column: (its name in an address, words)
@@ -42,7 +42,7 @@ class Question:
     taught: bool = False  # rank by the marks
     view: str = "search"  # or map
 
-# %% ../../nbs/app/30_questions.ipynb #77bf0295
+# %% ../../nbs/app/30_questions.ipynb #bf9e3bd8
 def short_number(x: float) -> str:
     "A number as short as it can be told."
     return f"{x:.6g}"
@@ -106,18 +106,18 @@ def from_address(
     told["no"] = tuple(x for x in told["no"] if x not in told["yes"])
     return Question(**told, unflagged=given.get("unflagged") == "1", taught=given.get("taught") == "1")
 
-# %% ../../nbs/app/30_questions.ipynb #ec68811e
+# %% ../../nbs/app/30_questions.ipynb #17d4d2e3
 def cut_ranges(
     galaxies: Galaxies,
 ) -> dict:  # column -> (least, largest)
-    "Columns of an index that sliders can cut, and their ranges."
+    "Columns of an index that sliders can cut, and their ranges, rounded outwards."
     found = {}
     for column in CUTS:
         if column in galaxies.index.table.colnames:
             x = np.ma.filled(np.ma.asarray(galaxies.index.table[column]).astype(float), np.nan)
             x = x[np.isfinite(x)]
             if len(x) and x.max() > x.min():
-                found[column] = (float(x.min()), float(x.max()))
+                found[column] = (math.floor(100 * x.min()) / 100, math.ceil(100 * x.max()) / 100)
     return found
 
 
