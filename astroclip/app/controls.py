@@ -8,7 +8,7 @@ __all__ = ['INDEX', 'MODEL', 'SOURCES', 'WORDS', 'shared_galaxies', 'shared_pred
            'any_galaxy', 'index_controls', 'visitor_of_files', 'upload_controls', 'sky_controls', 'source_controls',
            'side_controls', 'cut_taken', 'cone_taken', 'cut_controls', 'marked', 'mark_taken']
 
-# %% ../../nbs/app/70_controls.ipynb #14e80eb8
+# %% ../../nbs/app/70_controls.ipynb #320b85e8
 import hashlib
 import os
 from dataclasses import replace
@@ -30,7 +30,7 @@ from astroclip.app.questions import (
 )
 from .visitors import MOST_BYTES, Visitor, fetched_visitor, read_upload, visitor_of
 
-# %% ../../nbs/app/70_controls.ipynb #40806120
+# %% ../../nbs/app/70_controls.ipynb #8151b9a6
 INDEX, MODEL = "ASTROCLIP_APP_INDEX", "ASTROCLIP_APP_MODEL"  # variables of the environment
 
 
@@ -69,20 +69,20 @@ def networks_for(
     galaxies.own.check_model(predictor.model, f"the model {name}")
     return predictor
 
-# %% ../../nbs/app/70_controls.ipynb #903d9039
+# %% ../../nbs/app/70_controls.ipynb #15de3137
 def first_galaxy(
     galaxies: Galaxies,
 ) -> str:
-    "A galaxy to begin with: of those brighter than r = 17.5, the one with most votes for spiral arms, else the first."
+    "A galaxy to begin with: the brightest beyond r = 15.5 whose volunteers agree on spiral arms, else the first."
     table, rows = galaxies.index.table, [galaxies.row(id) for id in galaxies.order[:20_000]]
     if {"magnitude_r", "spiral"} <= set(table.colnames):
         r, votes = (
             np.ma.filled(np.ma.asarray(table[k][rows]).astype(float), np.nan)
             for k in ("magnitude_r", "spiral")
         )
-        votes = np.where((r < 17.5) & np.isfinite(votes), votes, -1)
-        if votes.max() >= 0:
-            return str(galaxies.order[int(votes.argmax())])
+        r = np.where((votes >= 0.8) & (r > 15.5), r, np.inf)
+        if np.isfinite(r).any():
+            return str(galaxies.order[int(r.argmin())])
     return str(galaxies.order[0])
 
 
@@ -135,7 +135,7 @@ def show(
     st.session_state[key] = value
     return key
 
-# %% ../../nbs/app/70_controls.ipynb #0dd7519a
+# %% ../../nbs/app/70_controls.ipynb #da9f6e0e
 def choose(
     galaxies: Galaxies,
     id,
@@ -175,7 +175,7 @@ def index_controls(
         width="stretch",
     )
 
-# %% ../../nbs/app/70_controls.ipynb #78aa25a1
+# %% ../../nbs/app/70_controls.ipynb #f0f59997
 def visitor_of_files(
     galaxies: Galaxies,
     files: list,  # (name, content), at most two
@@ -226,7 +226,7 @@ def upload_controls(galaxies: Galaxies):
         except (ValueError, OSError) as error:
             state.said["upload"] = " ".join(str(error).split())
 
-# %% ../../nbs/app/70_controls.ipynb #fc50c56f
+# %% ../../nbs/app/70_controls.ipynb #9f910bd7
 def sky_controls(galaxies: Galaxies):
     "A galaxy of the sky, by its place or its TARGETID."
     state = st.session_state
@@ -246,7 +246,7 @@ def sky_controls(galaxies: Galaxies):
             state.said["sky"] = " ".join(str(error).split())
 
 
-SOURCES = {"index": "In this index", "files": "My files", "sky": "On the sky"}
+SOURCES = {"index": "Index", "files": "My file", "sky": "Sky"}
 
 
 def source_controls(
@@ -270,7 +270,7 @@ def source_controls(
     upload_controls(galaxies) if state.source == "files" else sky_controls(galaxies)
     return state.visitor
 
-# %% ../../nbs/app/70_controls.ipynb #1b88fcc1
+# %% ../../nbs/app/70_controls.ipynb #7aebed2f
 WORDS = {"image": "Image", "spectrum": "Spectrum", "both": "Both"}
 
 
@@ -297,7 +297,7 @@ def side_controls(
             label, options, format_func=word, key=key, on_change=take, args=(name,), width="stretch"
         )
 
-# %% ../../nbs/app/70_controls.ipynb #69a21540
+# %% ../../nbs/app/70_controls.ipynb #3ad2e896
 def cut_taken(
     column: str,
     whole: tuple,  # (least, largest)
@@ -341,7 +341,7 @@ def cut_controls(
     key = show("k", question.k)
     st.segmented_control("Answers", COUNTS, key=key, on_change=take, args=("k",), width="stretch")
 
-# %% ../../nbs/app/70_controls.ipynb #59127fa0
+# %% ../../nbs/app/70_controls.ipynb #49de4d46
 def marked(
     question: Question,
     id: str,
