@@ -7,7 +7,7 @@ __all__ = ['PLURAL', 'nature_text', 'page_icon', 'header', 'viewer_link', 'pictu
            'link_control', 'table_control', 'marks_uploaded', 'marks_control', 'teaching', 'search_view',
            'region_sliders', 'map_view', 'sidebar', 'page']
 
-# %% ../../nbs/app/80_page.ipynb #054d0939
+# %% ../../nbs/app/80_page.ipynb #30f7c3f9
 from dataclasses import replace
 from html import escape
 
@@ -24,7 +24,7 @@ from .questions import Question, to_address
 from .visitors import Visitor
 from ..core.outputs import TABLES
 
-# %% ../../nbs/app/80_page.ipynb #f3814e71
+# %% ../../nbs/app/80_page.ipynb #5dd842d7
 def nature_text(
     galaxies: Galaxies,
 ) -> str:  # HTML
@@ -50,11 +50,11 @@ def page_icon():  # PIL image
 def header(galaxies: Galaxies):
     "Name, purpose, and what these galaxies are."
     title = "<h1>astroclip</h1><p>Find galaxies that are alike, by image and by spectrum</p>"
-    st.html(
-        f'<div class="ac-head">{title}</div><span class="ac-said" role="note">{nature_text(galaxies)}</span>'
-    )
+    hint = '<p class="ac-hint"><small>Choose, upload and cut: open the side with » above.</small></p>'
+    said = f'<span class="ac-said" role="note">{nature_text(galaxies)}</span>'
+    st.html(f'<div class="ac-head">{title}</div>{said}{hint}')
 
-# %% ../../nbs/app/80_page.ipynb #8825a27e
+# %% ../../nbs/app/80_page.ipynb #5a03c497
 def viewer_link(
     galaxies: Galaxies,
     id,
@@ -111,7 +111,7 @@ def hero(
         )
         st.html(hero_html(str(id), *about))
 
-# %% ../../nbs/app/80_page.ipynb #bdcb7f37
+# %% ../../nbs/app/80_page.ipynb #2c45a15b
 def answer_card(
     galaxies: Galaxies,
     hit,  # row of `Found.hits`, or None for a galaxy without a rank
@@ -168,7 +168,7 @@ def gallery(
         for hit in found.hits:
             answer_card(galaxies, hit, hit["id"].item(), question, found.word, remote)
 
-# %% ../../nbs/app/80_page.ipynb #8059f327
+# %% ../../nbs/app/80_page.ipynb #ccad81bb
 PLURAL = {"image": "images", "spectrum": "spectra", "both": "galaxies, by image and spectrum together"}
 
 
@@ -183,7 +183,7 @@ def told(
     about = f"among {found.room:,}{cuts} · {1000 * found.seconds:.0f} ms"
     return f'<p class="ac-count">{first}<small>{escape(about)}</small></p>'
 
-# %% ../../nbs/app/80_page.ipynb #be2de511
+# %% ../../nbs/app/80_page.ipynb #fdf6f971
 def link_control(question: Question):
     "The permanent link."
     from urllib.parse import urlencode
@@ -272,7 +272,7 @@ def teaching(question: Question):
         st.toggle("Rank by my marks", key=key, on_change=take, args=("taught",), disabled=not ready)
         st.button("Forget them", key="forget", on_click=forget, type="tertiary")
 
-# %% ../../nbs/app/80_page.ipynb #0ee08253
+# %% ../../nbs/app/80_page.ipynb #16868fdd
 def search_view(
     galaxies: Galaxies,
     question: Question,
@@ -300,7 +300,7 @@ def search_view(
         st.info(f"No galaxy to show: the cuts admit {found.room:,}.", icon=":material/filter_alt_off:")
     gallery(galaxies, found, question, remote)
 
-# %% ../../nbs/app/80_page.ipynb #2c9d85c7
+# %% ../../nbs/app/80_page.ipynb #8a5adce2
 def region_sliders(galaxies: Galaxies) -> tuple:
     "A rectangle without a mouse."
     (x0, y0), (x1, y1) = galaxies.shown.place.min(0).tolist(), galaxies.shown.place.max(0).tolist()
@@ -332,7 +332,7 @@ def map_view(
         for id in shown:
             answer_card(galaxies, None, id, question, remote=remote)
 
-# %% ../../nbs/app/80_page.ipynb #43b17206
+# %% ../../nbs/app/80_page.ipynb #cf3dded9
 def sidebar(
     galaxies: Galaxies,
     ranges: dict,
