@@ -7,7 +7,7 @@ __all__ = ['PLURAL', 'nature_text', 'page_icon', 'header', 'viewer_link', 'pictu
            'link_control', 'table_control', 'marks_uploaded', 'marks_control', 'teaching', 'search_view',
            'region_sliders', 'map_view', 'sidebar', 'page']
 
-# %% ../../nbs/app/80_page.ipynb #30f7c3f9
+# %% ../../nbs/app/80_page.ipynb #f11daf69
 from dataclasses import replace
 from html import escape
 
@@ -24,7 +24,7 @@ from .questions import Question, to_address
 from .visitors import Visitor
 from ..core.outputs import TABLES
 
-# %% ../../nbs/app/80_page.ipynb #5dd842d7
+# %% ../../nbs/app/80_page.ipynb #7ffb8ea5
 def nature_text(
     galaxies: Galaxies,
 ) -> str:  # HTML
@@ -54,14 +54,14 @@ def header(galaxies: Galaxies):
     said = f'<span class="ac-said" role="note">{nature_text(galaxies)}</span>'
     st.html(f'<div class="ac-head">{title}</div>{said}{hint}')
 
-# %% ../../nbs/app/80_page.ipynb #5a03c497
+# %% ../../nbs/app/80_page.ipynb #a28cc0c3
 def viewer_link(
     galaxies: Galaxies,
     id,
 ) -> str:
     "The link to the survey's viewer, '' for simulated galaxies."
-    row = galaxies.row(id)
-    return galaxies.index.links(galaxies.index.table[row : row + 1])[0]
+    row, table = galaxies.row(id), galaxies.index.table
+    return galaxies.index.links(table[row : row + 1])[0] if table.colnames else ""
 
 
 def picture_of(
@@ -111,7 +111,7 @@ def hero(
         )
         st.html(hero_html(str(id), *about))
 
-# %% ../../nbs/app/80_page.ipynb #2c45a15b
+# %% ../../nbs/app/80_page.ipynb #db881994
 def answer_card(
     galaxies: Galaxies,
     hit,  # row of `Found.hits`, or None for a galaxy without a rank
@@ -168,7 +168,7 @@ def gallery(
         for hit in found.hits:
             answer_card(galaxies, hit, hit["id"].item(), question, found.word, remote)
 
-# %% ../../nbs/app/80_page.ipynb #ccad81bb
+# %% ../../nbs/app/80_page.ipynb #1ca3f67f
 PLURAL = {"image": "images", "spectrum": "spectra", "both": "galaxies, by image and spectrum together"}
 
 
@@ -183,7 +183,7 @@ def told(
     about = f"among {found.room:,}{cuts} · {1000 * found.seconds:.0f} ms"
     return f'<p class="ac-count">{first}<small>{escape(about)}</small></p>'
 
-# %% ../../nbs/app/80_page.ipynb #fdf6f971
+# %% ../../nbs/app/80_page.ipynb #90f96a68
 def link_control(question: Question):
     "The permanent link."
     from urllib.parse import urlencode
@@ -272,7 +272,7 @@ def teaching(question: Question):
         st.toggle("Rank by my marks", key=key, on_change=take, args=("taught",), disabled=not ready)
         st.button("Forget them", key="forget", on_click=forget, type="tertiary")
 
-# %% ../../nbs/app/80_page.ipynb #16868fdd
+# %% ../../nbs/app/80_page.ipynb #ea08efce
 def search_view(
     galaxies: Galaxies,
     question: Question,
@@ -300,7 +300,7 @@ def search_view(
         st.info(f"No galaxy to show: the cuts admit {found.room:,}.", icon=":material/filter_alt_off:")
     gallery(galaxies, found, question, remote)
 
-# %% ../../nbs/app/80_page.ipynb #8a5adce2
+# %% ../../nbs/app/80_page.ipynb #21c3a291
 def region_sliders(galaxies: Galaxies) -> tuple:
     "A rectangle without a mouse."
     (x0, y0), (x1, y1) = galaxies.shown.place.min(0).tolist(), galaxies.shown.place.max(0).tolist()
@@ -332,7 +332,7 @@ def map_view(
         for id in shown:
             answer_card(galaxies, None, id, question, remote=remote)
 
-# %% ../../nbs/app/80_page.ipynb #cf3dded9
+# %% ../../nbs/app/80_page.ipynb #d5a9e074
 def sidebar(
     galaxies: Galaxies,
     ranges: dict,
