@@ -14,6 +14,7 @@ from astroclip.core.config import sample_path
 from astroclip.data.image_augment import Multicrop, multicrop
 from astroclip.data.images import center_crop, to_rgb
 from astroclip.surveys.pairs import Survey, read_rows
+from astroclip.search.exact import encode, search_exact
 from astroclip.search.neighbours import knn_regress, nearest
 from astroclip.losses.contrastive import clip_loss
 from astroclip.models.baselines import ConvAttention, ConvNeXt, ResNet
@@ -85,6 +86,12 @@ def answers(path):
     found["neighbours"], found["similarity"] = nearest(found["spectrum"], found["spectrum"], 3)
     train = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
     found["knn"] = knn_regress(train, train[:, 0], train[:50] + 0.1, 16)
+    bank = np.random.default_rng(1).normal(size=(4000, 64)).astype(np.float32)
+    bank /= np.linalg.norm(bank, axis=1, keepdims=True)
+    for name, codes in dict(floats=None, bytes=encode(bank)).items():
+        for n in (1, 60):
+            rows, values = search_exact(bank[:n], bank, 10, codes=codes)
+            found |= {f"exact {name} {n}": rows, f"exact {name} {n} values": values}
     np.savez(path, **found)
     print(torch.backends.cpu.get_cpu_capability(), has_bf16("cpu"), flush=True)
 

@@ -119,6 +119,35 @@ def test_embed_and_search(capsys, index, tmp_path):
     )
 
 
+def test_search_by_everything(capsys, model, index, tmp_path):
+    from astroclip.search.marks import Marks, index_hash, save_marks
+
+    i = SimilarityIndex.load(index)
+    ra, dec = (float(i.table[name][7]) for name in ("ra", "dec"))
+    image = ("--where", "modality=image")
+    _, by_id, _ = run(capsys, "search", index, i.ids[7], "-k", 2, *image)
+    status, by_place, said = run(capsys, "search", index, "-k", 2, *image, "--position", ra, dec + 1 / 3600)
+    assert status == 0 and by_place == by_id and '1.0" from' in said
+    status, out, _ = run(capsys, "search", index, "-k", 2, i.ids[7], i.ids[8], *image)  # queries after an option
+    assert status == 0 and out.startswith(f"{i.ids[7]}:") and f"{i.ids[8]}:" in out
+    like = ("--like", i.ids[7], "--like", i.ids[8], "--unlike", i.ids[9])
+    status, out, _ = run(capsys, "search", index, *like, "-k", 3, "--modality", "both", "--apart", 1, "--chance")
+    assert status == 1
+    status, out, _ = run(capsys, "search", index, *like, "-k", 3, "--modality", "both", "--apart", 1)
+    assert status == 0 and not any(str(i.ids[row]) in out for row in (7, 8, 9))
+    status, out, _ = run(capsys, "search", index, i.ids[7], "--chance", "-k", 1, "--where", f"cone={ra}:{dec}:180")
+    assert status == 0 and "chance" in out and len(out.strip().splitlines()) == 3
+    path = save_marks(Marks(i.ids[:4], i.ids[4:9], index_hash(i)), tmp_path / "m.json")
+    status, out, _ = run(capsys, "search", index, "--marks", path, "-k", 2, "-o", tmp_path / "hits.ecsv")
+    assert status == 0 and "score" in out and (tmp_path / "hits.ecsv").is_file()
+    assert i.simulated and "legacysurvey" not in (tmp_path / "hits.ecsv").read_text()
+    fails(capsys, "search", index, says="nothing to look for")
+    fails(capsys, "search", index, "--position", 0, 89, says="the nearest is")
+    fails(capsys, "search", index, i.ids[7], "--marks", path, says="give no query")
+    fails(capsys, "search", index, i.ids[7], "--where", "cone=1:2", says="cone=ra:dec:radius")
+    fails(capsys, "search", index, "--marks", index, says="no file of marks")
+
+
 def test_bad_input_is_one_line(capsys, model, index, tmp_path):
     fails(capsys, "embed", model, tmp_path / "nowhere", "-o", tmp_path / "x.h5", says="no such file")
     fails(capsys, "embed", tmp_path, sample_path(), "-o", tmp_path / "x.h5", says=str(tmp_path))

@@ -134,7 +134,7 @@ def held_by(
         say(f"{survey.path} holds one kind only: embedding its side {held[0]!r}")
     return held or modalities
 
-
+# %% ../../nbs/cli/20_embedding.ipynb #38d626db
 def is_simulated(
     path,  # of a survey file
 ) -> bool:

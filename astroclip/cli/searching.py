@@ -241,7 +241,8 @@ def printed(
     for name in hits.colnames:
         kind = getattr(getattr(hits[name], "dtype", None), "kind", "")
         if kind == "f":
-            hits[name].info.format = ".4f" if name in ("similarity", "score", "redshift") else ".6g"
+            places = {"similarity": 4, "score": 4, "redshift": 4, "ra": 6, "dec": 6}.get(name)
+            hits[name].info.format = f".{places}f" if places else ".6g"
     return "\n".join(hits.pformat(max_lines=-1, max_width=-1))
 
 # %% ../../nbs/cli/30_searching.ipynb #2f28ec9a
@@ -269,7 +270,7 @@ def hits_of_queries(
     options |= dict(chance=getattr(args, "chance", False)) | examples
     return [(name, index.search(query, args.k, **options)) for name, query in asked]
 
-
+# %% ../../nbs/cli/30_searching.ipynb #00105191
 def search(
     args: Namespace,  # index, query, k, where, modality, model, output, like, marks, ...
 ) -> None:

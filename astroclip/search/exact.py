@@ -6,7 +6,7 @@
 __all__ = ['encode_rows', 'Codes', 'encode', 'add_product', 'scan_codes', 'scan_vectors', 'byte_products', 'select_rows',
            'empty_lists', 'candidates', 'exact_values', 'in_order', 'is_proven', 'ordered_candidates', 'search_exact']
 
-# %% ../../nbs/search/12_exact.ipynb #ec9501ad
+# %% ../../nbs/search/12_exact.ipynb #50013414
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from ..data.image_kernels import KERNEL_LOCK, compiled
 
-# %% ../../nbs/search/12_exact.ipynb #1a4e61e3
+# %% ../../nbs/search/12_exact.ipynb #76ca7bfd
 @compiled(parallel=True, nogil=True, fastmath={"reassoc", "contract", "nnan", "nsz"})
 def encode_rows(
     x,  # (C, D) float32
@@ -64,7 +64,7 @@ def encode(
             encode_rows(x, codes[part], scale[part], lost[part])
     return Codes(codes, scale, float(lost.max(initial=0)))
 
-# %% ../../nbs/search/12_exact.ipynb #83f5d082
+# %% ../../nbs/search/12_exact.ipynb #3577f16c
 @intrinsic
 def add_product(typing, total, a, b):
     "total + a b as int32, of an int8 and an int16."
@@ -119,7 +119,7 @@ def byte_products(
     except (AttributeError, RuntimeError):
         return (a.float() @ b.float().T).numpy()
 
-# %% ../../nbs/search/12_exact.ipynb #67aa0c50
+# %% ../../nbs/search/12_exact.ipynb #a7c7ab32
 @compiled(parallel=True, nogil=True, fastmath=True)
 def select_rows(
     score,  # (Q, C) of bank rows `rows`
@@ -131,14 +131,17 @@ def select_rows(
     "Insert the columns of scale * score that beat the m-th of best, which stays sorted."
     m, n = best.shape[1], score.shape[1]
     for i in prange(score.shape[0]):
+        line = np.empty(n, np.float32)
+        for j in range(n):
+            line[j] = np.float32(score[i, j]) * scale[j]
         for start in range(0, n, 64):
-            stop, top = min(start + 64, n), np.float32(-3e38)
+            stop, top = min(start + 64, n), line[start]
             for j in range(start, stop):
-                top = max(top, np.float32(score[i, j]) * scale[j])
+                top = max(top, line[j])
             if top <= best[i, m - 1]:
                 continue
             for j in range(start, stop):
-                s = np.float32(score[i, j]) * scale[j]
+                s = line[j]
                 if s > best[i, m - 1]:
                     p = m - 1
                     while p > 0 and best[i, p - 1] < s:
@@ -154,7 +157,7 @@ def empty_lists(
     "Lists of candidates that nothing has been inserted into."
     return np.full((queries, m), -3e38, np.float32), np.full((queries, m), -1, np.int64)
 
-# %% ../../nbs/search/12_exact.ipynb #c018ee33
+# %% ../../nbs/search/12_exact.ipynb #4d6632a7
 def candidates(
     query: np.ndarray,  # (Q, D) float32
     bank: np.ndarray,  # (N, D) float32 or float16, may lie on the disk
@@ -190,7 +193,7 @@ def candidates(
                 select_rows(score, scale, every, best, found)
     return (best if asked is None else best * asked.scale[:, None]), found
 
-# %% ../../nbs/search/12_exact.ipynb #bf5bff4d
+# %% ../../nbs/search/12_exact.ipynb #50fdb3c5
 @compiled(parallel=True, nogil=True, fastmath={"reassoc", "contract"})
 def exact_values(
     query,  # (Q, D) float32
@@ -224,7 +227,7 @@ def in_order(
     order = np.argsort(-value, axis=1, kind="stable")
     return np.take_along_axis(found, order, 1), np.take_along_axis(value, order, 1)
 
-# %% ../../nbs/search/12_exact.ipynb #9926686a
+# %% ../../nbs/search/12_exact.ipynb #50563274
 def is_proven(
     query: np.ndarray,  # (Q, D)
     codes: Codes,  # of the bank
@@ -233,8 +236,9 @@ def is_proven(
 ) -> np.ndarray:  # (Q,) bool
     "Can no row outside of the candidates be among the first k?"
     length = np.linalg.norm(query.astype(np.float64), axis=1)
-    lost = length * codes.lost + encode(query).lost
-    return value > last + min(1, 8 / np.sqrt(query.shape[1])) * lost
+    bank, asked = length * codes.lost, encode(query).lost
+    error = np.minimum(bank + asked, 6 / np.sqrt(query.shape[1]) * np.hypot(bank, asked))
+    return value > last + error
 
 
 def ordered_candidates(
@@ -246,7 +250,7 @@ def ordered_candidates(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # rows (Q, k), values (Q, k), proven (Q,) bool
     "The first k by true value of some candidates, and for which queries that is the answer."
     room = len(bank) if rows is None else len(rows)
-    m = min(room, k + 8 if codes is None else 4 * k + 24)
+    m = min(room, k + 8 if codes is None else 8 * k + 48)
     score, found = candidates(query, bank, m, rows, codes)
     found, value = in_order(query, bank, found)
     good = np.ones(len(query), bool)

@@ -107,7 +107,7 @@ class Marks:
         if twice:
             raise ValueError(f"{twice[0]} is marked yes and no: take one of them back")
 
-
+# %% ../../nbs/search/60_marks.ipynb #f32d962f
 def save_marks(
     marks: Marks,
     path,  # .json

@@ -1,0 +1,307 @@
+"The index: its engines agree, what it holds survives, cuts lose nothing, and a killed save leaves the old file."
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from astropy.table import MaskedColumn, Table
+
+from astroclip import SimilarityIndex
+from astroclip.core.outputs import TABLES, write_table
+from astroclip.search.exact import candidates, encode, is_proven, ordered_candidates, search_exact
+from astroclip.search.matched import chance_of_match, photometric_twins
+from astroclip.search.queries import allowed, apart_from, sky_positions, viewer_links
+
+rng = np.random.default_rng(0)
+N, D = 3000, 48
+
+
+def unit(x):
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+X = unit(rng.normal(size=(20, D))[rng.integers(0, 20, N)] + 0.4 * rng.normal(size=(N, D)))
+TABLE = Table(
+    dict(
+        redshift=rng.uniform(0, 1, N),
+        flag=rng.random(N) < 0.3,
+        kind=rng.choice(["disc", "merger", "spheroid"], N),
+        ra=rng.uniform(0, 360, N),
+        dec=np.degrees(np.arcsin(rng.uniform(-1, 1, N))),
+    )
+)
+TABLE["mass"] = MaskedColumn(rng.normal(size=N), mask=rng.random(N) < 0.1)
+IDS = 2**62 + np.arange(N)
+
+
+@pytest.fixture(scope="module")
+def index():
+    return SimilarityIndex.build(X, IDS, "image", TABLE)
+
+
+def plain(query, keep, k):
+    "Numpy's answer."
+    s = np.where(keep[None], query.astype(np.float64) @ X.T.astype(np.float64), -9)
+    return np.argsort(-s, 1, kind="stable")[:, :k]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("coded", [False, True])
+def test_exact_search_is_numpys(dtype, coded):
+    bank = X.astype(dtype)
+    codes = encode(bank) if coded else None
+    query = unit(X[:70] + 0.1 * rng.normal(size=(70, D)))
+    true = np.argsort(-(query.astype(np.float64) @ bank.T.astype(np.float64)), 1, kind="stable")
+    for part in (slice(0, 1), slice(0, 70)):
+        rows, value = search_exact(query[part], bank, 9, codes=codes, block=32)
+        np.testing.assert_array_equal(rows, true[part, :9])
+        assert (np.diff(value, axis=1) <= 0).all()
+    some = np.sort(rng.permutation(N)[:400])
+    rows, _ = search_exact(query, bank, 9, some, codes)
+    inside = true[np.isin(true, some)].reshape(70, 400)
+    np.testing.assert_array_equal(rows, inside[:, :9])
+
+
+def test_what_is_called_proven_is():
+    "Whatever the bank: if a query is proven, its answer is the true one."
+    checked = 0
+    for spread in (1.0, 0.1, 0.01, 0.001):
+        bank = unit(X[0] + spread * rng.normal(size=(2000, D)))
+        codes, query = encode(bank), unit(X[0] + spread * rng.normal(size=(40, D)))
+        rows, _, good = ordered_candidates(query, bank, 10, codes=codes)
+        true = np.argsort(-(query.astype(np.float64) @ bank.T.astype(np.float64)), 1, kind="stable")[:, :10]
+        np.testing.assert_array_equal(rows[good], true[good])
+        np.testing.assert_array_equal(search_exact(query, bank, 10, codes=codes)[0], true)
+        checked += good.sum()
+    assert checked > 20
+
+
+def test_the_bound_holds_for_every_score():
+    codes, query = encode(X), X[:30]
+    score, rows = candidates(query, X, N, codes=codes)
+    true = np.take_along_axis(query.astype(np.float64) @ X.T.astype(np.float64), rows, 1)
+    assert np.abs(score - true).max() < 6 / np.sqrt(D) * np.hypot(codes.lost, encode(query).lost)
+    assert not is_proven(query, codes, true[:, 9], true[:, 9]).any()
+
+
+def test_equal_rows_come_in_the_order_of_the_index():
+    bank = np.concatenate([X, X[5:6], X[5:6]])
+    for codes in (None, encode(bank)):
+        assert search_exact(X[5:6], bank, 3, codes=codes)[0].tolist() == [[5, N, N + 1]]
+
+
+CUTS = [
+    {"redshift": (0.2, 0.3)},
+    {"redshift": (None, 0.9), "flag": True},
+    {"kind": ["disc", "merger"], "flag": False},
+    {"mass": (0, None)},
+    {"cone": (10, 80, 15)},
+    {"cone": (0, 0, 30), "kind": "disc"},
+    {"id": [int(i) for i in IDS[:40]]},
+]
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory):
+    pytest.importorskip("faiss")
+    from astroclip.search import engines as module
+
+    made = dict(approximate=SimilarityIndex.build(X, IDS, "image", TABLE).use(lists=16, probes=8, sample=0))
+    if sys.platform != "win32":
+        pytest.importorskip("milvus_lite")
+        path = tmp_path_factory.mktemp("milvus") / "index.db"
+        milvus = SimilarityIndex.build(X, IDS, "image", TABLE)
+        made["milvus"] = milvus.use("milvus", uri=path, kind="FLAT", sample=0)
+    yield made
+    module.EXACT_ROWS = 100_000
+
+
+@pytest.mark.parametrize("limit", [0, 100_000])
+@pytest.mark.parametrize("where", [None, *CUTS])
+def test_no_engine_loses_anything_by_a_cut(index, engines, where, limit, monkeypatch):
+    monkeypatch.setattr("astroclip.search.engines.EXACT_ROWS", limit)
+    query = X[:10]
+    keep = allowed(index, where)
+    true = plain(query, keep, 8)
+    exact = index.search(query, 8, where=where)
+    for i, hits in enumerate(exact):
+        assert hits["id"].tolist() == IDS[true[i]][: keep.sum()].tolist()
+    for name, other in engines.items():
+        found = other.search(query, 8, where=where)
+        recall = np.mean([np.isin(a["id"], b["id"]).mean() for a, b in zip(found, exact)])
+        assert all(np.isin(hits["id"], IDS[keep]).all() and len(hits) == min(8, keep.sum()) for hits in found)
+        if name == "milvus" or limit and where and keep.sum() <= limit:
+            assert recall == 1.0, (name, where)
+        assert recall > 0.97, (name, where)
+        for a, b in zip(found, exact):
+            assert a.colnames == b.colnames
+            if recall == 1:
+                np.testing.assert_array_equal(a["similarity"], b["similarity"])
+
+
+def test_an_engine_can_be_passed_over(index, engines):
+    narrow = SimilarityIndex.build(X, IDS, "image", TABLE).use(lists=64, probes=1, sample=0)
+    true = index.search(X[:50], 8)
+    found = narrow.search(X[:50], 8, exact=True)
+    assert all(a["id"].tolist() == b["id"].tolist() for a, b in zip(true, found))
+
+
+def test_recall_is_printed(capsys):
+    pytest.importorskip("faiss")
+    SimilarityIndex.build(X, IDS).use("approximate", lists=16, probes=16)
+    said = capsys.readouterr().out
+    assert said.startswith("approximate: recall@10 ") and "among 3,000 vectors" in said
+
+
+@pytest.mark.parametrize("missing, call", [("faiss", {}), ("pymilvus", dict(engine="milvus", uri="x.db"))])
+def test_a_missing_extra_is_one_sentence(index, missing, call, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ModuleNotFoundError, match="pip install 'astroclip"):
+        SimilarityIndex.build(X[:50], IDS[:50]).use(**call)
+
+
+@pytest.mark.parametrize("read", [SimilarityIndex.load, SimilarityIndex.open])
+def test_what_it_holds_survives(index, tmp_path, read):
+    path = index.save(tmp_path / "i.h5")
+    new = Table(TABLE[:2])
+    new["redshift"] = [5.0, 6.0]
+    grown = read(path).add(X[:2], [7, 8], "spectrum", new).delete(IDS[3:5])
+    again = read(grown.save(tmp_path / "j.h5"))
+    assert len(again) == N and not np.isin(IDS[3:5], again.ids).any()
+    assert again.ids[-2:].tolist() == [7, 8] and again.modality[-2:].tolist() == ["spectrum"] * 2
+    assert again.table["redshift"][-1] == 6.0 and again.table["mass"].mask.sum() == grown.table["mass"].mask.sum()
+    np.testing.assert_array_equal(again.vectors[:3], X[:3])
+    np.testing.assert_array_equal(again.vectors[-2:], X[:2])
+    a, b = grown.search(X[9], 6), again.search(X[9], 6)
+    assert a.colnames == b.colnames and all((a[c] == b[c]).all() for c in a.colnames)
+    assert again.simulated is False and len(index) == N
+
+
+def test_an_open_index_stays_on_the_disk_and_can_replace_itself(index, tmp_path):
+    path = index.save(tmp_path / "i.h5", "float16")
+    opened = SimilarityIndex.open(path)
+    assert isinstance(opened.vectors, np.memmap) and opened.vectors.dtype == np.float16
+    opened.delete(IDS[0]).save(path)
+    assert len(SimilarityIndex.open(path)) == N - 1
+    assert len(opened.search(IDS[1], 3)) == 3  # the old one, still open
+
+
+KILLED = """
+import os, sys
+import numpy as np
+import h5py
+from astroclip import SimilarityIndex
+import astroclip.search.parts as parts
+def die(*args, **options):
+    os._exit(9)
+parts.write_columns = die
+SimilarityIndex.build(np.eye(4), [1, 2, 3, 4]).save(sys.argv[1])
+"""
+
+
+def test_a_killed_save_leaves_the_old_file(index, tmp_path):
+    path = index.save(tmp_path / "i.h5")
+    before = path.read_bytes()
+    assert subprocess.run([sys.executable, "-c", KILLED, str(path)]).returncode == 9
+    assert path.read_bytes() == before and len(SimilarityIndex.load(path)) == N
+
+
+def test_an_example_by_hand():
+    "Two galaxies at right angles for, one against: (1, 1, 0) / 2 - (1, 0, 0) / 2 is the second axis."
+    axes = SimilarityIndex.build(np.eye(3), [1, 2, 3])
+    hits = axes.search(k=3, like=[1, 2], unlike=[np.array([1.0, 0, 0])], itself=True)
+    assert hits["id"].tolist() == [2, 1, 3]
+    np.testing.assert_allclose(hits["similarity"], [1, 0, 0], atol=1e-7)
+    hits = axes.search(1, 2, like=[2], weights=[3, 4], itself=True)  # (3, 4) / 5
+    np.testing.assert_allclose(hits["similarity"], [0.8, 0.6], atol=1e-7)
+    assert axes.search(k=9, like=[1, 2])["id"].tolist() == [3]
+
+
+def test_four_directions():
+    pairs = np.concatenate([np.eye(4), np.roll(np.eye(4), 1, 0)])
+    index = SimilarityIndex.build(pairs, np.tile([1, 2, 3, 4], 2), np.repeat(["image", "spectrum"], 4))
+    first = {
+        (side, among): index.search(1, 1, {"modality": among}, side=side, itself=True)["id"][0]
+        for side in ("image", "spectrum")
+        for among in ("image", "spectrum")
+    }
+    assert first == {
+        ("image", "image"): 1,
+        ("image", "spectrum"): 2,  # whose spectrum is the image of 1
+        ("spectrum", "image"): 4,
+        ("spectrum", "spectrum"): 1,
+    }
+    np.testing.assert_allclose(index.vector(1, "both"), [0.5**0.5, 0, 0, 0.5**0.5], atol=1e-6)
+
+
+def test_second_entries_and_fragments():
+    ra, dec = np.array([10, 10, 10, 200.0]), np.array([20, 20 + 0.5 / 3600, 20 + 10 / 3600, 20])
+    x = unit(np.array([[1, 0], [1, 0.01], [1, 0.02], [1, 0.5]]))
+    index = SimilarityIndex.build(x, [1, 2, 3, 4], table=dict(ra=ra, dec=dec))
+    assert index.search(1, 3)["id"].tolist() == [2, 3, 4]
+    assert index.search(1, 3, apart=1)["id"].tolist() == [3, 4]
+    assert index.search(1, 3, apart=25)["id"].tolist() == [4]
+    assert index.search(x[0], 3, apart=25)["id"].tolist() == [1, 4]
+    assert apart_from(np.array([5, 6]), np.full((2, 3), np.nan), 25, 9).tolist() == [0, 1]  # no place known
+
+
+def test_a_cone_against_astropy(index):
+    from astropy.coordinates import SkyCoord
+
+    sky = SkyCoord(TABLE["ra"], TABLE["dec"], unit="deg")
+    for ra, dec, radius in ((0, 0, 20), (359.9, 89.9, 5), (123.4, -56.7, 0.5), (10, -90, 30), (50, 5, 180)):
+        near = sky.separation(SkyCoord(ra, dec, unit="deg")).deg <= radius
+        np.testing.assert_array_equal(allowed(index, {"cone": (ra, dec, radius)}), near)
+    rich = SimilarityIndex.build(X[:5], IDS[:5], table={"place": sky[:5]})
+    np.testing.assert_allclose(sky_positions(rich.table), sky_positions(index.table[:5]), atol=1e-12)
+    assert "ra=10.500000&dec=-3.000000&layer=ls-dr9" in viewer_links(Table(dict(RA=[10.5], DEC=[-3.0])))[0]
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (dict(), "needs something to look for"),
+        (dict(query=IDS[0], apart=1, where={"cone": (1, 2)}), "in degrees"),
+        (dict(query=IDS[0], where={"cone": (1, 99, 1)}), "in degrees"),
+        (dict(query=X[:2], like=[IDS[0]]), "take no examples"),
+        (dict(query=X[0], chance=True), "one galaxy of the index"),
+        (dict(query=IDS[0], chance=True), "columns magnitude_g"),
+        (dict(query=IDS[0], side="spectrum"), "with modality 'spectrum'"),
+        (dict(like=[IDS[0]], weights=[-1]), "numbers above zero"),
+        (dict(query=7), "no galaxy 7"),
+    ],
+)
+def test_questions_that_have_no_answer(index, call, message):
+    with pytest.raises((ValueError, KeyError), match=message):
+        index.search(**call)
+
+
+def test_chance_by_hand_and_at_random():
+    p = chance_of_match([0.5], np.eye(2), np.array([[[1.0, 0.0], [0.6, 0.8]]]))  # pairs 1, 0.6; 0, 0.8
+    np.testing.assert_allclose(p, 4 / 5)
+    p = chance_of_match([0.5], np.eye(2), np.array([[[1.0, 0.0], [0.6, 0.8]]]), np.array([[[1, 0], [0, 0]]]))
+    np.testing.assert_allclose(p, 3 / 4)
+    magnitude = np.array([[20, 19, 18], [20, 19, 18.3], [20.02, 19.01, 18.0], [25, 19, 15]])
+    assert photometric_twins(magnitude, magnitude[:1], 3).tolist() == [[0, 2, 1]]
+    n = 800
+    bright = rng.normal(18, 1, n)
+    table = dict(magnitude_g=bright + 0.7, magnitude_r=bright, magnitude_z=bright - 0.4)
+    index = SimilarityIndex.build(rng.normal(size=(n, 8)), np.arange(n), "image", table)
+    chance = np.concatenate([index.search(i, 20, exclude=None, chance=True)["chance"][-1:] for i in range(30)])
+    assert (np.asarray(chance) < 0.2).all()  # the twentieth of 800
+    middle = [index.search(i, n, chance=True)["chance"][n // 2] for i in range(40)]
+    assert 0.4 < np.mean(middle) < 0.6
+    table["magnitude_r"] = np.ma.masked_array(bright, np.arange(n) == 3)
+    gaps = SimilarityIndex.build(rng.normal(size=(n, 8)), np.arange(n), "image", table)
+    assert np.isnan(gaps.search(3, 5, chance=True)["chance"]).all()
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+def test_hits_can_be_written(index, tmp_path, suffix):
+    hits = index.search(IDS[0], 5)
+    hits["viewer"] = index.links(hits)
+    path = write_table(hits, tmp_path / f"hits{suffix}")
+    assert path.stat().st_size > 100 and len(hits.to_pandas()) == 5
+    back = Table.read(path, format=TABLES[suffix])
+    assert [int(i) for i in back["id"]] == hits["id"].tolist()

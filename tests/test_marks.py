@@ -1,0 +1,125 @@
+"Marks: the probe is the one that is written down, a file repeats its ranking, and what is no file of marks is refused."
+
+import json
+
+import numpy as np
+import pytest
+
+from astroclip import SimilarityIndex
+from astroclip.search.marks import Marks, MarkSettings, fit_marks, gain_of_marks, galaxy_features, read_marks
+from astroclip.search.marks import save_marks, search_marks, taught_ndcg, white_features
+from astroclip.search.parts import index_hash
+
+rng = np.random.default_rng(0)
+MEMBER = rng.random(400) < 0.15
+NOISE = rng.normal(size=(400, 6)) @ rng.normal(size=(6, 24))
+IMAGE = NOISE + MEMBER[:, None] * rng.normal(size=24) + 0.2 * rng.normal(size=(400, 24))
+SPECTRUM = rng.normal(size=(400, 24))
+IDS = 2**62 + np.arange(400)
+TABLE = dict(redshift=np.tile(np.linspace(0, 1, 400), 2))
+
+
+@pytest.fixture(scope="module")
+def index():
+    modality = np.repeat(["image", "spectrum"], 400)
+    return SimilarityIndex.build(np.concatenate([IMAGE, SPECTRUM]), np.tile(IDS, 2), modality, TABLE)
+
+
+@pytest.fixture(scope="module")
+def marks(index):
+    seen = rng.permutation(400)[:40]
+    return Marks(IDS[seen][MEMBER[seen]], IDS[seen][~MEMBER[seen]], index_hash(index))
+
+
+def test_two_marks_by_hand():
+    "One yes at +1, one no at -1: w = S 2 p(-w) and no constant."
+    w = fit_marks(np.array([[1.0], [-1.0]]), [True, False], 0.5)
+    np.testing.assert_allclose(w[0], 1 / (1 + np.exp(w[0])), atol=1e-9)
+    np.testing.assert_allclose(w[1], 0, atol=1e-9)
+
+
+def test_the_probe_is_at_the_bottom():
+    y, yes = rng.normal(size=(30, 5)), rng.random(30) < 0.5
+
+    def loss(w):
+        t = np.where(yes, 1, -1) * (y @ w[:-1] + w[-1])
+        return 0.5 * (w[:-1] ** 2).sum() + 0.3 * np.log1p(np.exp(-t)).sum()
+
+    w = fit_marks(y, yes, 0.3)
+    assert all(loss(w + step) > loss(w) for step in 0.01 * np.concatenate([np.eye(6), -np.eye(6)]))
+
+
+def test_white_features_turn_with_the_vectors():
+    x = rng.normal(size=(200, 12)) * np.arange(1, 13)
+    turn = np.linalg.qr(rng.normal(size=(12, 12)))[0]
+    a, b = white_features(x), white_features(3 * x @ turn + 5)
+    np.testing.assert_allclose(np.abs(a), np.abs(b), atol=1e-8)
+    np.testing.assert_allclose(a.T @ a / 200 * a.shape[1], np.eye(a.shape[1]), atol=1e-8)
+
+
+def test_a_file_repeats_the_ranking(index, marks, tmp_path):
+    path = save_marks(marks, tmp_path / "m.json")
+    assert path.stat().st_size < 2000 and set(json.loads(path.read_text())["yes"]) == set(marks.yes)
+    again = SimilarityIndex.load(index.save(tmp_path / "i.h5"))
+    one, two = search_marks(index, marks, 20), search_marks(again, read_marks(path, again), 20)
+    assert one["id"].tolist() == two["id"].tolist() and (one["score"] == two["score"]).all()
+    assert MEMBER[one["id"] - IDS[0]].mean() > 0.4 > 2 * MEMBER.mean()
+    assert not np.isin(one["id"], marks.yes + marks.no).any()
+    assert np.isin(marks.yes, search_marks(index, marks, 400, marked=True)["id"]).all()
+
+
+def test_conditions_and_exclusions(index, marks):
+    hits = search_marks(index, marks, 10, {"redshift": (0.5, None)}, exclude=IDS[300:])
+    assert len(hits) == 10 and ((hits["redshift"] >= 0.5) & (hits["id"] < IDS[300])).all()
+
+
+def test_galaxies_with_one_kind_only_are_left_out(index):
+    rows, x = galaxy_features(index.delete(IDS[:10], "spectrum"))
+    assert len(rows) == 390 and x.shape == (390, 48) and index.ids[rows[0, 0]] != IDS[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"schema": "astroclip-marks-1"}',
+        '{"schema": "astroclip-marks-2", "yes": [1], "no": [2], "index_sha256": "", "settings": {}}',
+        '{"schema": "astroclip-marks-1", "yes": [1.5], "no": [2], "index_sha256": "", "settings": {}}',
+        '{"schema": "astroclip-marks-1", "yes": [true], "no": [2], "index_sha256": "", "settings": {}}',
+        '{"schema": "astroclip-marks-1", "yes": [1], "no": [1], "index_sha256": "", "settings": {}}',
+        '{"schema": "astroclip-marks-1", "yes": [1], "no": [2], "index_sha256": 3, "settings": {}}',
+        '{"schema": "astroclip-marks-1", "yes": [1], "no": [2], "index_sha256": "", "settings": {"x": 1}}',
+        '{"schema": "astroclip-marks-1", "yes": [1], "no": [2], "index_sha256": "", "settings": {"strength": "2"}}',
+        '{"schema": "astroclip-marks-1", "yes": [1], "no": [2], "index_sha256": "", "settings": {"strength": -2}}',
+        "[" * 100_000,
+    ],
+)
+def test_rubbish_is_refused(tmp_path, text):
+    path = tmp_path / "m.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="no file of marks"):
+        read_marks(path)
+
+
+def test_marks_of_another_index_are_refused(index, marks, tmp_path):
+    path = save_marks(marks, tmp_path / "m.json")
+    with pytest.raises(ValueError, match="another index"):
+        read_marks(path, index.delete(IDS[0]))
+    with pytest.raises(KeyError, match="no galaxy"):
+        search_marks(index, Marks([1], [2]))
+
+
+def test_the_gain_is_that_of_the_other_half():
+    rows = gain_of_marks(IMAGE, SPECTRUM, dict(member=MEMBER, chance=rng.random(400) < 0.15), queries=20, draws=100)
+    assert [r["marks"] for r in rows] == [0, 10, 20, 40] * 2
+    member, chance = rows[:4], rows[4:]
+    assert member[0]["gain"] == 0 and member[3]["gain_low"] > 0.15
+    assert abs(chance[3]["gain"]) < 0.15
+    x = IMAGE / np.linalg.norm(IMAGE, axis=1, keepdims=True)
+    seed = np.random.default_rng([0, 1])
+    once = taught_ndcg(x, white_features(x), MEMBER, (10, 20), seed, MarkSettings())
+    assert len(once) == 3 and all(0 <= v <= 1 for v in once)
+    again = taught_ndcg(x, white_features(x), MEMBER, (10, 20), np.random.default_rng([0, 1]), MarkSettings())
+    assert once == again
