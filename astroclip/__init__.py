@@ -12,6 +12,7 @@ _PUBLIC = {
     "RedshiftClassifier": "astroclip.models.redshift",
     "SimilarityIndex": "astroclip.search.similarity",
     "Predictor": "astroclip.answers.predictor",
+    "fetch": "astroclip.surveys.remote",
     "read_image": "astroclip.files.cutout_files",
     "read_spectra": "astroclip.files.spectrum_files",
 }

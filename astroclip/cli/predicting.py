@@ -20,6 +20,7 @@ import numpy as np
 from .blocks import finished_blocks, last_value, parts_folder, read_blocks, write_answers
 from .blocks import write_block
 from .embedding import images_as, model_files, say, say_loading
+from .fetching import fetch_beside, is_target_list
 from .objects import READABLE, SURVEYS, gather, read_objects, read_rows, sentence, some
 from ..core.outputs import check_output, table_format
 
@@ -104,7 +105,9 @@ def of_table(
     "A galaxy for each row, whose files are read when it comes."
     for i in range(start, len(table)):
         row = table[i]
-        galaxy, notes = Galaxy(str(row["id"]) if "id" in table.colnames else str(i), str(path), i), []
+        galaxy = Galaxy(str(row["id"]) if "id" in table.colnames else str(i), str(path), i)
+        told = [row[k] for k in ("note", "reason") if k in table.colnames and table[k].dtype.kind in "UO"]
+        notes = [part for text in told if text for part in str(text).split("; ")]
         for kind in NAMED:
             name = str(row[kind]).strip() if kind in table.colnames else ""
             if name in ("", "--", "None", "nan"):
@@ -117,7 +120,7 @@ def of_table(
                 notes += items[0].flags
             except Exception as error:  # readers meet every damage
                 notes.append(sentence(error))
-        galaxy.note = "; ".join(notes)
+        galaxy.note = "; ".join(dict.fromkeys(notes))
         yield galaxy
 
 # %% ../../nbs/cli/27_predicting.ipynb #e94e45e3
@@ -244,6 +247,8 @@ def predict(
     model, images = predictor_folder(args.model), images_as(args)
     inputs = [*args.sources, *paths, *model_files(model)]
     output = check_output(args.output, inputs, getattr(args, "overwrite", False), READABLE)
+    if len(paths) == 1 and is_target_list(paths[0]):
+        paths = [fetch_beside(paths[0], Path(args.output), args)]
     folder = parts_folder(output, question_of(model, paths, args.batch_size, images))
     predictor = Predictor.from_pretrained(model, device=args.device)
     columns = read_blocks(answer_blocks(predictor, paths, args.batch_size, folder, images))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'values_and_gaps', 'objects', 'is_gap', 'rows_of', 'whole_numbers', 'integers', 'text_of', 'from_objects',
-           'as_identifiers', 'same_type', 'is_among']
+           'as_identifiers', 'as_targetids', 'same_type', 'is_among']
 
 # %% ../../nbs/files/15_identifiers.ipynb #a014211a
 import numbers
@@ -178,6 +178,24 @@ def as_identifiers(
     if empty.any():
         raise ValueError(f"{name}: {rows_of(empty)}: empty text, and every galaxy needs a name")
     return x
+
+# %% ../../nbs/files/15_identifiers.ipynb #827020e2
+def as_targetids(
+    x,  # one TARGETID, or N of them in any container
+    name="targetids",  # for the message
+) -> list[int]:
+    "TARGETIDs as Python integers, from integers or text; floats are refused, whole or not."
+    if isinstance(x, (str, bytes, numbers.Number)) or hasattr(x, "item") and np.ndim(x) == 0:
+        x = [x.item() if hasattr(x, "item") else x]
+    values = values_and_gaps(x)[0]
+    floats = any(isinstance(v, (float, np.floating)) for v in values) if values.dtype.kind == "O" else False
+    if values.dtype.kind == "f" and len(values) or floats:
+        raise ValueError(f"{name} are floats, which round above 2^53: read the column as integers or as text")
+    ids = as_identifiers(x, name).tolist()
+    text = [i for i in ids if isinstance(i, str) and not i.strip().lstrip("-").isdecimal()]
+    if text:
+        raise ValueError(f"{name}: {text[0]!r} is no TARGETID, a whole number of up to 19 digits")
+    return [int(i) for i in ids]
 
 # %% ../../nbs/files/15_identifiers.ipynb #49cb904d
 def same_type(

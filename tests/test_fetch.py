@@ -1,0 +1,415 @@
+"""From a list of targets to galaxies and to answers: order, identifiers, holes, faults, interruptions, no network."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from astropy.io import fits
+from astropy.table import MaskedColumn, Table
+
+import astroclip
+from astroclip.cli.main import main
+from astroclip.data.images import read_cutout
+from astroclip.files.spectrum_files import read_spectra
+from astroclip.surveys.remote import BLOCK, Manner, Patience, fetch_each, usual_services
+from astroclip.surveys.wanted import wanted_objects
+from astroclip.web.cutouts import cutout_service
+from astroclip.web.downloads import Downloads, ServiceDown
+from astroclip.web.services import desi_files, desi_service, sdss_service, sparcl_record, sparcl_service, toy_spectrum
+from astroclip.web.stand_in import Reply, StandIn, json_reply
+
+BIG = 39627835576420141  # 2^55 and some: a float names its neighbour
+TOYS = [toy_spectrum(BIG + i, seed=i, redshift=0.05 * (i + 1), ra=150.0 + i, dec=2.0) for i in range(8)]
+FIBER = toy_spectrum(0, seed=99, redshift=0.07, ra=185.0, dec=30.0)
+
+
+def sky(ra, dec, size):
+    if dec < -60:
+        return None
+    y, x = np.indices((size, size)) - (size - 1) / 2
+    noise = np.random.default_rng(int(1000 * ra)).normal(0, 0.005, (3, size, size))
+    return noise + np.array([0.5, 1, 1.5])[:, None, None] * np.exp(-np.hypot(x, y) / 6)
+
+
+def routes():
+    found = sparcl_service([sparcl_record(s) for s in TOYS]) | sdss_service({("26", 266, 51602, 7): FIBER})
+    return found | {"/viewer/": cutout_service(sky)}
+
+
+@pytest.fixture
+def server():
+    with StandIn(routes(), hangs=1) as server:
+        yield server
+
+
+@pytest.fixture
+def how(server, tmp_path):
+    downloads = Downloads(tmp_path / "cache", pause=0.001, tries=2, timeout=10)
+    return dict(downloads=downloads, services=usual_services(server.url), progress=False)
+
+
+@pytest.fixture
+def shell(server, tmp_path, monkeypatch, capsys):
+    "The program, its services on this machine: words -> (status, stdout, stderr)."
+    monkeypatch.setenv("ASTROCLIP_MIRROR", server.url)
+    monkeypatch.setenv("ASTROCLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("astroclip.web.downloads.waiting_time", lambda *given: 0)
+
+    def run(*words):
+        status = main([str(word) for word in words])
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+def paths(server):
+    return [heard.path for heard in server.log]
+
+
+# Whose spectrum is it?
+
+
+def test_rows_follow_the_table_whatever_the_order_of_the_answer(server, how):
+    order = list(range(8))
+    random.Random(3).shuffle(order)
+    table = Table(dict(TARGETID=np.array([BIG + i for i in order])))
+    found = astroclip.fetch(table=table, **how)
+    for i, one in zip(order, found):
+        assert one.wanted.targetid == BIG + i and type(one.wanted.targetid) is int
+        assert one.spectrum.id == str(BIG + i) and np.array_equal(one.spectrum.flux, TOYS[i].flux)
+        assert one.image.ra == pytest.approx(150.0 + i) and one.reason == ""
+        assert (one.release, one.survey, one.program) == ("DESI-EDR", "sv3", "bright")
+        assert (one.layer.name, one.layer.release, one.layer.side) == ("ls-dr9-south", "DR9", "south")
+    assert found.table()["targetid"].tolist() == [BIG + i for i in order]
+    assert found.table()["targetid"].dtype == np.int64
+
+
+def test_a_column_of_floats_is_refused_before_anybody_is_asked(server, how, tmp_path):
+    holes = pd.DataFrame(dict(targetid=[BIG, None], ra=[1.0, 2.0], dec=[1.0, 2.0]))
+    assert holes["targetid"].dtype == float
+    (tmp_path / "f.csv").write_text(f"targetid\n{float(BIG)!r}\n")
+    for table in (holes, dict(targetid=np.array([float(BIG)])), tmp_path / "f.csv"):
+        with pytest.raises(ValueError, match="floats, which lose the last digits"):
+            astroclip.fetch(table=table, **how)
+    with pytest.raises(ValueError, match="floats"):
+        astroclip.fetch(targetid=float(BIG), **how)
+    assert not server.log
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".ecsv", ".fits", ".vot", ".parquet"])
+def test_identifiers_survive_every_kind_of_table(tmp_path, suffix):
+    table = Table(dict(TargetID=np.array([BIG, 2**62 + 1]), RA=[1.0, 2.0], DEC=[3.0, -4.0]))
+    path = tmp_path / f"t{suffix}"
+    table.write(path, format={".csv": "ascii.csv", ".vot": "votable"}.get(suffix))
+    wanted = wanted_objects(table=path)
+    assert [(w.targetid, w.ra, w.dec) for w in wanted] == [(BIG, 1.0, 3.0), (2**62 + 1, 2.0, -4.0)]
+
+
+def test_holes_are_none_and_text_is_exact():
+    masked = Table(dict(targetid=MaskedColumn([BIG, 0], mask=[False, True]), ra=[1.0, 2.0], dec=[3.0, 4.0]))
+    assert [w.targetid for w in wanted_objects(table=masked)] == [BIG, None]
+    frame = pd.DataFrame(dict(targetid=pd.array([BIG, None], dtype="Int64"), ra=[1.0, 2.0], dec=[3.0, 4.0]))
+    assert [w.targetid for w in wanted_objects(table=frame)] == [BIG, None]
+    assert wanted_objects(targetid=str(BIG))[0].targetid == BIG
+    assert wanted_objects(targetid=np.int64(BIG))[0].targetid == BIG
+
+
+def test_an_archive_that_sends_the_neighbour_is_not_believed(how):
+    "It answers every question with the record of another target."
+    wrong = sparcl_record(TOYS[1])
+
+    def lies(heard):
+        if heard.path.endswith("/find/"):
+            ask = sparcl_service([wrong])["/sparc/"]
+            heard.body["search"][0] = [heard.body["search"][0][0], BIG + 1]
+            return ask(heard)
+        return sparcl_service([wrong])["/sparc/"](heard)
+
+    with StandIn({"/sparc/": lies}) as server:
+        found = astroclip.fetch(targetid=BIG, images=False, **how | dict(services=usual_services(server.url)))
+    assert found[0].spectrum is None and "no spectrum" in found[0].reason
+
+
+# One bad object
+
+
+def test_one_bad_object_never_stops_the_rest(server, how):
+    rows = [BIG, 17, BIG + 1, "abc", "", "", BIG + 2]
+    table = dict(targetid=[str(x) for x in rows], ra=["", "", "", "", "10", "x", ""], dec=["", "", "", "", "-70", "1", ""])
+    found = astroclip.fetch(table=table, **how)
+    assert [one.reason == "" for one in found] == [True, False, True, False, False, False, True]
+    reasons = [one.reason for one in found]
+    assert "SPARCL has no spectrum of this target" in reasons[1] and "position is not known" in reasons[1]
+    assert "'abc' is no TARGETID" in reasons[3]
+    assert "outside the footprint of ls-dr9-south" in reasons[4]
+    assert "neither an identifier nor a position" in reasons[5]
+    assert [one.wanted.row for one in found] == list(range(7))
+
+
+def test_a_cutout_that_breaks_costs_its_row(server, how):
+    def breaks(heard):
+        if heard["ra"].startswith("152."):
+            return Reply(b"internal error", 500, "text/plain")
+        return cutout_service(sky)(heard)
+
+    server.routes["/viewer/"] = breaks
+    found = astroclip.fetch(targetid=[BIG + i for i in range(4)], **how)
+    assert [one.image is None for one in found] == [False, False, True, False]
+    assert "no image: " in found[2].reason and "500" in found[2].reason and found[2].spectrum is not None
+
+
+def test_a_service_that_is_down_ends_the_work_and_the_same_call_resumes(server, how):
+    ids = [BIG + i for i in range(8)]
+    first = astroclip.fetch(targetid=ids[:3], **how)
+    server.routes["/viewer/"] = lambda heard: Reply(b"maintenance", 503, "text/plain")
+    with pytest.raises(ServiceDown) as error:
+        astroclip.fetch(targetid=ids, **how)
+    assert "503" in str(error.value) and "\n" not in str(error.value)
+    server.routes["/viewer/"] = cutout_service(sky)
+    server.log.clear()
+    found = astroclip.fetch(targetid=ids, **how)
+    assert [one.reason for one in found] == [""] * 8 and first[0].path == found[0].path
+    assert len(server.log) == 5 and set(paths(server)) == {"/viewer/fits-cutout"}  # only what was missing
+
+
+def test_many_places_outside_the_footprint_do_not_stop_the_work(server, how):
+    "The service breaks on them; only when it breaks on everything is it taken to be down."
+
+    def breaks(heard):
+        outside = float(heard["dec"]) < -60
+        return Reply(b"internal error", 500, "text/plain") if outside else cutout_service(sky)(heard)
+
+    server.routes["/viewer/"] = breaks
+    ra, dec = np.arange(12.0), np.where(np.arange(12) % 6 < 5, -70.0, 10.0)
+    found = astroclip.fetch(ra=ra, dec=dec, spectra=False, **how)
+    assert [one.image is None for one in found] == (dec < -60).tolist()
+    assert "outside the footprint: the service breaks there" in found[0].reason
+    with pytest.raises(ServiceDown):
+        astroclip.fetch(ra=np.arange(40.0), dec=np.full(40, -70.0), spectra=False, **how)
+
+
+def test_patience_counts_failures_in_a_row():
+    def call(fails):
+        if fails:
+            raise ServiceDown("away")
+        return 1
+
+    patience = Patience(3)
+    for fails in (1, 1, 0, 1, 1, 0):
+        patience.ask(call, fails)
+    assert patience.failed == 0
+    for fails in (1, 1):
+        patience.ask(call, fails)
+    with pytest.raises(ServiceDown):
+        patience.ask(call, 1)
+
+
+# Positions and other archives
+
+
+def test_a_position_gets_its_cutout_and_the_nearest_sdss_spectrum(server, how):
+    found = astroclip.fetch(ra=[185.0, 185.1], dec=[30.0, 30.0], **how)
+    assert found[0].spectrum.redshift == pytest.approx(0.07) and found[0].release == "SDSS DR17"
+    assert found[1].spectrum is None and "SDSS has no spectrum within 1.5 arcsec" in found[1].reason
+    assert found[1].image is not None
+    found = astroclip.fetch(table=dict(plate=[266], mjd=[51602], fiberid=[7]), **how)
+    assert found[0].wanted.id == "0266-51602-0007" and found[0].image.ra == pytest.approx(185.0)
+
+
+def test_an_identifier_and_a_place_that_do_not_agree_are_noted(how):
+    found = astroclip.fetch(targetid=BIG, ra=150.0, dec=2.01, **how)
+    assert "its spectrum was taken 36.0 arcsec from the position given" in found[0].note
+    assert found[0].image.dec == pytest.approx(2.01)
+    assert "arcsec from" not in astroclip.fetch(targetid=BIG, ra=510.0, dec=2.0001, **how)[0].note
+
+
+def test_desi_files_by_position(how):
+    with StandIn(desi_service(desi_files(TOYS[:3])) | {"/viewer/": cutout_service(sky)}) as server:
+        services = usual_services(server.url)
+        ids = [BIG + 2, BIG, BIG + 1]
+        table = dict(targetid=ids, ra=[152.0, 150.0, 151.0], dec=[2.0] * 3)
+        found = astroclip.fetch(table=table, archive="files", **how | dict(services=services))
+        assert [one.spectrum.id for one in found] == [str(i) for i in ids]
+        assert {(one.release, one.survey, one.program) for one in found} == {("DESI-EDR", "sv3", "bright")}
+        blind = astroclip.fetch(targetid=BIG, archive="files", **how | dict(services=services))
+        assert "found by position" in blind[0].reason
+
+
+def test_bad_questions(how):
+    for given, says in (
+        (dict(), "give a table"),
+        (dict(targetid=BIG, table=dict(targetid=[BIG])), "not both"),
+        (dict(ra=1.0), "needs both"),
+        (dict(targetid=[BIG], ra=[1.0, 2.0], dec=[1.0, 2.0]), "different lengths"),
+        (dict(targetid=BIG, images=False, spectra=False), "nothing to fetch"),
+        (dict(targetid=BIG, archive="tape"), "expected 'sparcl' or 'files'"),
+        (dict(targetid=BIG, release="DESI-DR9"), "DESI-DR9"),
+        (dict(ra=1.0, dec=1.0, spectra=False, image_release="dr3"), "dr3"),
+    ):
+        found = None
+        try:
+            found = astroclip.fetch(**given, **how)
+        except (ValueError, LookupError) as error:
+            assert says in str(error), error
+        assert found is None or says in found[0].reason
+
+
+# Replay
+
+
+def test_offline_gives_the_same_rows_and_asks_nobody(server, how):
+    ids = [BIG + i for i in (5, 2, 7)]
+    online = astroclip.fetch(targetid=ids, **how)
+    server.log.clear()
+    offline = how | dict(downloads=Downloads(how["downloads"].folder, offline=True))
+    again = astroclip.fetch(targetid=ids, **offline)
+    for a, b in zip(online, again):
+        assert np.array_equal(a.image.image, b.image.image) and np.array_equal(a.spectrum.flux, b.spectrum.flux)
+    never = astroclip.fetch(targetid=BIG + 1, **offline)
+    assert not server.log and "offline" in never[0].reason
+
+
+def test_thousands_come_block_by_block(how):
+    "Spectra are asked for together, and what was yielded is not kept."
+    asked = []
+
+    def many(heard):
+        asked.append(len(heard.body["search"][0]) - 1 if heard.path.endswith("/find/") else 0)
+        if heard.path.endswith("/find/"):
+            return json_reply([{"status": {}}])
+        return sparcl_service([sparcl_record(TOYS[0])])["/sparc/"](heard)
+
+    with StandIn({"/sparc/": many}) as server:
+        manner = Manner(images=False, services=usual_services(server.url))
+        wanted = wanted_objects(targetid=np.arange(1, 2 * BLOCK + 11))
+        rows = sum(one.spectrum is None for one in fetch_each(wanted, manner, how["downloads"]))
+    assert rows == len(wanted) and [n for n in asked if n] == [BLOCK, BLOCK, 10]
+
+
+# The program
+
+
+def test_fetch_writes_files_that_are_read_back(shell, tmp_path):
+    (tmp_path / "t.csv").write_text(f"name,targetid\nM 81,{BIG}\nb,17\nb,{BIG + 1}\n")
+    status, out, err = shell("fetch", "t.csv", "-o", "out")
+    assert status == 0 and out == "out/targets.ecsv: 3 objects: 2 images, 2 spectra, 1 not complete\n", err
+    table = Table.read(tmp_path / "out" / "targets.ecsv")
+    assert table["targetid"].tolist() == [BIG, 17, BIG + 1] and table["targetid"].dtype == np.int64
+    assert table["id"].tolist() == ["M 81", "b", "b"]
+    assert table["image"].tolist() == ["images/M_81.fits", None, "images/b-row2.fits"]  # ECSV: empty is masked
+    (spectrum,) = read_spectra(tmp_path / "out" / table["spectrum"][2])
+    assert spectrum.id == str(BIG + 1) and np.array_equal(spectrum.flux, TOYS[1].flux)
+    assert (spectrum.redshift, spectrum.ra, spectrum.spectype) == (TOYS[1].redshift, 151.0, "GALAXY")
+    assert read_cutout(tmp_path / "out" / table["image"][0]).ra == pytest.approx(150.0)
+    assert "SPARCL has no spectrum" in table["reason"][1]
+
+
+def test_one_target_on_the_command_line(shell, tmp_path):
+    assert shell("fetch", "--targetid", BIG, "--targetid", BIG + 3, "-o", "a")[0] == 0
+    assert Table.read(tmp_path / "a" / "targets.ecsv")["targetid"].tolist() == [BIG, BIG + 3]
+    status, out, err = shell("fetch", "--ra", 185.0, "--dec", -5.5, "--no-spectra", "-o", "b")
+    assert status == 0 and "1 images, 0 spectra" in out, err
+    assert shell("fetch", "--targetid", BIG, "--targetid", BIG + 3, "-o", "c", "--offline")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["fetch", "-o", "x"], "give a table"),
+        (["fetch", "none.csv", "-o", "x"], "no file none.csv"),
+        (["fetch", "--targetid", "1e16", "-o", "x"], "is no TARGETID"),
+        (["fetch", "--targetid", "5", "-o", "x"], "nothing was found"),
+        (["fetch", "--targetid", "5", "-o", "x", "--release", "DR1"], "expected one of DESI-EDR, DESI-DR1"),
+        (["fetch", "--targetid", "5", "-o", "x", "--no-images", "--no-spectra"], "nothing to fetch"),
+        (["fetch", "--targetid", "5", "-o", "x", "--offline"], "offline"),
+    ],
+)
+def test_mistakes_are_one_line(shell, words, says):
+    status, out, err = shell(*words)
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("astroclip ")]
+    assert status == 1 and len(lines) == 1 and says in lines[0] and "Traceback" not in err, err
+
+
+def test_a_service_that_is_down_is_one_line_and_a_status(shell, server, tmp_path):
+    server.fail_next("503", times=99)
+    (tmp_path / "t.csv").write_text(f"targetid\n{BIG}\n")
+    status, out, err = shell("fetch", "t.csv", "-o", "out")
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("astroclip ")]
+    assert status == 1 and len(lines) == 1 and "503" in lines[0] and "the same command resumes" in lines[0]
+    server.failures.clear()
+    assert shell("fetch", "t.csv", "-o", "out")[0] == 0
+
+
+def test_a_killed_fetch_resumes_without_asking_again(server, tmp_path):
+    "Killed while the fourth cutout hangs; the same command asks for what is missing."
+    server.hangs = 30
+    (tmp_path / "t.csv").write_text("targetid\n" + "".join(f"{BIG + i}\n" for i in range(6)))
+    mirror = dict(os.environ, ASTROCLIP_MIRROR=server.url, ASTROCLIP_CACHE=str(tmp_path / "cache"))
+    command = [sys.executable, "-c", "import sys; from astroclip.cli.main import main; sys.exit(main(sys.argv[1:]))"]
+    command += ["fetch", "t.csv", "-o", "out"]
+    seen, usual = [], server.routes["/viewer/"]
+
+    def fourth_hangs(heard):
+        seen.append(heard["ra"])
+        if len(seen) == 4:
+            server.closing.wait(30)
+        return usual(heard)
+
+    server.routes["/viewer/"] = fourth_hangs
+    child = subprocess.Popen(command, cwd=tmp_path, env=mirror, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while len(seen) < 4 and time.monotonic() < end:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert len(seen) == 4 and not (tmp_path / "out" / "targets.ecsv").exists()
+    server.log.clear()
+    done = subprocess.run(command, cwd=tmp_path, env=mirror, capture_output=True, text=True)
+    assert done.returncode == 0 and "6 images, 6 spectra, 0 not complete" in done.stdout, done.stderr
+    assert paths(server) == ["/viewer/fits-cutout"] * 3
+
+
+def test_predict_takes_a_list_of_targets(shell, server, tmp_path):
+    (tmp_path / "t.csv").write_text(f"targetid\n{BIG + 1}\n17\n{BIG}\n")
+    status, out, err = shell("predict", "t.csv", "-o", "results.ecsv", "--device", "cpu")
+    assert status == 0 and "fetched into results.fetched: 3 objects: 2 images, 2 spectra" in err, err
+    table = Table.read(tmp_path / "results.ecsv")
+    assert table["id"].astype(str).tolist() == [str(BIG + 1), "17", str(BIG)]
+    assert "SPARCL has no spectrum" in table["reason"][1]
+    assert np.isfinite(table["redshift"][[0, 2]]).all() and np.isnan(table["redshift"][1])
+    asked = len(server.log)
+    status, out, err = shell("predict", "t.csv", "-o", "again.ecsv", "--device", "cpu", "--offline")
+    assert status == 0 and len(server.log) == asked, err
+    again = Table.read(tmp_path / "again.ecsv")
+    assert np.array_equal(again["redshift"][0], table["redshift"][0])
+
+
+def test_fetched_files_keep_their_time_so_that_predict_recognises_them(shell, tmp_path):
+    assert shell("fetch", "--targetid", BIG, "-o", "a")[0] == 0
+    files = sorted(p for p in (tmp_path / "a").rglob("*") if p.is_file())
+    then = [p.stat().st_mtime_ns for p in files]
+    assert len(files) == 3 and shell("fetch", "--targetid", BIG, "-o", "a")[0] == 0
+    assert [p.stat().st_mtime_ns for p in files] == then
+
+
+def test_a_folder_used_again_for_other_objects_keeps_none_of_the_old(shell, tmp_path):
+    "Both lists call their object x, and both images have as many bytes."
+    for i in (0, 4):
+        (tmp_path / "t.csv").write_text(f"id,targetid\nx,{BIG + i}\n")
+        assert shell("fetch", "t.csv", "-o", "a")[0] == 0
+        assert read_cutout(tmp_path / "a" / "images" / "x.fits").ra == pytest.approx(150.0 + i)
+        assert read_spectra(tmp_path / "a" / "spectra" / "x.fits")[0].id == str(BIG + i)
+
+
+def test_a_spectrum_file_holds_a_64_bit_identifier(shell, tmp_path):
+    shell("fetch", "--targetid", BIG, "-o", "a", "--no-images")
+    (path,) = (tmp_path / "a" / "spectra").iterdir()
+    with fits.open(path) as hdus:
+        assert int(hdus[1].data["targetid"][0]) == BIG and hdus[1].header["ORIGIN"].startswith("SPARCL DESI-EDR")
