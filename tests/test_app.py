@@ -191,11 +191,15 @@ def test_marks_rank_anew_and_are_taken_back(page, showcase):
         at.segmented_control(key=f"w-mark-{id}").set_value(mark).run()
     asked = from_address(address(at))
     assert (set(asked.yes) | set(asked.no)) <= set(first) and len(asked.yes) == 2 and len(asked.no) == 2
+    assert ids_on(at) == first  # nothing moves under the hand
+    at.button(key="rank").click().run()
     assert not set(asked.yes + asked.no) & set(ids_on(at))  # answers are others
-    at.toggle(key="w-taught").set_value(True).run()
     assert not at.exception and address(at)["taught"] == "1"
     taught = find(showcase, from_address(address(at)))
     assert taught.word == "score" and ids_on(at) == [str(id) for id in taught.ids]
+    more = ids_on(at)[0]
+    at.segmented_control(key=f"w-mark-{more}").set_value("no").run()
+    assert more in ids_on(at) and not at.button(key="rank").disabled
     at.button(key="forget").click().run()
     assert set(address(at)) == {"galaxy"} and ids_on(at) == first
 

@@ -6,9 +6,10 @@
 __all__ = ['INDEX', 'MODEL', 'LATE', 'SOURCES', 'WORDS', 'shared_galaxies', 'shared_predictor', 'galaxies_here', 'networks_for',
            'first_galaxy', 'opened_anew', 'session_question', 'write_address', 'change', 'take', 'show', 'choose',
            'typed', 'any_galaxy', 'index_controls', 'visitor_of_files', 'upload_controls', 'sky_controls',
-           'source_controls', 'side_controls', 'cut_taken', 'cone_taken', 'cut_controls', 'marked', 'mark_taken']
+           'source_controls', 'side_controls', 'cut_taken', 'cone_taken', 'cut_controls', 'marked', 'mark_taken',
+           'apply_marks', 'forget_marks', 'ranked_question']
 
-# %% ../../nbs/app/70_controls.ipynb #67afb3a4
+# %% ../../nbs/app/70_controls.ipynb #1e832570
 import hashlib
 import os
 import time
@@ -31,7 +32,7 @@ from astroclip.app.questions import (
 )
 from .visitors import MOST_BYTES, Visitor, fetched_visitor, read_upload, visitor_of
 
-# %% ../../nbs/app/70_controls.ipynb #43346e16
+# %% ../../nbs/app/70_controls.ipynb #ca6750de
 INDEX, MODEL = "ASTROCLIP_APP_INDEX", "ASTROCLIP_APP_MODEL"  # variables of the environment
 
 
@@ -70,7 +71,7 @@ def networks_for(
     galaxies.own.check_model(predictor.model, f"the model {name}")
     return predictor
 
-# %% ../../nbs/app/70_controls.ipynb #decb6fd2
+# %% ../../nbs/app/70_controls.ipynb #b501ce94
 def first_galaxy(
     galaxies: Galaxies,
 ) -> str:
@@ -109,7 +110,8 @@ def session_question(
     touched = state.pop("touched", False)
     if "question" not in state or (not touched and opened_anew(given)):
         question = fitted(from_address(given), galaxies, ranges)
-        asks = question.galaxy or question.yes
+        asks = question.galaxy or (question.yes and question.taught)
+        state.applied = (question.yes, question.no)
         state.question = question if asks else replace(question, galaxy=first_galaxy(galaxies))
         state.setdefault("source", "index")
         state.setdefault("said", {})
@@ -154,7 +156,7 @@ def show(
         st.session_state[key] = value
     return key
 
-# %% ../../nbs/app/70_controls.ipynb #0034ef70
+# %% ../../nbs/app/70_controls.ipynb #72b386d9
 def choose(
     galaxies: Galaxies,
     id,
@@ -194,7 +196,7 @@ def index_controls(
         width="stretch",
     )
 
-# %% ../../nbs/app/70_controls.ipynb #510a998c
+# %% ../../nbs/app/70_controls.ipynb #58b4a954
 def visitor_of_files(
     galaxies: Galaxies,
     files: list,  # (name, content), at most two
@@ -245,7 +247,7 @@ def upload_controls(galaxies: Galaxies):
         except (ValueError, OSError) as error:
             state.said["upload"] = " ".join(str(error).split())
 
-# %% ../../nbs/app/70_controls.ipynb #2574975b
+# %% ../../nbs/app/70_controls.ipynb #2c1b733d
 def sky_controls(galaxies: Galaxies):
     "A galaxy of the sky, by its place or its TARGETID."
     state = st.session_state
@@ -289,7 +291,7 @@ def source_controls(
     upload_controls(galaxies) if state.source == "files" else sky_controls(galaxies)
     return state.visitor
 
-# %% ../../nbs/app/70_controls.ipynb #e00f61be
+# %% ../../nbs/app/70_controls.ipynb #16b439ac
 WORDS = {"image": "Image", "spectrum": "Spectrum", "both": "Both"}
 
 
@@ -316,7 +318,7 @@ def side_controls(
             label, options, format_func=word, key=key, on_change=take, args=(name,), width="stretch"
         )
 
-# %% ../../nbs/app/70_controls.ipynb #845e79ee
+# %% ../../nbs/app/70_controls.ipynb #4513fc76
 def cut_taken(
     column: str,
     whole: tuple,  # (least, largest)
@@ -360,7 +362,7 @@ def cut_controls(
     key = show("k", question.k)
     st.segmented_control("Answers", COUNTS, key=key, on_change=take, args=("k",), width="stretch")
 
-# %% ../../nbs/app/70_controls.ipynb #0ba42b1f
+# %% ../../nbs/app/70_controls.ipynb #24a90b94
 def marked(
     question: Question,
     id: str,
@@ -376,3 +378,22 @@ def mark_taken(id: str):
     "A mark was given on a card."
     question = marked(st.session_state.question, id, st.session_state[f"w-mark-{id}"])
     change(yes=question.yes, no=question.no)
+
+
+def apply_marks():
+    "From now on the marks that there are rank."
+    question = st.session_state.question
+    st.session_state.applied = (question.yes, question.no)
+    change(taught=True)
+
+
+def forget_marks():
+    "No marks any more."
+    change(yes=(), no=(), taught=False)
+
+
+def ranked_question() -> Question:
+    "The question with the marks that rank, which may be fewer than there are by now."
+    question = st.session_state.question
+    yes, no = st.session_state.get("applied", ((), ()))
+    return replace(question, yes=yes, no=no) if question.taught else replace(question, yes=(), no=())

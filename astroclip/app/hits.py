@@ -6,10 +6,10 @@
 __all__ = ['APART', 'MOST_STAND_INS', 'MIME', 'usual_similarity', 'distance_warning', 'Found', 'taught_rows', 'distinct_hits',
            'chance_of', 'asking_vector', 'find', 'answer_table', 'table_bytes', 'marks_bytes', 'marks_of_bytes']
 
-# %% ../../nbs/app/35_hits.ipynb #84804b1b
+# %% ../../nbs/app/35_hits.ipynb #1d86d67a
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..search.parts import IndexParts
 from ..search.queries import allowed, apart_from, hits_of, mixed_query, sky_positions
 from ..search.similarity import MAGNITUDES, chance_of_hits, nearest_rows
 
-# %% ../../nbs/app/35_hits.ipynb #f00052b5
+# %% ../../nbs/app/35_hits.ipynb #e168d510
 def usual_similarity(
     galaxies: Galaxies,
     by: str,
@@ -60,7 +60,7 @@ def distance_warning(
         f"index have one of {np.quantile(usual, fraction):.2f} or more. Look at the hits with doubt."
     )
 
-# %% ../../nbs/app/35_hits.ipynb #d41ce715
+# %% ../../nbs/app/35_hits.ipynb #3894d644
 @dataclass(eq=False)
 class Found:
     "What a question found."
@@ -96,7 +96,7 @@ def taught_rows(
     order = order[np.argsort(-score[order], kind="stable")][:k]
     return rows[order, 0], score[order]
 
-# %% ../../nbs/app/35_hits.ipynb #dcc7c8fc
+# %% ../../nbs/app/35_hits.ipynb #8bea7948
 APART = 1.0  # arcsec: entries that are nearer are one place
 MOST_STAND_INS = 20_000  # galaxies of a side that chances are drawn from
 
@@ -139,7 +139,7 @@ def chance_of(
     place = np.searchsorted(some, asked)
     return chance_of_hits(thin, int(place[0]), place[1:], s)
 
-# %% ../../nbs/app/35_hits.ipynb #019c8bff
+# %% ../../nbs/app/35_hits.ipynb #45c43d05
 def asking_vector(
     galaxies: Galaxies,
     question: Question,
@@ -169,6 +169,7 @@ def find(
 ) -> Found:
     "The galaxies that answer a question."
     begin, index = time.perf_counter(), galaxies.index
+    question = question if question.taught else replace(question, yes=(), no=())
     keep = allowed(index, conditions(question))
     room = int(keep.sum())
     yes, no = ([galaxies.id_of(x) for x in marks] for marks in (question.yes, question.no))
@@ -201,7 +202,7 @@ def find(
     warning = "" if question.cuts or question.cone or yes or no else warning
     return Found(hits, "similarity", warning, room, time.perf_counter() - begin)
 
-# %% ../../nbs/app/35_hits.ipynb #e444449c
+# %% ../../nbs/app/35_hits.ipynb #cb971664
 MIME = dict(
     zip(
         TABLES,

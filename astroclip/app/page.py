@@ -7,7 +7,7 @@ __all__ = ['PLURAL', 'nature_text', 'page_icon', 'header', 'viewer_link', 'pictu
            'link_control', 'table_control', 'marks_uploaded', 'marks_control', 'teaching', 'search_view',
            'region_sliders', 'map_view', 'sidebar', 'page']
 
-# %% ../../nbs/app/80_page.ipynb #f11daf69
+# %% ../../nbs/app/80_page.ipynb #2cf8c1da
 from dataclasses import replace
 from html import escape
 
@@ -15,8 +15,9 @@ import numpy as np
 import streamlit as st
 
 from .cards import CUTOUT, card_html, hero_html, nearness_html, picture_html, style_sheet
-from .controls import change, choose, cut_controls, galaxies_here, mark_taken, session_question
-from .controls import show, side_controls, source_controls, take, write_address
+from .controls import apply_marks, change, choose, cut_controls, forget_marks, galaxies_here
+from .controls import mark_taken, ranked_question, session_question, show, side_controls
+from .controls import source_controls, take, write_address
 from .galaxies import Galaxies
 from .hits import MIME, Found, answer_table, find, marks_bytes, marks_of_bytes, table_bytes
 from .places import COLORED, has_map, inside_region, map_chart, map_frame, region_of
@@ -24,7 +25,7 @@ from .questions import Question, to_address
 from .visitors import Visitor
 from ..core.outputs import TABLES
 
-# %% ../../nbs/app/80_page.ipynb #7ffb8ea5
+# %% ../../nbs/app/80_page.ipynb #97a1af4b
 def nature_text(
     galaxies: Galaxies,
 ) -> str:  # HTML
@@ -54,7 +55,7 @@ def header(galaxies: Galaxies):
     said = f'<span class="ac-said" role="note">{nature_text(galaxies)}</span>'
     st.html(f'<div class="ac-head">{title}</div>{said}{hint}')
 
-# %% ../../nbs/app/80_page.ipynb #a28cc0c3
+# %% ../../nbs/app/80_page.ipynb #7595db3c
 def viewer_link(
     galaxies: Galaxies,
     id,
@@ -111,7 +112,7 @@ def hero(
         )
         st.html(hero_html(str(id), *about))
 
-# %% ../../nbs/app/80_page.ipynb #db881994
+# %% ../../nbs/app/80_page.ipynb #485a74b2
 def answer_card(
     galaxies: Galaxies,
     hit,  # row of `Found.hits`, or None for a galaxy without a rank
@@ -168,7 +169,7 @@ def gallery(
         for hit in found.hits:
             answer_card(galaxies, hit, hit["id"].item(), question, found.word, remote)
 
-# %% ../../nbs/app/80_page.ipynb #1ca3f67f
+# %% ../../nbs/app/80_page.ipynb #457e88b7
 PLURAL = {"image": "images", "spectrum": "spectra", "both": "galaxies, by image and spectrum together"}
 
 
@@ -178,12 +179,12 @@ def told(
 ) -> str:  # HTML
     "A line over the answers."
     what = PLURAL.get(question.among, question.among)
-    first = f"{len(found.hits)} nearest {what}" if found.word == "similarity" else "Ranked by your marks"
+    first = f"{len(found.hits)} nearest {what}" if not question.taught else "Ranked by your marks"
     cuts = " that the cuts admit" if question.cuts or question.cone or question.unflagged else ""
     about = f"among {found.room:,}{cuts} · {1000 * found.seconds:.0f} ms"
     return f'<p class="ac-count">{first}<small>{escape(about)}</small></p>'
 
-# %% ../../nbs/app/80_page.ipynb #90f96a68
+# %% ../../nbs/app/80_page.ipynb #7d449236
 def link_control(question: Question):
     "The permanent link."
     from urllib.parse import urlencode
@@ -222,7 +223,8 @@ def marks_uploaded(galaxies: Galaxies):
         return
     try:
         yes, no = marks_of_bytes(galaxies, file.getvalue())
-        change(yes=yes, no=no, taught=bool(yes and no))
+        change(yes=yes, no=no)
+        apply_marks()
     except (ValueError, OSError) as error:
         said["marks"] = str(error)
 
@@ -260,19 +262,18 @@ def teaching(question: Question):
     yes, no = len(question.yes), len(question.no)
     if not yes + no:
         return
-
-    def forget():
-        change(yes=(), no=(), taught=False)
-
+    news = not question.taught or (question.yes, question.no) != st.session_state.get("applied")
     with st.container(horizontal=True, vertical_alignment="center", key="teaching"):
-        ready = yes + bool(question.galaxy and st.session_state.source == "index") and no
-        said = f"**{yes}** yes, **{no}** no" + ("" if ready else ": mark some of both to rank by them")
-        st.markdown(said, width="content")
-        key = show("taught", question.taught and bool(ready))
-        st.toggle("Rank by my marks", key=key, on_change=take, args=("taught",), disabled=not ready)
-        st.button("Forget them", key="forget", on_click=forget, type="tertiary")
+        st.markdown(f"**{yes}** yes, **{no}** no", width="content")
+        kind = "primary" if news else "secondary"
+        st.button("Rank by my marks", key="rank", on_click=apply_marks, type=kind, disabled=not news)
+        if question.taught:
+            st.button(
+                "Without them", key="without", on_click=change, kwargs=dict(taught=False), type="tertiary"
+            )
+        st.button("Forget them", key="forget", on_click=forget_marks, type="tertiary")
 
-# %% ../../nbs/app/80_page.ipynb #ea08efce
+# %% ../../nbs/app/80_page.ipynb #d01662fa
 def search_view(
     galaxies: Galaxies,
     question: Question,
@@ -287,7 +288,7 @@ def search_view(
             icon=":material/upload:",
         )
         return
-    found = find(galaxies, question, None if visitor is None else visitor.vectors[question.by])
+    found = find(galaxies, ranked_question(), None if visitor is None else visitor.vectors[question.by])
     if found.warning:
         st.warning(found.warning, icon=":material/explore:")
     st.html(told(question, found))
@@ -300,7 +301,7 @@ def search_view(
         st.info(f"No galaxy to show: the cuts admit {found.room:,}.", icon=":material/filter_alt_off:")
     gallery(galaxies, found, question, remote)
 
-# %% ../../nbs/app/80_page.ipynb #21c3a291
+# %% ../../nbs/app/80_page.ipynb #dcd28156
 def region_sliders(galaxies: Galaxies) -> tuple:
     "A rectangle without a mouse."
     (x0, y0), (x1, y1) = galaxies.shown.place.min(0).tolist(), galaxies.shown.place.max(0).tolist()
@@ -332,7 +333,7 @@ def map_view(
         for id in shown:
             answer_card(galaxies, None, id, question, remote=remote)
 
-# %% ../../nbs/app/80_page.ipynb #d5a9e074
+# %% ../../nbs/app/80_page.ipynb #8ffcf08c
 def sidebar(
     galaxies: Galaxies,
     ranges: dict,
