@@ -101,13 +101,13 @@ def choose(tab, group, word):
 
 def popover(tab, name, inside):
     "Open a popover; the first click may only close another one."
-    for _ in range(3):
+    button = tab.get_by_role("button", name=inside)
+    for _ in range(5):
         tab.locator(".st-key-taken-home").get_by_text(name, exact=True).click()
-        try:
-            tab.get_by_role("button", name=inside).wait_for(timeout=4000)
-            return
-        except TimeoutError:
-            continue
+        tab.wait_for_timeout(700)
+        if button.is_visible():
+            return button
+    raise AssertionError(f"no button {inside!r} in {name}: {tab.get_by_role('button').all_inner_texts()}")
 
 
 def test_first_view_links_directions_marks_and_tables(tab, address, tmp_path):
@@ -136,13 +136,13 @@ def test_first_view_links_directions_marks_and_tables(tab, address, tmp_path):
     page.get_by_text("Rank by my marks").click()
     expect(page.locator(".ac-count")).to_contain_text("Ranked by your marks")
     settled(page)
-    popover(page, "Marks", "Download marks")
+    save = popover(page, "Marks", "Download marks")
     with page.expect_download() as got:
-        page.get_by_role("button", name="Download marks").click()
+        save.click()
     assert json.loads(Path(got.value.path()).read_text())["yes"] == [int(before)]
-    popover(page, "Table", "Download 12 rows")
+    save = popover(page, "Table", "Download 12 rows")
     with page.expect_download() as got:
-        page.get_by_role("button", name="Download 12 rows").click()
+        save.click()
     lines = Path(got.value.path()).read_text().splitlines()
     assert len(lines) == 13 and lines[0].startswith("rank,id,modality,score")
     seen = page.locator(".ac-foot span").all_inner_texts()

@@ -6,7 +6,7 @@
 __all__ = ['APART', 'MOST_STAND_INS', 'MIME', 'usual_similarity', 'distance_warning', 'Found', 'taught_rows', 'distinct_hits',
            'chance_of', 'asking_vector', 'find', 'answer_table', 'table_bytes', 'marks_bytes', 'marks_of_bytes']
 
-# %% ../../nbs/app/35_hits.ipynb #1d86d67a
+# %% ../../nbs/app/35_hits.ipynb #f0fda0d6
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from ..search.parts import IndexParts
 from ..search.queries import allowed, apart_from, hits_of, mixed_query, sky_positions
 from ..search.similarity import MAGNITUDES, chance_of_hits, nearest_rows
 
-# %% ../../nbs/app/35_hits.ipynb #e168d510
+# %% ../../nbs/app/35_hits.ipynb #b0bb3a67
 def usual_similarity(
     galaxies: Galaxies,
     by: str,
@@ -60,7 +60,7 @@ def distance_warning(
         f"index have one of {np.quantile(usual, fraction):.2f} or more. Look at the hits with doubt."
     )
 
-# %% ../../nbs/app/35_hits.ipynb #3894d644
+# %% ../../nbs/app/35_hits.ipynb #ebe29e47
 @dataclass(eq=False)
 class Found:
     "What a question found."
@@ -96,7 +96,7 @@ def taught_rows(
     order = order[np.argsort(-score[order], kind="stable")][:k]
     return rows[order, 0], score[order]
 
-# %% ../../nbs/app/35_hits.ipynb #8bea7948
+# %% ../../nbs/app/35_hits.ipynb #f9597ac1
 APART = 1.0  # arcsec: entries that are nearer are one place
 MOST_STAND_INS = 20_000  # galaxies of a side that chances are drawn from
 
@@ -139,7 +139,7 @@ def chance_of(
     place = np.searchsorted(some, asked)
     return chance_of_hits(thin, int(place[0]), place[1:], s)
 
-# %% ../../nbs/app/35_hits.ipynb #45c43d05
+# %% ../../nbs/app/35_hits.ipynb #074b8dab
 def asking_vector(
     galaxies: Galaxies,
     question: Question,
@@ -177,7 +177,10 @@ def find(
         own = [galaxies.id_of(question.galaxy)] if question.galaxy and visitor is None else []
         more = [*dict.fromkeys([*yes, *(id for id in own if id not in no)])]
         if more and no:
-            rows, score = taught_rows(galaxies, more, no, keep, question.k)
+            where = {name: cut for name, cut in conditions(question).items() if name != "modality"}
+            rows, score = taught_rows(
+                galaxies, more, no, allowed(index, where), question.k
+            )  # seen by all sides
             hits = hits_of(index, rows, score)
             hits.rename_column("similarity", "score")
             return Found(hits, "score", "", room, time.perf_counter() - begin)
@@ -202,7 +205,7 @@ def find(
     warning = "" if question.cuts or question.cone or yes or no else warning
     return Found(hits, "similarity", warning, room, time.perf_counter() - begin)
 
-# %% ../../nbs/app/35_hits.ipynb #cb971664
+# %% ../../nbs/app/35_hits.ipynb #a7f2bb99
 MIME = dict(
     zip(
         TABLES,
