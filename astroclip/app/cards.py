@@ -7,7 +7,7 @@ __all__ = ['SHORT_LINES', 'WIDE', 'HIGH', 'INK', 'CUTOUT', 'PAGE_STYLE', 'CARD_S
            'spectrum_svg', 'spectrum_html', 'picture_html', 'redshift_html', 'facts_html', 'flag_html', 'chance_text',
            'nearness_html', 'card_html', 'hero_html', 'style_sheet']
 
-# %% ../../nbs/app/50_cards.ipynb #25b8e5ad
+# %% ../../nbs/app/50_cards.ipynb #87bb942a
 import base64
 import math
 from html import escape
@@ -18,7 +18,7 @@ from ..cli.serving import PAPER
 from .facts import fact_lines, interval_text, number_text
 from ..core.plots import SPECTRAL_LINES
 
-# %% ../../nbs/app/50_cards.ipynb #0ed4781a
+# %% ../../nbs/app/50_cards.ipynb #2a597198
 SHORT_LINES = ("[O II]", "Ca H", "Hβ", "[O III]", "Na D", "Hα")  # that are named on a card
 WIDE, HIGH = 600, 220  # units of the box of a spectrum
 INK = (
@@ -114,7 +114,7 @@ def spectrum_html(
     code = base64.b64encode(svg.encode()).decode()
     return f'<img class="ac-spectrum" alt="{escape(label)}" src="data:image/svg+xml;base64,{code}">'
 
-# %% ../../nbs/app/50_cards.ipynb #938ade32
+# %% ../../nbs/app/50_cards.ipynb #34b09741
 CUTOUT = "https://www.legacysurvey.org/viewer/jpeg-cutout?ra={}&dec={}&size=152&layer=ls-dr9&pixscale=0.262"
 
 
@@ -129,7 +129,7 @@ def picture_html(
         return '<div class="ac-none">no picture in this index</div>'
     return f'<img class="ac-picture" alt="{escape(words)}" src="{escape(source)}">'
 
-# %% ../../nbs/app/50_cards.ipynb #0f3ef21f
+# %% ../../nbs/app/50_cards.ipynb #e74864fb
 def redshift_html(
     value_of,  # function: name of a column -> value or None
 ) -> str:
@@ -170,7 +170,7 @@ def flag_html(
     text = said if isinstance(said, str) else "flagged"
     return f'<p class="ac-flag">⚑ {escape(text)}</p>'
 
-# %% ../../nbs/app/50_cards.ipynb #984597a2
+# %% ../../nbs/app/50_cards.ipynb #543d2e10
 def chance_text(
     chance: float | None,
 ) -> str:
@@ -196,7 +196,7 @@ def nearness_html(
     bar = f'<div class="ac-bar"><i style="width:{percent:.0f}%"></i></div>'
     return f'<div class="ac-near"><span>{word} <b>{number}</b></span>{told}</div>{bar}'
 
-# %% ../../nbs/app/50_cards.ipynb #b41d57b0
+# %% ../../nbs/app/50_cards.ipynb #f10f3cda
 def card_html(
     name: str,
     value_of,  # function: name of a column -> value or None
@@ -242,7 +242,7 @@ def hero_html(
             spectrum_html(spectrum, z, f"Spectrum of galaxy {name}", large) for large in (True, False)
         )
         line = f'<div class="ac-wide">{wide}</div><div class="ac-narrow">{narrow}</div>'
-    line = line or '<div class="ac-none ac-low">no spectrum</div>'
+    line = line or '<p class="ac-quiet">no spectrum</p>'
     said = "".join(f'<p class="ac-flag">⚑ {escape(str(note))}</p>' for note in notes)
     there = (
         f'<a href="{escape(link)}" target="_blank" rel="noopener noreferrer">view on the sky ↗</a>'
@@ -251,10 +251,11 @@ def hero_html(
     )
     title = f'<div class="ac-title"><small>{escape(kicker)}</small><h2>{escape(name)}</h2>{there}</div>'
     facts = f"{redshift_html(value_of)}{facts_html(value_of)}{said or flag_html(value_of)}"
-    right = f"<div>{title}{line}{facts}</div>"
-    return f'<section class="ac-hero"><div class="ac-frame">{picture}</div>{right}</section>'
+    left = f'<div class="ac-frame">{picture}</div>' if picture else ""
+    alone = "" if picture else " ac-alone"
+    return f'<section class="ac-hero{alone}">{left}<div>{title}{line}{facts}</div></section>'
 
-# %% ../../nbs/app/50_cards.ipynb #360b2316
+# %% ../../nbs/app/50_cards.ipynb #8a1bca76
 PAGE_STYLE = """
 .stMainBlockContainer {max-width: 1480px; padding: 2.2rem 2.2rem 4rem}
 .stAppHeader {background: transparent}
@@ -283,12 +284,13 @@ PAGE_STYLE = """
 }
 """
 
-# %% ../../nbs/app/50_cards.ipynb #23bbda2d
+# %% ../../nbs/app/50_cards.ipynb #ad386b4b
 CARD_STYLE = """
 .ac-frame {position: relative; border-radius: 10px; overflow: hidden; background: #1d1d1f; aspect-ratio: 1}
 .ac-picture {width: 100%; height: 100%; display: block; object-fit: cover}
 .ac-none {display: grid; place-items: center; height: 100%; color: #aaa; font-size: .85rem}
-.ac-low {height: 9rem; background: color-mix(in srgb, currentColor 5%, transparent); border-radius: 10px}
+.ac-quiet {opacity: .55; font-size: .9rem}
+.ac-alone {grid-template-columns: 1fr !important; max-width: 46rem}
 .ac-rank {position: absolute; left: .6rem; top: .5rem; color: #fff; font-size: .8rem; opacity: .85;
   font-variant-numeric: tabular-nums}
 .ac-badge {position: absolute; right: .6rem; top: .5rem; color: #fff; font-size: .74rem;
@@ -325,7 +327,7 @@ CARD_STYLE = """
 @media (max-width: 1250px) {.ac-hero .ac-facts {grid-template-columns: max-content 1fr}}
 """
 
-# %% ../../nbs/app/50_cards.ipynb #f78449bd
+# %% ../../nbs/app/50_cards.ipynb #ba4b6290
 FLAGS = dict(light="#9a5b00", dark="#e8a33d")  # the ink of doubts
 
 

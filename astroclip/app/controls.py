@@ -9,7 +9,7 @@ __all__ = ['INDEX', 'MODEL', 'LATE', 'SOURCES', 'WORDS', 'shared_galaxies', 'sha
            'source_controls', 'side_controls', 'cut_taken', 'cone_taken', 'cut_controls', 'marked', 'mark_taken',
            'apply_marks', 'forget_marks', 'ranked_question']
 
-# %% ../../nbs/app/70_controls.ipynb #1e832570
+# %% ../../nbs/app/70_controls.ipynb #692ed0eb
 import hashlib
 import os
 import time
@@ -32,7 +32,7 @@ from astroclip.app.questions import (
 )
 from .visitors import MOST_BYTES, Visitor, fetched_visitor, read_upload, visitor_of
 
-# %% ../../nbs/app/70_controls.ipynb #ca6750de
+# %% ../../nbs/app/70_controls.ipynb #1afe5cd2
 INDEX, MODEL = "ASTROCLIP_APP_INDEX", "ASTROCLIP_APP_MODEL"  # variables of the environment
 
 
@@ -71,7 +71,7 @@ def networks_for(
     galaxies.own.check_model(predictor.model, f"the model {name}")
     return predictor
 
-# %% ../../nbs/app/70_controls.ipynb #b501ce94
+# %% ../../nbs/app/70_controls.ipynb #aa0a02c8
 def first_galaxy(
     galaxies: Galaxies,
 ) -> str:
@@ -156,7 +156,7 @@ def show(
         st.session_state[key] = value
     return key
 
-# %% ../../nbs/app/70_controls.ipynb #72b386d9
+# %% ../../nbs/app/70_controls.ipynb #f7721606
 def choose(
     galaxies: Galaxies,
     id,
@@ -196,7 +196,7 @@ def index_controls(
         width="stretch",
     )
 
-# %% ../../nbs/app/70_controls.ipynb #58b4a954
+# %% ../../nbs/app/70_controls.ipynb #09b79f1f
 def visitor_of_files(
     galaxies: Galaxies,
     files: list,  # (name, content), at most two
@@ -223,15 +223,17 @@ def upload_controls(galaxies: Galaxies):
     "An image, a spectrum or both from the visitor's disk."
     state = st.session_state
     files = st.file_uploader(
-        "A cutout (FITS), a picture (JPEG, PNG), a spectrum (FITS, CSV, …), or an image and a spectrum of one galaxy",
+        "An image, a spectrum, or one of each",
         accept_multiple_files=True,
         key="upload",
         max_upload_size=int(MOST_BYTES / 1e6),
     )
-    scale = st.number_input(
-        "Pixel scale of a picture [arcsec]", 0.02, 5.0, 0.262, 0.001, format="%.3f", key="scale"
-    )
-    row = st.number_input("Object of the file", 1, 100, 1, key="row") - 1
+    st.caption("FITS, JPEG, PNG, CSV, ECSV, VOTable, npz. Read on this machine, kept nowhere.")
+    with st.expander("More about the file"):
+        scale = st.number_input(
+            "Pixel of a JPEG or PNG [arcsec]", 0.02, 5.0, 0.262, 0.001, format="%.3f", key="scale"
+        )
+        row = st.number_input("Object of the file", 1, 100, 1, key="row") - 1
     if not files:
         state.visitor, state.seen = None, None
         return
@@ -247,7 +249,7 @@ def upload_controls(galaxies: Galaxies):
         except (ValueError, OSError) as error:
             state.said["upload"] = " ".join(str(error).split())
 
-# %% ../../nbs/app/70_controls.ipynb #2c1b733d
+# %% ../../nbs/app/70_controls.ipynb #cbfb9e98
 def sky_controls(galaxies: Galaxies):
     "A galaxy of the sky, by its place or its TARGETID."
     state = st.session_state
@@ -291,7 +293,7 @@ def source_controls(
     upload_controls(galaxies) if state.source == "files" else sky_controls(galaxies)
     return state.visitor
 
-# %% ../../nbs/app/70_controls.ipynb #16b439ac
+# %% ../../nbs/app/70_controls.ipynb #50822d9e
 WORDS = {"image": "Image", "spectrum": "Spectrum", "both": "Both"}
 
 
@@ -318,7 +320,7 @@ def side_controls(
             label, options, format_func=word, key=key, on_change=take, args=(name,), width="stretch"
         )
 
-# %% ../../nbs/app/70_controls.ipynb #4513fc76
+# %% ../../nbs/app/70_controls.ipynb #4bc51d1f
 def cut_taken(
     column: str,
     whole: tuple,  # (least, largest)
@@ -362,7 +364,7 @@ def cut_controls(
     key = show("k", question.k)
     st.segmented_control("Answers", COUNTS, key=key, on_change=take, args=("k",), width="stretch")
 
-# %% ../../nbs/app/70_controls.ipynb #24a90b94
+# %% ../../nbs/app/70_controls.ipynb #79d307b1
 def marked(
     question: Question,
     id: str,

@@ -7,7 +7,7 @@ __all__ = ['PLURAL', 'nature_text', 'page_icon', 'header', 'viewer_link', 'pictu
            'link_control', 'table_control', 'marks_uploaded', 'marks_control', 'teaching', 'search_view',
            'region_sliders', 'map_view', 'sidebar', 'page']
 
-# %% ../../nbs/app/80_page.ipynb #2cf8c1da
+# %% ../../nbs/app/80_page.ipynb #00c794c1
 from dataclasses import replace
 from html import escape
 
@@ -25,7 +25,7 @@ from .questions import Question, to_address
 from .visitors import Visitor
 from ..core.outputs import TABLES
 
-# %% ../../nbs/app/80_page.ipynb #97a1af4b
+# %% ../../nbs/app/80_page.ipynb #db803c83
 def nature_text(
     galaxies: Galaxies,
 ) -> str:  # HTML
@@ -55,7 +55,7 @@ def header(galaxies: Galaxies):
     said = f'<span class="ac-said" role="note">{nature_text(galaxies)}</span>'
     st.html(f'<div class="ac-head">{title}</div>{said}{hint}')
 
-# %% ../../nbs/app/80_page.ipynb #7595db3c
+# %% ../../nbs/app/80_page.ipynb #60fd9068
 def viewer_link(
     galaxies: Galaxies,
     id,
@@ -87,7 +87,6 @@ def hero(
     "The galaxy that asks, large."
     if visitor is not None:
         picture = picture_html(visitor.picture, f"Image of {visitor.name}") if visitor.picture else ""
-        picture = picture or '<div class="ac-none">no image</div>'
         about = (
             visitor.facts.get,
             picture,
@@ -112,7 +111,7 @@ def hero(
         )
         st.html(hero_html(str(id), *about))
 
-# %% ../../nbs/app/80_page.ipynb #485a74b2
+# %% ../../nbs/app/80_page.ipynb #9b7079a9
 def answer_card(
     galaxies: Galaxies,
     hit,  # row of `Found.hits`, or None for a galaxy without a rank
@@ -169,7 +168,7 @@ def gallery(
         for hit in found.hits:
             answer_card(galaxies, hit, hit["id"].item(), question, found.word, remote)
 
-# %% ../../nbs/app/80_page.ipynb #457e88b7
+# %% ../../nbs/app/80_page.ipynb #953b76bb
 PLURAL = {"image": "images", "spectrum": "spectra", "both": "galaxies, by image and spectrum together"}
 
 
@@ -184,7 +183,7 @@ def told(
     about = f"among {found.room:,}{cuts} · {1000 * found.seconds:.0f} ms"
     return f'<p class="ac-count">{first}<small>{escape(about)}</small></p>'
 
-# %% ../../nbs/app/80_page.ipynb #7d449236
+# %% ../../nbs/app/80_page.ipynb #05cfbe54
 def link_control(question: Question):
     "The permanent link."
     from urllib.parse import urlencode
@@ -273,7 +272,7 @@ def teaching(question: Question):
             )
         st.button("Forget them", key="forget", on_click=forget_marks, type="tertiary")
 
-# %% ../../nbs/app/80_page.ipynb #d01662fa
+# %% ../../nbs/app/80_page.ipynb #abac06dc
 def search_view(
     galaxies: Galaxies,
     question: Question,
@@ -301,7 +300,7 @@ def search_view(
         st.info(f"No galaxy to show: the cuts admit {found.room:,}.", icon=":material/filter_alt_off:")
     gallery(galaxies, found, question, remote)
 
-# %% ../../nbs/app/80_page.ipynb #dcd28156
+# %% ../../nbs/app/80_page.ipynb #a543f730
 def region_sliders(galaxies: Galaxies) -> tuple:
     "A rectangle without a mouse."
     (x0, y0), (x1, y1) = galaxies.shown.place.min(0).tolist(), galaxies.shown.place.max(0).tolist()
@@ -333,7 +332,7 @@ def map_view(
         for id in shown:
             answer_card(galaxies, None, id, question, remote=remote)
 
-# %% ../../nbs/app/80_page.ipynb #8ffcf08c
+# %% ../../nbs/app/80_page.ipynb #9392fea9
 def sidebar(
     galaxies: Galaxies,
     ranges: dict,
