@@ -18,7 +18,7 @@ import astroclip
 
 pytest.importorskip("streamlit", reason="the page needs Streamlit: pip install 'astroclip[app]'")
 pytest.importorskip("playwright", reason="a browser is driven by playwright: pip install playwright")
-from playwright.sync_api import TimeoutError, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")

@@ -7,7 +7,7 @@ __all__ = ['SHORT_LINES', 'WIDE', 'HIGH', 'INK', 'CUTOUT', 'PAGE_STYLE', 'CARD_S
            'spectrum_svg', 'spectrum_html', 'picture_html', 'redshift_html', 'facts_html', 'flag_html', 'chance_text',
            'nearness_html', 'card_html', 'hero_html', 'style_sheet']
 
-# %% ../../nbs/app/50_cards.ipynb #87bb942a
+# %% ../../nbs/app/50_cards.ipynb #532527c4
 import base64
 import math
 from html import escape
@@ -18,7 +18,7 @@ from ..cli.serving import PAPER
 from .facts import fact_lines, interval_text, number_text
 from ..core.plots import SPECTRAL_LINES
 
-# %% ../../nbs/app/50_cards.ipynb #2a597198
+# %% ../../nbs/app/50_cards.ipynb #962fb092
 SHORT_LINES = ("[O II]", "Ca H", "Hβ", "[O III]", "Na D", "Hα")  # that are named on a card
 WIDE, HIGH = 600, 220  # units of the box of a spectrum
 INK = (
@@ -66,7 +66,7 @@ def line_marks(
             ends[level] = place + half
     return parts
 
-
+# %% ../../nbs/app/50_cards.ipynb #866ccea6
 def spectrum_svg(
     wavelength,  # (L,) Angstrom
     flux,  # (L,) NaN in gaps
@@ -99,7 +99,7 @@ def spectrum_svg(
     title = f"<title>{escape(label)}</title><style>{INK.format(size=text, pen=text / 12)}</style>"
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{title}{"".join(parts)}</svg>'
 
-
+# %% ../../nbs/app/50_cards.ipynb #2874cb87
 def spectrum_html(
     spectrum: tuple,  # wavelength, flux
     redshift: float | None,
@@ -114,7 +114,7 @@ def spectrum_html(
     code = base64.b64encode(svg.encode()).decode()
     return f'<img class="ac-spectrum" alt="{escape(label)}" src="data:image/svg+xml;base64,{code}">'
 
-# %% ../../nbs/app/50_cards.ipynb #34b09741
+# %% ../../nbs/app/50_cards.ipynb #6d7271a3
 CUTOUT = "https://www.legacysurvey.org/viewer/jpeg-cutout?ra={}&dec={}&size=152&layer=ls-dr9&pixscale=0.262"
 
 
@@ -129,7 +129,7 @@ def picture_html(
         return '<div class="ac-none">no picture in this index</div>'
     return f'<img class="ac-picture" alt="{escape(words)}" src="{escape(source)}">'
 
-# %% ../../nbs/app/50_cards.ipynb #e74864fb
+# %% ../../nbs/app/50_cards.ipynb #259acb34
 def redshift_html(
     value_of,  # function: name of a column -> value or None
 ) -> str:
@@ -170,7 +170,7 @@ def flag_html(
     text = said if isinstance(said, str) else "flagged"
     return f'<p class="ac-flag">⚑ {escape(text)}</p>'
 
-# %% ../../nbs/app/50_cards.ipynb #543d2e10
+# %% ../../nbs/app/50_cards.ipynb #df27e285
 def chance_text(
     chance: float | None,
 ) -> str:
@@ -196,7 +196,7 @@ def nearness_html(
     bar = f'<div class="ac-bar"><i style="width:{percent:.0f}%"></i></div>'
     return f'<div class="ac-near"><span>{word} <b>{number}</b></span>{told}</div>{bar}'
 
-# %% ../../nbs/app/50_cards.ipynb #f10f3cda
+# %% ../../nbs/app/50_cards.ipynb #1c150aa4
 def card_html(
     name: str,
     value_of,  # function: name of a column -> value or None
@@ -255,7 +255,7 @@ def hero_html(
     alone = "" if picture else " ac-alone"
     return f'<section class="ac-hero{alone}">{left}<div>{title}{line}{facts}</div></section>'
 
-# %% ../../nbs/app/50_cards.ipynb #8a1bca76
+# %% ../../nbs/app/50_cards.ipynb #1f6d721e
 PAGE_STYLE = """
 .stMainBlockContainer {max-width: 1480px; padding: 2.2rem 2.2rem 4rem}
 .stAppHeader {background: transparent}
@@ -284,7 +284,7 @@ PAGE_STYLE = """
 }
 """
 
-# %% ../../nbs/app/50_cards.ipynb #ad386b4b
+# %% ../../nbs/app/50_cards.ipynb #8a36ae1c
 CARD_STYLE = """
 .ac-frame {position: relative; border-radius: 10px; overflow: hidden; background: #1d1d1f; aspect-ratio: 1}
 .ac-picture {width: 100%; height: 100%; display: block; object-fit: cover}
@@ -304,8 +304,8 @@ CARD_STYLE = """
 .ac-bar i {display: block; height: 100%; border-radius: 3px; background: var(--ac-accent)}
 .ac-spectrum {width: 100%; display: block; margin-top: .7rem; filter: var(--ac-night)}
 .ac-facts dt, .ac-facts dd {margin: 0; padding: 0}
-.ac-facts {padding: 0 !important; display: grid; grid-template-columns: auto 1fr; gap: .1rem .8rem; margin: .55rem 0 0;
-  font-size: .84rem; font-variant-numeric: tabular-nums}
+.ac-facts {padding: 0 !important; display: grid; grid-template-columns: auto 1fr; gap: .1rem .8rem;
+  margin: .55rem 0 0; font-size: .84rem; font-variant-numeric: tabular-nums}
 .ac-facts dt {opacity: .65; font-weight: 400}
 .ac-more {font-size: .84rem; margin-top: .35rem}
 .ac-more summary {cursor: pointer; color: var(--ac-accent); width: fit-content}
@@ -318,7 +318,8 @@ CARD_STYLE = """
 .ac-foot {display: flex; flex-wrap: wrap; justify-content: space-between; gap: .1rem .6rem; font-size: .74rem}
 .ac-foot span {opacity: .5}
 .ac-card a, .ac-hero a {color: var(--ac-accent); text-decoration: none}
-.ac-hero {display: grid; grid-template-columns: minmax(0, 19rem) minmax(0, 1fr); gap: 1.6rem; align-items: start}
+.ac-hero {display: grid; grid-template-columns: minmax(0, 19rem) minmax(0, 1fr); gap: 1.6rem;
+  align-items: start}
 .ac-hero h2 {font-size: 1.25rem; font-weight: 600; padding: 0; margin: 0; overflow-wrap: anywhere}
 .ac-title {display: flex; flex-wrap: wrap; align-items: baseline; gap: .2rem .9rem}
 .ac-title small {opacity: .6; width: 100%}
@@ -327,7 +328,7 @@ CARD_STYLE = """
 @media (max-width: 1250px) {.ac-hero .ac-facts {grid-template-columns: max-content 1fr}}
 """
 
-# %% ../../nbs/app/50_cards.ipynb #ba4b6290
+# %% ../../nbs/app/50_cards.ipynb #76f9fd79
 FLAGS = dict(light="#9a5b00", dark="#e8a33d")  # the ink of doubts
 
 

@@ -6,7 +6,7 @@
 __all__ = ['APART', 'MOST_STAND_INS', 'MIME', 'usual_similarity', 'distance_warning', 'Found', 'taught_rows', 'distinct_hits',
            'chance_of', 'asking_vector', 'find', 'answer_table', 'table_bytes', 'marks_bytes', 'marks_of_bytes']
 
-# %% ../../nbs/app/35_hits.ipynb #f0fda0d6
+# %% ../../nbs/app/35_hits.ipynb #f63fd4d2
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from ..search.parts import IndexParts
 from ..search.queries import allowed, apart_from, hits_of, mixed_query, sky_positions
 from ..search.similarity import MAGNITUDES, chance_of_hits, nearest_rows
 
-# %% ../../nbs/app/35_hits.ipynb #b0bb3a67
+# %% ../../nbs/app/35_hits.ipynb #6e64403e
 def usual_similarity(
     galaxies: Galaxies,
     by: str,
@@ -60,7 +60,7 @@ def distance_warning(
         f"index have one of {np.quantile(usual, fraction):.2f} or more. Look at the hits with doubt."
     )
 
-# %% ../../nbs/app/35_hits.ipynb #ebe29e47
+# %% ../../nbs/app/35_hits.ipynb #cc9b918b
 @dataclass(eq=False)
 class Found:
     "What a question found."
@@ -96,7 +96,7 @@ def taught_rows(
     order = order[np.argsort(-score[order], kind="stable")][:k]
     return rows[order, 0], score[order]
 
-# %% ../../nbs/app/35_hits.ipynb #f9597ac1
+# %% ../../nbs/app/35_hits.ipynb #3b9d9193
 APART = 1.0  # arcsec: entries that are nearer are one place
 MOST_STAND_INS = 20_000  # galaxies of a side that chances are drawn from
 
@@ -139,7 +139,7 @@ def chance_of(
     place = np.searchsorted(some, asked)
     return chance_of_hits(thin, int(place[0]), place[1:], s)
 
-# %% ../../nbs/app/35_hits.ipynb #074b8dab
+# %% ../../nbs/app/35_hits.ipynb #890ed3f6
 def asking_vector(
     galaxies: Galaxies,
     question: Question,
@@ -161,7 +161,7 @@ def asking_vector(
     unlike = np.array(vectors(no)).reshape(-1, index.vectors.shape[1])
     return mixed_query(np.array(like), unlike), asking + yes + no
 
-
+# %% ../../nbs/app/35_hits.ipynb #78bdb02a
 def find(
     galaxies: Galaxies,
     question: Question,  # fitted to these galaxies
@@ -205,7 +205,7 @@ def find(
     warning = "" if question.cuts or question.cone or yes or no else warning
     return Found(hits, "similarity", warning, room, time.perf_counter() - begin)
 
-# %% ../../nbs/app/35_hits.ipynb #a7f2bb99
+# %% ../../nbs/app/35_hits.ipynb #8d88451a
 MIME = dict(
     zip(
         TABLES,
@@ -244,7 +244,7 @@ def table_bytes(
         write_table(limits_of_format(table, path)[0], path)
         return path.read_bytes()
 
-
+# %% ../../nbs/app/35_hits.ipynb #970fe416
 def marks_bytes(
     galaxies: Galaxies,
     question: Question,

@@ -7,8 +7,7 @@ __all__ = ['PLURAL', 'nature_text', 'page_icon', 'header', 'viewer_link', 'pictu
            'link_control', 'table_control', 'marks_uploaded', 'marks_control', 'teaching', 'search_view',
            'region_sliders', 'map_view', 'sidebar', 'page']
 
-# %% ../../nbs/app/80_page.ipynb #00c794c1
-from dataclasses import replace
+# %% ../../nbs/app/80_page.ipynb #cf60e790
 from html import escape
 
 import numpy as np
@@ -25,7 +24,7 @@ from .questions import Question, to_address
 from .visitors import Visitor
 from ..core.outputs import TABLES
 
-# %% ../../nbs/app/80_page.ipynb #db803c83
+# %% ../../nbs/app/80_page.ipynb #cdeb13ad
 def nature_text(
     galaxies: Galaxies,
 ) -> str:  # HTML
@@ -35,7 +34,9 @@ def nature_text(
             "<b>SIMULATED</b> galaxies: made by a computer, none of them is on the sky. "
             "The networks were trained on such galaxies only."
         )
-    return "Galaxies of your index. What networks say of them holds for galaxies like those that they were trained on."
+    return (
+        "Galaxies of your index. What networks say holds for galaxies like those that they were trained on."
+    )
 
 
 def page_icon():  # PIL image
@@ -55,7 +56,7 @@ def header(galaxies: Galaxies):
     said = f'<span class="ac-said" role="note">{nature_text(galaxies)}</span>'
     st.html(f'<div class="ac-head">{title}</div>{said}{hint}')
 
-# %% ../../nbs/app/80_page.ipynb #60fd9068
+# %% ../../nbs/app/80_page.ipynb #079d2e78
 def viewer_link(
     galaxies: Galaxies,
     id,
@@ -111,7 +112,7 @@ def hero(
         )
         st.html(hero_html(str(id), *about))
 
-# %% ../../nbs/app/80_page.ipynb #9b7079a9
+# %% ../../nbs/app/80_page.ipynb #dbdb9337
 def answer_card(
     galaxies: Galaxies,
     hit,  # row of `Found.hits`, or None for a galaxy without a rank
@@ -168,7 +169,7 @@ def gallery(
         for hit in found.hits:
             answer_card(galaxies, hit, hit["id"].item(), question, found.word, remote)
 
-# %% ../../nbs/app/80_page.ipynb #953b76bb
+# %% ../../nbs/app/80_page.ipynb #8dc16401
 PLURAL = {"image": "images", "spectrum": "spectra", "both": "galaxies, by image and spectrum together"}
 
 
@@ -183,7 +184,7 @@ def told(
     about = f"among {found.room:,}{cuts} · {1000 * found.seconds:.0f} ms"
     return f'<p class="ac-count">{first}<small>{escape(about)}</small></p>'
 
-# %% ../../nbs/app/80_page.ipynb #05cfbe54
+# %% ../../nbs/app/80_page.ipynb #8a598c7a
 def link_control(question: Question):
     "The permanent link."
     from urllib.parse import urlencode
@@ -213,7 +214,7 @@ def table_control(
             on_click="ignore",
         )
 
-
+# %% ../../nbs/app/80_page.ipynb #596133d1
 def marks_uploaded(galaxies: Galaxies):
     "A file of marks has arrived."
     file, said = st.session_state["marks-file"], st.session_state.said
@@ -272,7 +273,7 @@ def teaching(question: Question):
             )
         st.button("Forget them", key="forget", on_click=forget_marks, type="tertiary")
 
-# %% ../../nbs/app/80_page.ipynb #abac06dc
+# %% ../../nbs/app/80_page.ipynb #6c4b3a15
 def search_view(
     galaxies: Galaxies,
     question: Question,
@@ -300,7 +301,7 @@ def search_view(
         st.info(f"No galaxy to show: the cuts admit {found.room:,}.", icon=":material/filter_alt_off:")
     gallery(galaxies, found, question, remote)
 
-# %% ../../nbs/app/80_page.ipynb #a543f730
+# %% ../../nbs/app/80_page.ipynb #6c123a7a
 def region_sliders(galaxies: Galaxies) -> tuple:
     "A rectangle without a mouse."
     (x0, y0), (x1, y1) = galaxies.shown.place.min(0).tolist(), galaxies.shown.place.max(0).tolist()
@@ -332,7 +333,7 @@ def map_view(
         for id in shown:
             answer_card(galaxies, None, id, question, remote=remote)
 
-# %% ../../nbs/app/80_page.ipynb #9392fea9
+# %% ../../nbs/app/80_page.ipynb #4c5c0b8a
 def sidebar(
     galaxies: Galaxies,
     ranges: dict,

@@ -6,7 +6,7 @@
 __all__ = ['COUNTS', 'MOST_MARKS', 'CUTS', 'Question', 'short_number', 'to_address', 'numbers_in', 'from_address', 'cut_ranges',
            'fitted', 'conditions']
 
-# %% ../../nbs/app/30_questions.ipynb #9609535d
+# %% ../../nbs/app/30_questions.ipynb #8a410d2c
 import math
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from .galaxies import SIDES, Galaxies
 
-# %% ../../nbs/app/30_questions.ipynb #06efc473
+# %% ../../nbs/app/30_questions.ipynb #1c3a1e3c
 COUNTS = (8, 12, 24, 48)  # answers
 MOST_MARKS = 200
 CUTS = {  # column: (its name in an address, words)
@@ -42,7 +42,7 @@ class Question:
     taught: bool = False  # rank by the marks
     view: str = "search"  # or map
 
-# %% ../../nbs/app/30_questions.ipynb #bf9e3bd8
+# %% ../../nbs/app/30_questions.ipynb #9e554fdb
 def short_number(x: float) -> str:
     "A number as short as it can be told."
     return f"{x:.6g}"
@@ -68,7 +68,7 @@ def to_address(
             found[name] = "1"
     return found
 
-
+# %% ../../nbs/app/30_questions.ipynb #3ad2c5ac
 def numbers_in(
     text: str,
     count: int,
@@ -106,7 +106,7 @@ def from_address(
     told["no"] = tuple(x for x in told["no"] if x not in told["yes"])
     return Question(**told, unflagged=given.get("unflagged") == "1", taught=given.get("taught") == "1")
 
-# %% ../../nbs/app/30_questions.ipynb #17d4d2e3
+# %% ../../nbs/app/30_questions.ipynb #fa9b4f8b
 def cut_ranges(
     galaxies: Galaxies,
 ) -> dict:  # column -> (least, largest)

@@ -6,7 +6,7 @@
 __all__ = ['MOST_BYTES', 'MOST_UNPACKED', 'MOST_OBJECTS', 'known_suffix', 'read_upload', 'Visitor', 'drawn_spectrum',
            'drawn_image', 'visitor_of', 'place_of_text', 'fetched_visitor']
 
-# %% ../../nbs/app/40_visitors.ipynb #22cec481
+# %% ../../nbs/app/40_visitors.ipynb #c7e963a1
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..data.images import Cutout, to_rgb
 from ..data.spectrum_grid import WAVELENGTH, Spectrum
 from ..files.fits_files import is_readable, unpack
 
-# %% ../../nbs/app/40_visitors.ipynb #9b57a269
+# %% ../../nbs/app/40_visitors.ipynb #24b920f0
 MOST_BYTES = 20_000_000  # of a file
 MOST_UNPACKED = 100_000_000  # bytes
 MOST_OBJECTS = 100  # of a file
@@ -68,7 +68,7 @@ def read_upload(
         raise ValueError(f"{name[-60:]} holds {len(good)} objects: at most {MOST_OBJECTS} are read here")
     return good
 
-# %% ../../nbs/app/40_visitors.ipynb #853f0a7d
+# %% ../../nbs/app/40_visitors.ipynb #72dd9729
 @dataclass(eq=False)
 class Visitor:
     "A galaxy that is not in the index."
@@ -106,7 +106,7 @@ def visitor_of(
     spectrum: Spectrum | None = None,
     link: str = "",
 ) -> Visitor:
-    "Vectors and answers for an image, a spectrum, or both of one object; `ValueError` where neither can be seen."
+    "Vectors and answers for an image, a spectrum, or both; `ValueError` where neither can be seen."
     given = {k: [x] for k, x in dict(images=image, spectra=spectrum).items() if x is not None}
     if not given:
         raise ValueError("neither image nor spectrum: there is nothing to look at")
@@ -128,7 +128,7 @@ def visitor_of(
     drawn = drawn_spectrum(spectrum) if spectrum is not None else None
     return Visitor(name, vectors, facts, picture, drawn, notes, link)
 
-# %% ../../nbs/app/40_visitors.ipynb #2d5fd043
+# %% ../../nbs/app/40_visitors.ipynb #979eac01
 def place_of_text(
     text: str,  # "150.1 2.2", "10h00m24s +02d12m00s", or a TARGETID
 ) -> dict:  # targetid, or ra and dec
