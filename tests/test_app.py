@@ -232,9 +232,13 @@ def test_the_map_and_a_region_by_numbers(page, showcase):
     at = page(galaxy=str(showcase.order[0]), view="map")
     assert not at.exception and not cards(at)
     x, y = showcase.shown.place[3].tolist()
-    at.slider(key="across").set_value((x - 0.5, x + 0.5)).run()
-    at.slider(key="up").set_value((y - 0.5, y + 0.5)).run()
+    at.slider(key="w-across").set_value((x - 0.5, x + 0.5)).run()
+    at.slider(key="w-up").set_value((y - 0.5, y + 0.5)).run()
     assert not at.exception and str(showcase.order[3]) in ids_on(at)
+    again = page(**address(at))  # the region is in the link
+    assert ids_on(again) == ids_on(at)
+    at.button(key="whole").click().run()
+    assert not ids_on(at) and "region" not in address(at)
     at.segmented_control(key="color").set_value("magnitude_r").run()
     assert not at.exception
 
@@ -397,6 +401,26 @@ def test_a_strange_index_is_shown_as_text(page, monkeypatch, tmp_path):
     assert not at.exception and len(cards(at)) == 12
     assert not any("<img src=x" in x or "<script" in x for x in html(at))
     assert "view on the sky" in cards(at)[0]
+
+
+def test_an_index_of_ones_own_files_is_drawn_from_them(monkeypatch, tmp_path):
+    "What `astroclip embed` writes has no pictures, but says where its files lie."
+    from astroclip.cli.main import main
+
+    survey = sample()
+    for i in range(3):
+        (tmp_path / f"g{i}.fits").write_bytes(fits_cutout(survey.images([i])[0]))
+        (tmp_path / f"s{i}.csv").write_bytes(csv_spectrum(survey, i))
+    assert main(["embed", "simulated", *map(str, sorted(tmp_path.glob("[gs]*.*"))), "-o", str(tmp_path / "index.h5")]) == 0
+    monkeypatch.setenv("ASTROCLIP_APP_INDEX", str(tmp_path / "index.h5"))
+    at = AppTest.from_file(MAIN, default_timeout=60).run()
+    assert not at.exception and len(cards(at)) == 2
+    assert all("data:image/jpeg" in x for x in cards(at))
+    at.segmented_control(key="w-among").set_value("spectrum").run()
+    assert len(cards(at)) == 3 and all("data:image/svg" in x for x in cards(at)) and not at.exception
+    (tmp_path / "g1.fits").unlink()
+    at.segmented_control(key="w-among").set_value("image").run()
+    assert not at.exception and sum("no picture" in x for x in cards(at)) <= 1
 
 
 def test_a_file_that_is_no_index_is_one_sentence(monkeypatch, tmp_path):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SHORT_LINES', 'WIDE', 'HIGH', 'INK', 'CUTOUT', 'PAGE_STYLE', 'CARD_STYLE', 'FLAGS', 'line_path', 'line_marks',
            'spectrum_svg', 'spectrum_html', 'picture_html', 'redshift_html', 'facts_html', 'flag_html', 'chance_text',
-           'nearness_html', 'card_html', 'hero_html', 'style_sheet']
+           'nearness_html', 'card_html', 'hero_html', 'nature_text', 'header_html', 'style_sheet', 'page_icon']
 
-# %% ../../nbs/app/50_cards.ipynb #532527c4
+# %% ../../nbs/app/50_cards.ipynb #83dadfc6
 import base64
 import math
 from html import escape
@@ -18,7 +18,7 @@ from ..cli.serving import PAPER
 from .facts import fact_lines, interval_text, number_text
 from ..core.plots import SPECTRAL_LINES
 
-# %% ../../nbs/app/50_cards.ipynb #962fb092
+# %% ../../nbs/app/50_cards.ipynb #76075f68
 SHORT_LINES = ("[O II]", "Ca H", "Hβ", "[O III]", "Na D", "Hα")  # that are named on a card
 WIDE, HIGH = 600, 220  # units of the box of a spectrum
 INK = (
@@ -66,7 +66,7 @@ def line_marks(
             ends[level] = place + half
     return parts
 
-# %% ../../nbs/app/50_cards.ipynb #866ccea6
+# %% ../../nbs/app/50_cards.ipynb #4d2cdafb
 def spectrum_svg(
     wavelength,  # (L,) Angstrom
     flux,  # (L,) NaN in gaps
@@ -99,7 +99,7 @@ def spectrum_svg(
     title = f"<title>{escape(label)}</title><style>{INK.format(size=text, pen=text / 12)}</style>"
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{title}{"".join(parts)}</svg>'
 
-# %% ../../nbs/app/50_cards.ipynb #2874cb87
+# %% ../../nbs/app/50_cards.ipynb #aa86f7f7
 def spectrum_html(
     spectrum: tuple,  # wavelength, flux
     redshift: float | None,
@@ -114,7 +114,7 @@ def spectrum_html(
     code = base64.b64encode(svg.encode()).decode()
     return f'<img class="ac-spectrum" alt="{escape(label)}" src="data:image/svg+xml;base64,{code}">'
 
-# %% ../../nbs/app/50_cards.ipynb #6d7271a3
+# %% ../../nbs/app/50_cards.ipynb #ff0c773e
 CUTOUT = "https://www.legacysurvey.org/viewer/jpeg-cutout?ra={}&dec={}&size=152&layer=ls-dr9&pixscale=0.262"
 
 
@@ -129,7 +129,7 @@ def picture_html(
         return '<div class="ac-none">no picture in this index</div>'
     return f'<img class="ac-picture" alt="{escape(words)}" src="{escape(source)}">'
 
-# %% ../../nbs/app/50_cards.ipynb #259acb34
+# %% ../../nbs/app/50_cards.ipynb #e1d5d227
 def redshift_html(
     value_of,  # function: name of a column -> value or None
 ) -> str:
@@ -170,7 +170,7 @@ def flag_html(
     text = said if isinstance(said, str) else "flagged"
     return f'<p class="ac-flag">⚑ {escape(text)}</p>'
 
-# %% ../../nbs/app/50_cards.ipynb #df27e285
+# %% ../../nbs/app/50_cards.ipynb #e5a44148
 def chance_text(
     chance: float | None,
 ) -> str:
@@ -196,7 +196,7 @@ def nearness_html(
     bar = f'<div class="ac-bar"><i style="width:{percent:.0f}%"></i></div>'
     return f'<div class="ac-near"><span>{word} <b>{number}</b></span>{told}</div>{bar}'
 
-# %% ../../nbs/app/50_cards.ipynb #1c150aa4
+# %% ../../nbs/app/50_cards.ipynb #6e976c92
 def card_html(
     name: str,
     value_of,  # function: name of a column -> value or None
@@ -255,7 +255,31 @@ def hero_html(
     alone = "" if picture else " ac-alone"
     return f'<section class="ac-hero{alone}">{left}<div>{title}{line}{facts}</div></section>'
 
-# %% ../../nbs/app/50_cards.ipynb #1f6d721e
+# %% ../../nbs/app/50_cards.ipynb #adcdfce4
+def nature_text(
+    simulated: bool,  # are these galaxies of a simulated sky?
+) -> str:  # HTML
+    "What is simulated, in plain words."
+    if simulated:
+        return (
+            "<b>SIMULATED</b> galaxies: made by a computer, none of them is on the sky. "
+            "The networks were trained on such galaxies only."
+        )
+    return (
+        "Galaxies of your index. What networks say holds for galaxies like those that they were trained on."
+    )
+
+
+def header_html(
+    simulated: bool,
+) -> str:
+    "Name, purpose, and what these galaxies are."
+    title = "<h1>astroclip</h1><p>Find galaxies that are alike, by image and by spectrum</p>"
+    hint = '<p class="ac-hint"><small>Choose, upload and cut: open the side with » above.</small></p>'
+    said = f'<span class="ac-said" role="note">{nature_text(simulated)}</span>'
+    return f'<div class="ac-head">{title}</div>{said}{hint}'
+
+# %% ../../nbs/app/50_cards.ipynb #84d21579
 PAGE_STYLE = """
 .stMainBlockContainer {max-width: 1480px; padding: 2.2rem 2.2rem 4rem}
 .stAppHeader {background: transparent}
@@ -284,7 +308,7 @@ PAGE_STYLE = """
 }
 """
 
-# %% ../../nbs/app/50_cards.ipynb #8a36ae1c
+# %% ../../nbs/app/50_cards.ipynb #b1caffba
 CARD_STYLE = """
 .ac-frame {position: relative; border-radius: 10px; overflow: hidden; background: #1d1d1f; aspect-ratio: 1}
 .ac-picture {width: 100%; height: 100%; display: block; object-fit: cover}
@@ -328,7 +352,7 @@ CARD_STYLE = """
 @media (max-width: 1250px) {.ac-hero .ac-facts {grid-template-columns: max-content 1fr}}
 """
 
-# %% ../../nbs/app/50_cards.ipynb #76f9fd79
+# %% ../../nbs/app/50_cards.ipynb #70e9d5ae
 FLAGS = dict(light="#9a5b00", dark="#e8a33d")  # the ink of doubts
 
 
@@ -348,3 +372,13 @@ def style_sheet(
         None: f"{inks[0]} @media (prefers-color-scheme: dark) {{{inks[1]}}}",
     }
     return f"<style>{first[dark]}{PAGE_STYLE}{CARD_STYLE}</style>"
+
+# %% ../../nbs/app/50_cards.ipynb #6017770b
+def page_icon():  # PIL image
+    "A small galaxy for the tab."
+    from PIL import Image
+
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    r = np.hypot(0.8 * x + 0.6 * y, 2.2 * (0.8 * y - 0.6 * x))
+    light = np.exp(-3.5 * r)[..., None] * [1.0, 0.95, 0.85] + np.exp(-1.8 * r)[..., None] * [0.1, 0.35, 0.6]
+    return Image.fromarray((255 * np.clip(light, 0.06, 1)).astype(np.uint8))

@@ -6,7 +6,7 @@
 __all__ = ['COUNTS', 'MOST_MARKS', 'CUTS', 'Question', 'short_number', 'to_address', 'numbers_in', 'from_address', 'cut_ranges',
            'fitted', 'conditions']
 
-# %% ../../nbs/app/30_questions.ipynb #8a410d2c
+# %% ../../nbs/app/30_questions.ipynb #34700202
 import math
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from .galaxies import SIDES, Galaxies
 
-# %% ../../nbs/app/30_questions.ipynb #1c3a1e3c
+# %% ../../nbs/app/30_questions.ipynb #d01287d1
 COUNTS = (8, 12, 24, 48)  # answers
 MOST_MARKS = 200
 CUTS = {  # column: (its name in an address, words)
@@ -41,8 +41,9 @@ class Question:
     no: tuple = ()
     taught: bool = False  # rank by the marks
     view: str = "search"  # or map
+    region: tuple | None = None  # of the map: x0, x1, y0, y1
 
-# %% ../../nbs/app/30_questions.ipynb #9e554fdb
+# %% ../../nbs/app/30_questions.ipynb #fdb002de
 def short_number(x: float) -> str:
     "A number as short as it can be told."
     return f"{x:.6g}"
@@ -58,8 +59,9 @@ def to_address(
             found[name] = str(getattr(question, name))
     for column, ends in question.cuts.items():
         found[CUTS[column][0]] = ":".join(map(short_number, ends))
-    if question.cone:
-        found["cone"] = ":".join(map(short_number, question.cone))
+    for name in ("cone", "region"):
+        if getattr(question, name):
+            found[name] = ":".join(map(short_number, getattr(question, name)))
     for name in ("yes", "no"):
         if getattr(question, name):
             found[name] = ",".join(getattr(question, name))
@@ -68,7 +70,7 @@ def to_address(
             found[name] = "1"
     return found
 
-# %% ../../nbs/app/30_questions.ipynb #3ad2c5ac
+# %% ../../nbs/app/30_questions.ipynb #0313dd54
 def numbers_in(
     text: str,
     count: int,
@@ -100,13 +102,14 @@ def from_address(
     cone = numbers_in(given.get("cone", ""), 3)
     if cone and abs(cone[1]) <= 90 and 0 < cone[2] <= 180:
         told["cone"] = cone
+    told["region"] = numbers_in(given.get("region", ""), 4)
     for name in ("yes", "no"):
         texts = [x.strip()[:100] for x in given.get(name, "").split(",")]
         told[name] = tuple(dict.fromkeys(x for x in texts if x))[:MOST_MARKS]
     told["no"] = tuple(x for x in told["no"] if x not in told["yes"])
     return Question(**told, unflagged=given.get("unflagged") == "1", taught=given.get("taught") == "1")
 
-# %% ../../nbs/app/30_questions.ipynb #fa9b4f8b
+# %% ../../nbs/app/30_questions.ipynb #05d36cd2
 def cut_ranges(
     galaxies: Galaxies,
 ) -> dict:  # column -> (least, largest)

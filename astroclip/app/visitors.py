@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MOST_BYTES', 'MOST_UNPACKED', 'MOST_OBJECTS', 'known_suffix', 'read_upload', 'Visitor', 'drawn_spectrum',
-           'drawn_image', 'visitor_of', 'place_of_text', 'fetched_visitor']
+           'drawn_image', 'drawn_of_file', 'visitor_of', 'place_of_text', 'fetched_visitor']
 
-# %% ../../nbs/app/40_visitors.ipynb #c7e963a1
+# %% ../../nbs/app/40_visitors.ipynb #a1f095ae
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..data.images import Cutout, to_rgb
 from ..data.spectrum_grid import WAVELENGTH, Spectrum
 from ..files.fits_files import is_readable, unpack
 
-# %% ../../nbs/app/40_visitors.ipynb #24b920f0
+# %% ../../nbs/app/40_visitors.ipynb #192652a8
 MOST_BYTES = 20_000_000  # of a file
 MOST_UNPACKED = 100_000_000  # bytes
 MOST_OBJECTS = 100  # of a file
@@ -68,7 +68,7 @@ def read_upload(
         raise ValueError(f"{name[-60:]} holds {len(good)} objects: at most {MOST_OBJECTS} are read here")
     return good
 
-# %% ../../nbs/app/40_visitors.ipynb #72dd9729
+# %% ../../nbs/app/40_visitors.ipynb #ef752759
 @dataclass(eq=False)
 class Visitor:
     "A galaxy that is not in the index."
@@ -97,6 +97,23 @@ def drawn_image(
     "The JPEG picture of an image, whatever it came as."
     rgb = cutout.image if cutout.kind == "rgb" else to_rgb(cutout.image[None])[0]
     return jpeg_of(rgb, 152, 85)
+
+# %% ../../nbs/app/40_visitors.ipynb #60f08ec9
+def drawn_of_file(
+    path: Path,
+    name: str,  # of the object, where the file has several
+) -> tuple[bytes | None, tuple | None]:  # JPEG, (wavelength, flux)
+    "What can be drawn of an object of a file of our own; nothing where the file cannot be read."
+    if path.stat().st_size > MOST_UNPACKED:
+        return None, None
+    rows = [row for row in read_rows(path) if row.item is not None]
+    own = rows if len(rows) == 1 else [row for row in rows if row.id == name]
+    try:
+        items = {row.modality: row.item for row in own}
+        picture = drawn_image(items["image"]) if "image" in items else None
+        return picture, drawn_spectrum(items["spectrum"]) if "spectrum" in items else None
+    except ValueError:
+        return None, None
 
 
 def visitor_of(
@@ -128,7 +145,7 @@ def visitor_of(
     drawn = drawn_spectrum(spectrum) if spectrum is not None else None
     return Visitor(name, vectors, facts, picture, drawn, notes, link)
 
-# %% ../../nbs/app/40_visitors.ipynb #979eac01
+# %% ../../nbs/app/40_visitors.ipynb #75893c96
 def place_of_text(
     text: str,  # "150.1 2.2", "10h00m24s +02d12m00s", or a TARGETID
 ) -> dict:  # targetid, or ra and dec
