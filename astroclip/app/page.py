@@ -7,7 +7,7 @@ __all__ = ['PLURAL', 'viewer_link', 'drawn_once', 'drawn_here', 'spectrum_at', '
            'told', 'link_control', 'table_control', 'marks_uploaded', 'marks_control', 'teaching', 'search_view',
            'map_view', 'sidebar', 'page']
 
-# %% ../../nbs/app/80_page.ipynb #9444a210
+# %% ../../nbs/app/80_page.ipynb #8ab55f63
 from html import escape
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from .questions import Question, to_address
 from .visitors import Visitor, drawn_of_file
 from ..core.outputs import TABLES
 
-# %% ../../nbs/app/80_page.ipynb #32e3b681
+# %% ../../nbs/app/80_page.ipynb #51f9936e
 def viewer_link(
     galaxies: Galaxies,
     id,
@@ -67,7 +67,7 @@ def drawn_here(
         return None
     return drawn_once(path, str(id), Path(path).stat().st_mtime)[0 if side == "image" else 1]
 
-
+# %% ../../nbs/app/80_page.ipynb #5acd6f83
 def spectrum_at(
     galaxies: Galaxies,
     id,
@@ -122,7 +122,7 @@ def hero(
         )
         st.html(hero_html(str(id), *about))
 
-# %% ../../nbs/app/80_page.ipynb #7038cb04
+# %% ../../nbs/app/80_page.ipynb #6d737cac
 def answer_card(
     galaxies: Galaxies,
     hit,  # row of `Found.hits`, or None for a galaxy without a rank
@@ -179,7 +179,7 @@ def gallery(
         for hit in found.hits:
             answer_card(galaxies, hit, hit["id"].item(), question, found.word, remote)
 
-# %% ../../nbs/app/80_page.ipynb #0d91cafb
+# %% ../../nbs/app/80_page.ipynb #ca20047d
 PLURAL = {"image": "images", "spectrum": "spectra", "both": "galaxies, by image and spectrum together"}
 
 
@@ -194,7 +194,7 @@ def told(
     about = f"among {found.room:,}{cuts} · {1000 * found.seconds:.0f} ms"
     return f'<p class="ac-count">{first}<small>{escape(about)}</small></p>'
 
-# %% ../../nbs/app/80_page.ipynb #98ecf82e
+# %% ../../nbs/app/80_page.ipynb #6e249a4f
 def link_control(question: Question):
     "The permanent link."
     from urllib.parse import urlencode
@@ -224,7 +224,7 @@ def table_control(
             on_click="ignore",
         )
 
-# %% ../../nbs/app/80_page.ipynb #2a6b676d
+# %% ../../nbs/app/80_page.ipynb #67cec6dd
 def marks_uploaded(galaxies: Galaxies):
     "A file of marks has arrived."
     file, said = st.session_state["marks-file"], st.session_state.said
@@ -283,7 +283,7 @@ def teaching(question: Question):
             )
         st.button("Forget them", key="forget", on_click=forget_marks, type="tertiary")
 
-# %% ../../nbs/app/80_page.ipynb #502d73c4
+# %% ../../nbs/app/80_page.ipynb #ace57e67
 def search_view(
     galaxies: Galaxies,
     question: Question,
@@ -311,7 +311,7 @@ def search_view(
         st.info(f"No galaxy to show: the cuts admit {found.room:,}.", icon=":material/filter_alt_off:")
     gallery(galaxies, found, question, remote)
 
-# %% ../../nbs/app/80_page.ipynb #2edf911e
+# %% ../../nbs/app/80_page.ipynb #49220d5c
 def map_view(
     galaxies: Galaxies,
     question: Question,
@@ -334,7 +334,7 @@ def map_view(
         for id in shown:
             answer_card(galaxies, None, id, question, remote=remote)
 
-# %% ../../nbs/app/80_page.ipynb #405cdedc
+# %% ../../nbs/app/80_page.ipynb #81c1d2cb
 def sidebar(
     galaxies: Galaxies,
     ranges: dict,

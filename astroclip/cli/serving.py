@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAGE', 'LARGEST_UPLOAD', 'PAPER', 'streamlit_words', 'free_port', 'app']
 
-# %% ../../nbs/cli/45_serving.ipynb #78eaeff0
+# %% ../../nbs/cli/45_serving.ipynb #2b02c0ea
 import importlib.util
 import os
 import socket
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import astroclip
 
-# %% ../../nbs/cli/45_serving.ipynb #268354dd
+# %% ../../nbs/cli/45_serving.ipynb #44ea0169
 PAGE = Path(astroclip.__file__).parent / "app" / "main.py"
 LARGEST_UPLOAD = 20  # MB
 PAPER = {  # the accent and the paper, by day and by night
@@ -50,7 +50,7 @@ def streamlit_words(
     words = [f"--{name}={value}" for name, value in (settings | PAPER).items()]
     return [sys.executable, "-m", "streamlit", "run", str(PAGE), *words]
 
-# %% ../../nbs/cli/45_serving.ipynb #a5853631
+# %% ../../nbs/cli/45_serving.ipynb #140f3951
 def free_port(
     first: int = 8501,
     host: str = "127.0.0.1",
@@ -67,7 +67,7 @@ def free_port(
                 continue
     raise OSError(f"ports {first} to {first + tries - 1} are in use: give another one with --port")
 
-# %% ../../nbs/cli/45_serving.ipynb #62ed7942
+# %% ../../nbs/cli/45_serving.ipynb #eade34df
 def app(
     args: Namespace,  # index or None, port, host, model, quiet
 ) -> None:
