@@ -11,7 +11,7 @@ import pytest
 
 import astroclip
 from astroclip.app.galaxies import SHOWCASE, galaxies_of, open_galaxies
-from astroclip.app.hits import TABLES, answer_table, find, marks_bytes, table_bytes
+from astroclip.app.hits import TABLES, answer_table, find_galaxies, marks_bytes, table_bytes
 from astroclip.app.questions import Question, from_address, to_address
 from astroclip.app.showcase import check_showcase
 from astroclip.app.shown import add_shown, shown_of
@@ -121,14 +121,14 @@ def test_every_direction(page, showcase, by):
         assert not at.exception
         asked = from_address(address(at))
         assert (asked.by, asked.among) == (by, among)
-        assert ids_on(at) == [str(id) for id in find(showcase, asked).ids]
+        assert ids_on(at) == [str(id) for id in find_galaxies(showcase, asked).ids]
 
 
 def test_an_image_may_find_its_own_spectrum_but_not_itself(showcase):
     id = showcase.order[5]
-    found = find(showcase, Question(str(id), "image", "image", 48))
+    found = find_galaxies(showcase, Question(str(id), "image", "image", 48))
     assert id not in found.ids and len(set(found.ids)) == 48
-    ranks = [find(showcase, Question(str(one), "image", "spectrum", 48)).ids.count(one) for one in showcase.order[:60]]
+    ranks = [find_galaxies(showcase, Question(str(one), "image", "spectrum", 48)).ids.count(one) for one in showcase.order[:60]]
     assert 0.3 < np.mean(ranks) < 1  # chance: 48 of 800
 
 
@@ -195,7 +195,7 @@ def test_marks_rank_anew_and_are_taken_back(page, showcase):
     at.button(key="rank").click().run()
     assert not set(asked.yes + asked.no) & set(ids_on(at))  # answers are others
     assert not at.exception and address(at)["taught"] == "1"
-    taught = find(showcase, from_address(address(at)))
+    taught = find_galaxies(showcase, from_address(address(at)))
     assert taught.word == "score" and ids_on(at) == [str(id) for id in taught.ids]
     more = ids_on(at)[0]
     at.segmented_control(key=f"w-mark-{more}").set_value("no").run()
@@ -210,7 +210,7 @@ def test_the_probe_of_the_page_is_the_probe_of_the_library(showcase):
     yes, no = showcase.order[:8], showcase.order[8:20]
     question = Question("", "image", "image", 24, {"redshift": (0.05, 0.4)}, yes=tuple(map(str, yes)), no=tuple(map(str, no)), taught=True)
     expected = search_marks(showcase.own, Marks(yes, no), 24, {"redshift": (0.05, 0.4)})
-    found = find(showcase, question)
+    found = find_galaxies(showcase, question)
     assert found.ids == expected["id"].tolist()
     assert np.allclose(found.hits["score"], expected["score"], atol=1e-5)
 
@@ -247,7 +247,7 @@ def test_the_map_and_a_region_by_numbers(page, showcase):
 def test_the_table_is_written_in_every_format(showcase, suffix):
     from astropy.table import Table
 
-    found = find(showcase, Question(str(showcase.order[5])))
+    found = find_galaxies(showcase, Question(str(showcase.order[5])))
     content = table_bytes(answer_table(showcase, found), suffix)
     read = dict(format="ascii.csv") if suffix == ".csv" else {}
     if suffix == ".parquet":
@@ -308,7 +308,7 @@ def test_an_uploaded_galaxy_finds_what_it_would_find_in_the_index(page, showcase
     assert any("mine.fits" in x and "ac-hero" in x for x in html(at))
     seen, _ = predictor.look(survey.images([3]))
     vector = seen["image"].vector[0]
-    expected = [str(id) for id in find(showcase, from_address(address(at)), vector).ids]
+    expected = [str(id) for id in find_galaxies(showcase, from_address(address(at)), vector).ids]
     assert ids_on(at) == expected
     files = [("mine.fits", content, "application/fits"), ("mine.csv", csv_spectrum(survey, 3), "text/csv")]
     at.file_uploader(key="upload").set_value(files).run()
@@ -441,9 +441,15 @@ def test_a_hundred_thousand_galaxies_answer_in_time():
     table = {k: np.concatenate([v, v]) for k, v in columns.items()}
     galaxies = galaxies_of(SimilarityIndex.build(vectors, [*range(n)] * 2, np.repeat(["image", "spectrum"], n), table))
     question = Question("77", "image", "spectrum", 12, {"redshift": (0.1, 0.3)}, unflagged=True)
-    find(galaxies, question)  # the first one prepares
-    seconds = [find(galaxies, question).seconds for _ in range(5)]
+    find_galaxies(galaxies, question)  # the first one prepares
+    seconds = [find_galaxies(galaxies, question).seconds for _ in range(5)]
     assert min(seconds) < 0.3, seconds
+    from concurrent.futures import ThreadPoolExecutor
+
+    asked = [Question(str(i), "image", "spectrum", 12) for i in range(8)]
+    alone = [find_galaxies(galaxies, one).ids for one in asked]
+    with ThreadPoolExecutor(8) as pool:  # visitors at the same time
+        assert [found.ids for found in pool.map(lambda one: find_galaxies(galaxies, one), asked)] == alone
 
 
 def test_two_visitors_do_not_meet(page, showcase):

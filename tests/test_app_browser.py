@@ -22,7 +22,7 @@ from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
+FLAG_INKS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
 SHARED = Path(os.environ.get("ASTROCLIP_SHARED", "no shared folder"))
 REAL = {
     "a cutout": SHARED / "real" / "images_legacysurvey" / "cutout_59.1067_-30.4848.fits",
@@ -59,7 +59,7 @@ def address():
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as p:
-        one = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        one = p.chromium.launch(executable_path=CHROMIUM, args=FLAG_INKS.split())
         yield one
         one.close()
 
@@ -94,7 +94,7 @@ def sidebar(tab):
     return tab.locator('[data-testid="stSidebar"]')
 
 
-def choose(tab, group, word):
+def press(tab, group, word):
     "A word of a segmented control."
     sidebar(tab).get_by_role("radiogroup", name=group).get_by_text(word, exact=True).click()
 
@@ -118,10 +118,10 @@ def test_first_view_links_directions_marks_and_tables(tab, address, tmp_path):
     assert pictures.evaluate_all("all => all.every(x => x.complete && x.naturalWidth > 0)")
     settled(page)
     for by in ("Image", "Spectrum", "Both"):
-        choose(page, "Ask with its", by)
+        press(page, "Ask with its", by)
         page.wait_for_timeout(30)  # and on at once, as people do
         for among in ("Image", "Spectrum", "Both"):
-            choose(page, "Among the galaxies'", among)
+            press(page, "Among the galaxies'", among)
             word = dict(Image="images", Spectrum="spectra", Both="galaxies, by image")[among]
             expect(page.locator(".ac-count")).to_contain_text(f"12 nearest {word}")
             settled(page)
@@ -168,13 +168,13 @@ def upload(page, *paths):
 
 def test_pictures_and_rubbish_from_a_visitors_disk(tab, address, tmp_path):
     page = opened(tab, address)
-    choose(page, "Galaxy", "My file")
+    press(page, "Galaxy", "My file")
     expect(page.get_by_text("Bring a galaxy along")).to_be_visible()
     upload(page, jpeg(tmp_path / "photo of a galaxy.jpg"))
     expect(page.locator(".ac-hero h2")).to_have_text("photo of a galaxy.jpg")
     expect(page.locator("article")).to_have_count(12)
     page.reload()
-    choose(page, "Galaxy", "My file")
+    press(page, "Galaxy", "My file")
     rubbish = tmp_path / "rubbish.fits"
     rubbish.write_bytes(np.random.default_rng(0).bytes(5000))
     upload(page, rubbish)
@@ -187,13 +187,13 @@ def test_a_real_cutout_and_a_real_spectrum(tab, address):
     if missing:
         pytest.skip(f"{missing[0]} is not here: $ASTROCLIP_SHARED names no folder of real galaxies")
     page = opened(tab, address)
-    choose(page, "Galaxy", "My file")
+    press(page, "Galaxy", "My file")
     upload(page, REAL["a real SDSS spectrum"])
     expect(page.locator(".ac-hero h2")).to_have_text(REAL["a real SDSS spectrum"].name)
     expect(page.locator("article")).to_have_count(12)
     assert page.locator(".ac-hero .ac-spectrum").first.evaluate("x => x.naturalWidth > 0")
     page.reload()
-    choose(page, "Galaxy", "My file")
+    press(page, "Galaxy", "My file")
     upload(page, REAL["a cutout"])
     expect(page.locator(".ac-hero h2")).to_have_text(REAL["a cutout"].name)
     expect(page.locator("article")).to_have_count(12)

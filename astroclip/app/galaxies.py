@@ -6,7 +6,7 @@
 __all__ = ['SIDES', 'ROOM', 'SHOWCASE', 'rows_by_side', 'with_both', 'identifier_of', 'value_at', 'Galaxies', 'galaxies_of',
            'open_galaxies']
 
-# %% ../../nbs/app/15_galaxies.ipynb #e22a1914
+# %% ../../nbs/app/15_galaxies.ipynb #8d83b22a
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..search.marks import MarkSettings, galaxy_features, white_features
 from ..search.parts import index_hash
 from ..search.similarity import SimilarityIndex
 
-# %% ../../nbs/app/15_galaxies.ipynb #0b409376
+# %% ../../nbs/app/15_galaxies.ipynb #5b16043b
 SIDES = ("image", "spectrum", "both")
 ROOM = 1 << 28  # numbers of an index for which vectors of both are made: beyond, the file is only read
 
@@ -52,7 +52,7 @@ def with_both(
     own = index.ids[image[good]]
     return index.add(mean[good], own, "both", index.table[image[good]])
 
-# %% ../../nbs/app/15_galaxies.ipynb #a95a86ac
+# %% ../../nbs/app/15_galaxies.ipynb #65b7ad5c
 def identifier_of(
     text: str,  # by anybody
     ids: np.ndarray,  # (N,) of the index
@@ -79,7 +79,7 @@ def value_at(
     missing = bool(gaps[0]) or (isinstance(value, (float, np.floating)) and not np.isfinite(value))
     return None if missing else value.item() if isinstance(value, np.generic) else value
 
-# %% ../../nbs/app/15_galaxies.ipynb #5580ec3a
+# %% ../../nbs/app/15_galaxies.ipynb #3431e033
 @dataclass(eq=False)
 class Galaxies:
     "An index, what it shows, and where each galaxy stands."
@@ -136,7 +136,7 @@ class Galaxies:
         "(wavelength, flux), or None."
         return self.shown.spectrum(self.spot[id]) if id in self.spot else None
 
-# %% ../../nbs/app/15_galaxies.ipynb #a434ba27
+# %% ../../nbs/app/15_galaxies.ipynb #a63d5a27
 SHOWCASE = SHIPPED / "showcase" / "galaxies.h5"
 
 

@@ -6,7 +6,7 @@
 __all__ = ['COLORED', 'has_map', 'columns_of', 'map_frame', 'region_of', 'inside_region', 'map_chart', 'region_taken',
            'region_controls', 'drawn_region']
 
-# %% ../../nbs/app/75_places.ipynb #1035d9fa
+# %% ../../nbs/app/75_places.ipynb #c6641eeb
 import numpy as np
 import streamlit as st
 
@@ -15,7 +15,7 @@ from .galaxies import Galaxies
 from .questions import Question
 from ..core.plots import COLORS
 
-# %% ../../nbs/app/75_places.ipynb #23946936
+# %% ../../nbs/app/75_places.ipynb #95e768df
 COLORED = {  # column: (words, is it a fraction)
     "redshift": "Redshift",
     "magnitude_r": "Magnitude r",
@@ -57,7 +57,7 @@ def map_frame(
     value = columns_of(galaxies, color, some)
     return pd.DataFrame(dict(x=place[:, 0], y=place[:, 1], value=value, galaxy=list(map(str, some))))
 
-# %% ../../nbs/app/75_places.ipynb #49f19b0a
+# %% ../../nbs/app/75_places.ipynb #d0159ca7
 def region_of(
     selected,  # what the chart says: {"x": [low, high], "y": [low, high]}, or nothing
 ) -> tuple | None:  # x0, x1, y0, y1
@@ -82,7 +82,7 @@ def inside_region(
     r = ((x[rows] - (x0 + x1) / 2) / wide) ** 2 + ((y[rows] - (y0 + y1) / 2) / high) ** 2
     return galaxies.shown.ids[rows[np.argsort(r, kind="stable")]].tolist()
 
-# %% ../../nbs/app/75_places.ipynb #4e9ae511
+# %% ../../nbs/app/75_places.ipynb #5149b461
 def map_chart(
     frame,  # of `map_frame`
     words: str,  # of the colour
@@ -105,7 +105,7 @@ def map_chart(
     ring = ring.mark_point(size=340, strokeWidth=2.5, color=COLORS["spectrum"])
     return alt.layer(points.add_params(box), ring).properties(height=height)
 
-# %% ../../nbs/app/75_places.ipynb #4661865e
+# %% ../../nbs/app/75_places.ipynb #81917c98
 def region_taken():
     "A side of the rectangle was moved."
     box = (*st.session_state["w-across"], *st.session_state["w-up"])
