@@ -378,6 +378,38 @@ def test_the_archives_are_asked_when_asked_and_may_be_down(page, monkeypatch, pr
     assert len(calls) == 3 and "no answer" in at.error[0].value and not at.exception
 
 
+def test_a_targetid_and_a_position_come_from_the_archives(page, monkeypatch, tmp_path):
+    "Against services on this machine that answer as the public ones do."
+    from astroclip.web.cutouts import cutout_service
+    from astroclip.web.services import sdss_service, sparcl_record, sparcl_service, toy_spectrum
+    from astroclip.web.stand_in import StandIn
+
+    id = 39627788403084375  # no float holds it
+    toy, fiber = toy_spectrum(id, ra=150.0, dec=2.0), toy_spectrum(0, seed=99, redshift=0.07, ra=185.0, dec=30.0)
+
+    def sky(ra, dec, size):
+        y, x = np.indices((size, size)) - (size - 1) / 2
+        noise = np.random.default_rng(0).normal(0, 0.005, (3, size, size))
+        return noise + np.array([0.5, 1, 1.5])[:, None, None] * np.exp(-np.hypot(x, y) / 6)
+
+    routes = sparcl_service([sparcl_record(toy)]) | sdss_service({("26", 266, 51602, 7): fiber})
+    with StandIn(routes | {"/viewer/": cutout_service(sky)}, hangs=1) as server:
+        monkeypatch.setenv("ASTROCLIP_MIRROR", server.url)
+        monkeypatch.setenv("ASTROCLIP_CACHE", str(tmp_path / "cache"))
+        at = page()
+        at.segmented_control(key="w-source").set_value("sky").run()
+        assert not server.log  # nobody was asked yet
+        for text, name in ((str(id), str(id)), ("185.0 30.0", "")):
+            at.text_input(key="place").set_value(text).run()
+            at.button(key="fetch").click().run()
+            assert not at.exception and not at.error, [e.value for e in at.error]
+            hero = next(x for x in html(at) if "ac-hero" in x and "<section" in x)
+            assert name in hero and "image/jpeg" in hero and "image/svg" in hero and "legacysurvey.org/viewer" in hero
+            assert len(cards(at)) == 12
+            at.segmented_control(key="w-by").set_value("both").run()
+            assert not at.exception
+
+
 def test_networks_of_another_index_are_refused(page, monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
     path = SimilarityIndex.build(rng.normal(size=(40, 128)), range(40), "image", model="a" * 64).save(tmp_path / "other.h5")

@@ -7,7 +7,7 @@ __all__ = ['SHORT_LINES', 'WIDE', 'HIGH', 'INK', 'CUTOUT', 'PAGE_STYLE', 'CARD_S
            'spectrum_svg', 'spectrum_html', 'picture_html', 'redshift_html', 'facts_html', 'flag_html', 'chance_text',
            'nearness_html', 'card_html', 'hero_html', 'nature_text', 'header_html', 'style_sheet', 'page_icon']
 
-# %% ../../nbs/app/50_cards.ipynb #3b32943a
+# %% ../../nbs/app/50_cards.ipynb #0207d383
 import base64
 import math
 from html import escape
@@ -18,7 +18,7 @@ from ..cli.serving import PAGE_COLORS
 from .facts import fact_lines, interval_text, number_text
 from ..core.plots import SPECTRAL_LINES
 
-# %% ../../nbs/app/50_cards.ipynb #25ebc745
+# %% ../../nbs/app/50_cards.ipynb #ce37a3e5
 SHORT_LINES = ("[O II]", "Ca H", "Hβ", "[O III]", "Na D", "Hα")  # that are named on a card
 WIDE, HIGH = 600, 220  # units of the box of a spectrum
 INK = (
@@ -66,7 +66,7 @@ def line_marks(
             ends[level] = place + half
     return parts
 
-# %% ../../nbs/app/50_cards.ipynb #3c422f27
+# %% ../../nbs/app/50_cards.ipynb #e2b2910d
 def spectrum_svg(
     wavelength,  # (L,) Angstrom
     flux,  # (L,) NaN in gaps
@@ -99,7 +99,7 @@ def spectrum_svg(
     title = f"<title>{escape(label)}</title><style>{INK.format(size=text, pen=text / 12)}</style>"
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{title}{"".join(parts)}</svg>'
 
-# %% ../../nbs/app/50_cards.ipynb #42939ef0
+# %% ../../nbs/app/50_cards.ipynb #be554adb
 def spectrum_html(
     spectrum: tuple,  # wavelength, flux
     redshift: float | None,
@@ -114,7 +114,7 @@ def spectrum_html(
     code = base64.b64encode(svg.encode()).decode()
     return f'<img class="ac-spectrum" alt="{escape(label)}" src="data:image/svg+xml;base64,{code}">'
 
-# %% ../../nbs/app/50_cards.ipynb #642df1b2
+# %% ../../nbs/app/50_cards.ipynb #8d50134c
 CUTOUT = "https://www.legacysurvey.org/viewer/jpeg-cutout?ra={}&dec={}&size=152&layer=ls-dr9&pixscale=0.262"
 
 
@@ -129,7 +129,7 @@ def picture_html(
         return '<div class="ac-none">no picture in this index</div>'
     return f'<img class="ac-picture" alt="{escape(words)}" src="{escape(source)}">'
 
-# %% ../../nbs/app/50_cards.ipynb #e7c376b1
+# %% ../../nbs/app/50_cards.ipynb #e7bd1fc5
 def redshift_html(
     value_of,  # function: name of a column -> value or None
 ) -> str:
@@ -170,7 +170,7 @@ def flag_html(
     text = said if isinstance(said, str) else "flagged"
     return f'<p class="ac-flag">⚑ {escape(text)}</p>'
 
-# %% ../../nbs/app/50_cards.ipynb #6dc2988f
+# %% ../../nbs/app/50_cards.ipynb #ae6c1c60
 def chance_text(
     chance: float | None,
 ) -> str:
@@ -196,7 +196,7 @@ def nearness_html(
     bar = f'<div class="ac-bar"><i style="width:{percent:.0f}%"></i></div>'
     return f'<div class="ac-near"><span>{word} <b>{number}</b></span>{told}</div>{bar}'
 
-# %% ../../nbs/app/50_cards.ipynb #9602dd5a
+# %% ../../nbs/app/50_cards.ipynb #b7d83490
 def card_html(
     name: str,
     value_of,  # function: name of a column -> value or None
@@ -255,7 +255,7 @@ def hero_html(
     alone = "" if picture else " ac-alone"
     return f'<section class="ac-hero{alone}">{left}<div>{title}{line}{facts}</div></section>'
 
-# %% ../../nbs/app/50_cards.ipynb #601e6173
+# %% ../../nbs/app/50_cards.ipynb #57402523
 def nature_text(
     simulated: bool,  # are these galaxies of a simulated sky?
 ) -> str:  # HTML
@@ -279,7 +279,7 @@ def header_html(
     said = f'<span class="ac-said" role="note">{nature_text(simulated)}</span>'
     return f'<div class="ac-head">{title}</div>{said}{hint}'
 
-# %% ../../nbs/app/50_cards.ipynb #a0446c7d
+# %% ../../nbs/app/50_cards.ipynb #99986603
 PAGE_STYLE = """
 .stMainBlockContainer {max-width: 1480px; padding: 2.2rem 2.2rem 4rem}
 .stAppHeader {background: transparent}
@@ -308,13 +308,18 @@ PAGE_STYLE = """
 }
 """
 
-# %% ../../nbs/app/50_cards.ipynb #b0473a73
+# %% ../../nbs/app/50_cards.ipynb #45a75cb3
 CARD_STYLE = """
 .ac-frame {position: relative; border-radius: 10px; overflow: hidden; background: #1d1d1f; aspect-ratio: 1}
 .ac-picture {width: 100%; height: 100%; display: block; object-fit: cover}
-.ac-none {display: grid; place-items: center; height: 100%; color: #aaa; font-size: .85rem}
+.ac-none {display: grid; place-items: center; height: 100%; opacity: .6; font-size: .85rem}
 .ac-quiet {opacity: .55; font-size: .9rem}
 .ac-alone {grid-template-columns: 1fr !important; max-width: 46rem}
+.ac-frame:has(.ac-none) {aspect-ratio: auto; height: 4.5rem;
+  background: color-mix(in srgb, currentColor 6%, transparent)}
+.ac-frame:has(.ac-none) span {color: inherit}
+.ac-hero:has(.ac-none) {grid-template-columns: 1fr}
+.ac-hero .ac-frame:has(.ac-none) {display: none}
 .ac-rank {position: absolute; left: .6rem; top: .5rem; color: #fff; font-size: .8rem; opacity: .85;
   font-variant-numeric: tabular-nums}
 .ac-badge {position: absolute; right: .6rem; top: .5rem; color: #fff; font-size: .74rem;
@@ -352,7 +357,7 @@ CARD_STYLE = """
 @media (max-width: 1250px) {.ac-hero .ac-facts {grid-template-columns: max-content 1fr}}
 """
 
-# %% ../../nbs/app/50_cards.ipynb #f0946d80
+# %% ../../nbs/app/50_cards.ipynb #d552d7dc
 FLAG_INKS = dict(light="#9a5b00", dark="#e8a33d")  # the ink of doubts
 
 
@@ -373,7 +378,7 @@ def style_sheet(
     }
     return f"<style>{first[dark]}{PAGE_STYLE}{CARD_STYLE}</style>"
 
-# %% ../../nbs/app/50_cards.ipynb #1d056c26
+# %% ../../nbs/app/50_cards.ipynb #791dbabe
 def page_icon():  # PIL image
     "A small galaxy for the tab."
     from PIL import Image

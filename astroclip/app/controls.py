@@ -9,7 +9,7 @@ __all__ = ['INDEX_VARIABLE', 'MODEL_VARIABLE', 'LATE', 'SOURCES', 'shared_galaxi
            'sky_controls', 'source_controls', 'word_of', 'side_controls', 'cut_taken', 'cone_taken', 'cut_controls',
            'marked', 'mark_taken', 'apply_marks', 'forget_marks', 'ranked_question']
 
-# %% ../../nbs/app/70_controls.ipynb #54608299
+# %% ../../nbs/app/70_controls.ipynb #c1a79087
 import hashlib
 import os
 import time
@@ -20,6 +20,7 @@ import numpy as np
 import streamlit as st
 
 from .galaxies import Galaxies, open_galaxies
+from .hits import find_galaxies
 from astroclip.app.questions import (
     ANSWER_COUNTS,
     CUTS,
@@ -32,7 +33,7 @@ from astroclip.app.questions import (
 )
 from .visitors import MOST_BYTES, Visitor, fetched_visitor, read_upload, visitor_of
 
-# %% ../../nbs/app/70_controls.ipynb #e7905c3a
+# %% ../../nbs/app/70_controls.ipynb #3e1d1cec
 INDEX_VARIABLE, MODEL_VARIABLE = "ASTROCLIP_APP_INDEX", "ASTROCLIP_APP_MODEL"  # variables of the environment
 
 
@@ -43,6 +44,10 @@ def shared_galaxies(
 ) -> tuple[Galaxies, dict]:
     "The galaxies, and the ranges of their cuts."
     galaxies = open_galaxies(path or None)
+    first, side = str(galaxies.order[0]), galaxies.sides[0]
+    find_galaxies(
+        galaxies, Question(first, side, side)
+    )  # the first search prepares: not in front of a visitor
     return galaxies, cut_ranges(galaxies)
 
 
@@ -71,7 +76,7 @@ def networks_for(
     galaxies.own.check_model(predictor.model, f"the model {name}")
     return predictor
 
-# %% ../../nbs/app/70_controls.ipynb #a6c86e5f
+# %% ../../nbs/app/70_controls.ipynb #c88e3ebf
 def first_galaxy(
     galaxies: Galaxies,
 ) -> str:
@@ -87,7 +92,7 @@ def first_galaxy(
             return str(galaxies.order[int(r.argmin())])
     return str(galaxies.order[0])
 
-# %% ../../nbs/app/70_controls.ipynb #c9bd0f0b
+# %% ../../nbs/app/70_controls.ipynb #3870df94
 LATE = 3.0  # seconds that a click may be on its way
 
 
@@ -130,7 +135,7 @@ def write_address(
         state.before = state.get("address", {}), time.monotonic()
         state.address = address
 
-# %% ../../nbs/app/70_controls.ipynb #4f29a34b
+# %% ../../nbs/app/70_controls.ipynb #8449697d
 def change(**what):
     "Change the question of this visitor."
     st.session_state.touched = True
@@ -156,7 +161,7 @@ def show(
         st.session_state[key] = value
     return key
 
-# %% ../../nbs/app/70_controls.ipynb #3f534382
+# %% ../../nbs/app/70_controls.ipynb #16b9b09c
 def choose_galaxy(
     galaxies: Galaxies,
     id,
@@ -187,16 +192,10 @@ def index_controls(
     "A galaxy of the index, by its identifier or by chance."
     key = show("galaxy", question.galaxy)
     st.text_input("Identifier", key=key, on_change=typed, args=(galaxies,), max_chars=100)
-    st.button(
-        "Another one, at random",
-        key="random",
-        on_click=any_galaxy,
-        args=(galaxies,),
-        icon=":material/casino:",
-        width="stretch",
-    )
+    how = dict(icon=":material/casino:", width="stretch")
+    st.button("Another one, at random", key="random", on_click=any_galaxy, args=(galaxies,), **how)
 
-# %% ../../nbs/app/70_controls.ipynb #7d6aaaf5
+# %% ../../nbs/app/70_controls.ipynb #fe4dc2ba
 def visitor_of_files(
     galaxies: Galaxies,
     files: list,  # (name, content), at most two
@@ -222,12 +221,8 @@ def visitor_of_files(
 def upload_controls(galaxies: Galaxies):
     "An image, a spectrum or both from the visitor's disk."
     state = st.session_state
-    files = st.file_uploader(
-        "An image, a spectrum, or one of each",
-        accept_multiple_files=True,
-        key="upload",
-        max_upload_size=int(MOST_BYTES / 1e6),
-    )
+    how = dict(accept_multiple_files=True, max_upload_size=int(MOST_BYTES / 1e6))
+    files = st.file_uploader("An image, a spectrum, or one of each", key="upload", **how)
     st.caption("FITS, JPEG, PNG, CSV, ECSV, VOTable, npz. Read on this machine, kept nowhere.")
     with st.expander("More about the file"):
         scale = st.number_input(
@@ -249,7 +244,7 @@ def upload_controls(galaxies: Galaxies):
         except (ValueError, OSError) as error:
             state.said["upload"] = " ".join(str(error).split())
 
-# %% ../../nbs/app/70_controls.ipynb #fb83bcf5
+# %% ../../nbs/app/70_controls.ipynb #3c2ece34
 def sky_controls(galaxies: Galaxies):
     "A galaxy of the sky, by its place or its TARGETID."
     state = st.session_state
@@ -293,7 +288,7 @@ def source_controls(
     upload_controls(galaxies) if state.source == "files" else sky_controls(galaxies)
     return state.visitor
 
-# %% ../../nbs/app/70_controls.ipynb #449bc7d2
+# %% ../../nbs/app/70_controls.ipynb #18233af5
 def word_of(side: str) -> str:
     "A side on a button."
     return side.capitalize()
@@ -318,7 +313,7 @@ def side_controls(
             label, options, format_func=word_of, key=key, on_change=take, args=(name,), width="stretch"
         )
 
-# %% ../../nbs/app/70_controls.ipynb #7e0cf91b
+# %% ../../nbs/app/70_controls.ipynb #aeb847c0
 def cut_taken(
     column: str,
     whole: tuple,  # (least, largest)
@@ -361,7 +356,7 @@ def cut_controls(
     key = show("k", question.k)
     st.segmented_control("Answers", ANSWER_COUNTS, key=key, on_change=take, args=("k",), width="stretch")
 
-# %% ../../nbs/app/70_controls.ipynb #a848cc61
+# %% ../../nbs/app/70_controls.ipynb #bd96cf93
 def marked(
     question: Question,
     id: str,

@@ -6,7 +6,7 @@
 __all__ = ['COLORED', 'has_map', 'columns_of', 'map_frame', 'region_of', 'inside_region', 'map_chart', 'region_taken',
            'region_controls', 'drawn_region']
 
-# %% ../../nbs/app/75_places.ipynb #c6641eeb
+# %% ../../nbs/app/75_places.ipynb #93bafb42
 import numpy as np
 import streamlit as st
 
@@ -15,7 +15,7 @@ from .galaxies import Galaxies
 from .questions import Question
 from ..core.plots import COLORS
 
-# %% ../../nbs/app/75_places.ipynb #95e768df
+# %% ../../nbs/app/75_places.ipynb #53b238ec
 COLORED = {  # column: (words, is it a fraction)
     "redshift": "Redshift",
     "magnitude_r": "Magnitude r",
@@ -57,7 +57,7 @@ def map_frame(
     value = columns_of(galaxies, color, some)
     return pd.DataFrame(dict(x=place[:, 0], y=place[:, 1], value=value, galaxy=list(map(str, some))))
 
-# %% ../../nbs/app/75_places.ipynb #d0159ca7
+# %% ../../nbs/app/75_places.ipynb #e7b95f21
 def region_of(
     selected,  # what the chart says: {"x": [low, high], "y": [low, high]}, or nothing
 ) -> tuple | None:  # x0, x1, y0, y1
@@ -82,7 +82,7 @@ def inside_region(
     r = ((x[rows] - (x0 + x1) / 2) / wide) ** 2 + ((y[rows] - (y0 + y1) / 2) / high) ** 2
     return galaxies.shown.ids[rows[np.argsort(r, kind="stable")]].tolist()
 
-# %% ../../nbs/app/75_places.ipynb #5149b461
+# %% ../../nbs/app/75_places.ipynb #7c72d756
 def map_chart(
     frame,  # of `map_frame`
     words: str,  # of the colour
@@ -95,7 +95,9 @@ def map_chart(
     box = alt.selection_interval(name="region", encodings=["x", "y"])
     bare = alt.Axis(labels=False, ticks=False, grid=False, domain=False, title=None)
     reach = dict(scale=alt.Scale(zero=False, nice=False, padding=12), axis=bare)
-    shade = alt.Color("value:Q", title=words, scale=alt.Scale(scheme="viridis"))
+    shade = alt.Color(
+        "value:Q", title=words, scale=alt.Scale(scheme=alt.SchemeParams("viridis", extent=[0.12, 1]))
+    )
     shade.legend = alt.Legend(orient="bottom", gradientLength=220)
     faded = alt.condition(box, alt.value(0.9), alt.value(0.25))
     base = alt.Chart(frame).encode(x=alt.X("x:Q", **reach), y=alt.Y("y:Q", **reach))
@@ -105,7 +107,7 @@ def map_chart(
     ring = ring.mark_point(size=340, strokeWidth=2.5, color=COLORS["spectrum"])
     return alt.layer(points.add_params(box), ring).properties(height=height)
 
-# %% ../../nbs/app/75_places.ipynb #81917c98
+# %% ../../nbs/app/75_places.ipynb #7134f827
 def region_taken():
     "A side of the rectangle was moved."
     box = (*st.session_state["w-across"], *st.session_state["w-up"])
