@@ -287,7 +287,8 @@ def search(
     from astroclip.search.queries import allowed
     from astroclip.search.similarity import SimilarityIndex
 
-    index = SimilarityIndex.load(args.index)
+    large = Path(args.index).is_file() and Path(args.index).stat().st_size > 1 << 30
+    index = SimilarityIndex.open(args.index) if large else SimilarityIndex.load(args.index)
     where = parse_where(args.where, index) or None
     allowed(index, where)  # a slip in a condition is said before a model is loaded
     tables = (hits_of_marks if marks else hits_of_queries)(index, args, where)

@@ -247,10 +247,11 @@ def ordered_candidates(
     k: int,
     rows: np.ndarray | None = None,  # (M,) rows that may be found
     codes: Codes | None = None,  # of the bank
+    m: int | None = None,  # candidates; None: k + 8 in float32, 8 k + 48 in bytes
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # rows (Q, k), values (Q, k), proven (Q,) bool
     "The first k by true value of some candidates, and for which queries that is the answer."
     room = len(bank) if rows is None else len(rows)
-    m = min(room, k + 8 if codes is None else 8 * k + 48)
+    m = min(room, m or (k + 8 if codes is None else 8 * k + 48))
     score, found = candidates(query, bank, m, rows, codes)
     found, value = in_order(query, bank, found)
     good = np.ones(len(query), bool)
@@ -276,7 +277,10 @@ def search_exact(
     for start in range(0, len(query), block):
         part = slice(start, start + block)
         found[part], value[part], good = ordered_candidates(query[part], bank, k, rows, codes)
-        if not good.all():
-            again = start + np.flatnonzero(~good)
-            found[again], value[again], _ = ordered_candidates(query[again], bank, k, rows)
+        for more in ((codes, 64 * k + 384), (None, None)):  # a longer list, then float32
+            if not good.all():
+                again = start + np.flatnonzero(~good)
+                found[again], value[again], good[~good] = ordered_candidates(
+                    query[again], bank, k, rows, *more
+                )
     return found, value

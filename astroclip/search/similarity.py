@@ -59,7 +59,8 @@ def nearest_rows(
         return (found if rows is None else rows[found]), similarity
     from astroclip.search.exact import encode, search_exact
 
-    if index.codes is None and index.vectors.size <= CODES_LIMIT:
+    once = len(query) == 1 and isinstance(index.vectors, np.memmap)  # read once, as it is
+    if index.codes is None and index.vectors.size <= CODES_LIMIT and not once:
         index.codes = encode(index.vectors)
     return search_exact(query, index.vectors, k, rows, index.codes)
 
