@@ -7,49 +7,27 @@ __all__ = ['PLURAL', 'viewer_link', 'drawn_once', 'drawn_here', 'spectrum_at', '
            'card_gallery', 'answer_line', 'link_control', 'table_control', 'marks_uploaded', 'marks_control',
            'teaching', 'search_view', 'map_view', 'sidebar', 'page']
 
-# %% ../../nbs/app/80_page.ipynb #b2b7a9bb
+# %% ../../nbs/app/80_page.ipynb #7d27a8f5
 from html import escape
 from pathlib import Path
 
 import streamlit as st
 
-from astroclip.app.cards import (
-    CUTOUT,
-    card_html,
-    header_html,
-    hero_html,
-    nearness_html,
-    page_icon,
-    picture_html,
-)
-from .cards import style_sheet
-from astroclip.app.controls import (
-    apply_marks,
-    change,
-    choose_galaxy,
-    cut_controls,
-    forget_marks,
-    galaxies_here,
-)
-from .controls import mark_taken, ranked_question, session_question, show, side_controls
-from .controls import source_controls, take, write_address
+from .cards import CUTOUT, card_html, header_html, hero_html, nearness_html
+from .cards import page_icon, picture_html, style_sheet
+from .controls import apply_marks, change, choose_galaxy, cut_controls, forget_marks
+from .controls import galaxies_here, mark_taken, ranked_question, session_question
+from .controls import show, side_controls, source_controls, take, write_address
 from .galaxies import Galaxies, value_at
-from astroclip.app.hits import (
-    MIME,
-    FoundGalaxies,
-    answer_table,
-    find_galaxies,
-    marks_bytes,
-    marks_of_bytes,
-    table_bytes,
-)
-from .places import COLORED, drawn_region, has_map, inside_region, map_chart, map_frame
-from .places import region_controls
+from .hits import MIME, FoundGalaxies, answer_table, find_galaxies
+from .hits import marks_bytes, marks_of_bytes, table_bytes
+from .places import COLORED, drawn_region, has_map, inside_region, map_chart
+from .places import map_frame, region_controls
 from .questions import Question, to_address
 from .visitors import Visitor, drawn_of_file
 from ..core.outputs import TABLES
 
-# %% ../../nbs/app/80_page.ipynb #7bd6fcd4
+# %% ../../nbs/app/80_page.ipynb #81b62c73
 def viewer_link(
     galaxies: Galaxies,
     id,
@@ -82,7 +60,7 @@ def drawn_here(
         return None
     return drawn_once(path, str(id), Path(path).stat().st_mtime)[0 if side == "image" else 1]
 
-# %% ../../nbs/app/80_page.ipynb #07c27acc
+# %% ../../nbs/app/80_page.ipynb #2fa83c34
 def spectrum_at(
     galaxies: Galaxies,
     id,
@@ -137,7 +115,7 @@ def hero(
         )
         st.html(hero_html(str(id), *about))
 
-# %% ../../nbs/app/80_page.ipynb #52576669
+# %% ../../nbs/app/80_page.ipynb #a424079c
 def answer_card(
     galaxies: Galaxies,
     hit,  # row of `FoundGalaxies.hits`, or None for a galaxy without a rank
@@ -194,7 +172,7 @@ def card_gallery(
         for hit in found.hits:
             answer_card(galaxies, hit, hit["id"].item(), question, found.word, remote)
 
-# %% ../../nbs/app/80_page.ipynb #31a69e24
+# %% ../../nbs/app/80_page.ipynb #3815c8ec
 PLURAL = {"image": "images", "spectrum": "spectra", "both": "galaxies, by image and spectrum together"}
 
 
@@ -209,7 +187,7 @@ def answer_line(
     about = f"among {found.room:,}{cuts} · {1000 * found.seconds:.0f} ms"
     return f'<p class="ac-count">{first}<small>{escape(about)}</small></p>'
 
-# %% ../../nbs/app/80_page.ipynb #9baed8bb
+# %% ../../nbs/app/80_page.ipynb #0acd2064
 def link_control(question: Question):
     "The permanent link."
     from urllib.parse import urlencode
@@ -239,7 +217,7 @@ def table_control(
             on_click="ignore",
         )
 
-# %% ../../nbs/app/80_page.ipynb #d0dd7967
+# %% ../../nbs/app/80_page.ipynb #2553c0e1
 def marks_uploaded(galaxies: Galaxies):
     "A file of marks has arrived."
     file, said = st.session_state["marks-file"], st.session_state.said
@@ -298,7 +276,7 @@ def teaching(question: Question):
             )
         st.button("Forget them", key="forget", on_click=forget_marks, type="tertiary")
 
-# %% ../../nbs/app/80_page.ipynb #56227db4
+# %% ../../nbs/app/80_page.ipynb #1577fad2
 def search_view(
     galaxies: Galaxies,
     question: Question,
@@ -328,7 +306,7 @@ def search_view(
         st.info(f"No galaxy to show: the cuts admit {found.room:,}.", icon=":material/filter_alt_off:")
     card_gallery(galaxies, found, question, remote)
 
-# %% ../../nbs/app/80_page.ipynb #968cecc8
+# %% ../../nbs/app/80_page.ipynb #cfa5e3f9
 def map_view(
     galaxies: Galaxies,
     question: Question,
@@ -351,7 +329,7 @@ def map_view(
         for id in shown:
             answer_card(galaxies, None, id, question, remote=remote)
 
-# %% ../../nbs/app/80_page.ipynb #fe59aa15
+# %% ../../nbs/app/80_page.ipynb #29515db2
 def sidebar(
     galaxies: Galaxies,
     ranges: dict,
