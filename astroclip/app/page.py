@@ -7,7 +7,8 @@ __all__ = ['PLURAL', 'viewer_link', 'drawn_once', 'drawn_here', 'spectrum_at', '
            'card_gallery', 'answer_line', 'link_control', 'table_control', 'marks_uploaded', 'marks_control',
            'teaching', 'search_view', 'map_view', 'sidebar', 'page']
 
-# %% ../../nbs/app/80_page.ipynb #7d27a8f5
+# %% ../../nbs/app/80_page.ipynb #b1fead1e
+import re
 from html import escape
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from .questions import Question, to_address
 from .visitors import Visitor, drawn_of_file
 from ..core.outputs import TABLES
 
-# %% ../../nbs/app/80_page.ipynb #81b62c73
+# %% ../../nbs/app/80_page.ipynb #8fa83525
 def viewer_link(
     galaxies: Galaxies,
     id,
@@ -60,7 +61,7 @@ def drawn_here(
         return None
     return drawn_once(path, str(id), Path(path).stat().st_mtime)[0 if side == "image" else 1]
 
-# %% ../../nbs/app/80_page.ipynb #2fa83c34
+# %% ../../nbs/app/80_page.ipynb #e5aaeb9c
 def spectrum_at(
     galaxies: Galaxies,
     id,
@@ -115,7 +116,7 @@ def hero(
         )
         st.html(hero_html(str(id), *about))
 
-# %% ../../nbs/app/80_page.ipynb #a424079c
+# %% ../../nbs/app/80_page.ipynb #9d1f987b
 def answer_card(
     galaxies: Galaxies,
     hit,  # row of `FoundGalaxies.hits`, or None for a galaxy without a rank
@@ -172,7 +173,7 @@ def card_gallery(
         for hit in found.hits:
             answer_card(galaxies, hit, hit["id"].item(), question, found.word, remote)
 
-# %% ../../nbs/app/80_page.ipynb #3815c8ec
+# %% ../../nbs/app/80_page.ipynb #de44b60f
 PLURAL = {"image": "images", "spectrum": "spectra", "both": "galaxies, by image and spectrum together"}
 
 
@@ -187,7 +188,7 @@ def answer_line(
     about = f"among {found.room:,}{cuts} · {1000 * found.seconds:.0f} ms"
     return f'<p class="ac-count">{first}<small>{escape(about)}</small></p>'
 
-# %% ../../nbs/app/80_page.ipynb #0acd2064
+# %% ../../nbs/app/80_page.ipynb #4e8f9a67
 def link_control(question: Question):
     "The permanent link."
     from urllib.parse import urlencode
@@ -217,7 +218,7 @@ def table_control(
             on_click="ignore",
         )
 
-# %% ../../nbs/app/80_page.ipynb #2553c0e1
+# %% ../../nbs/app/80_page.ipynb #3a3d724a
 def marks_uploaded(galaxies: Galaxies):
     "A file of marks has arrived."
     file, said = st.session_state["marks-file"], st.session_state.said
@@ -276,7 +277,7 @@ def teaching(question: Question):
             )
         st.button("Forget them", key="forget", on_click=forget_marks, type="tertiary")
 
-# %% ../../nbs/app/80_page.ipynb #1577fad2
+# %% ../../nbs/app/80_page.ipynb #b8750618
 def search_view(
     galaxies: Galaxies,
     question: Question,
@@ -306,7 +307,7 @@ def search_view(
         st.info(f"No galaxy to show: the cuts admit {found.room:,}.", icon=":material/filter_alt_off:")
     card_gallery(galaxies, found, question, remote)
 
-# %% ../../nbs/app/80_page.ipynb #cfa5e3f9
+# %% ../../nbs/app/80_page.ipynb #ab4020d7
 def map_view(
     galaxies: Galaxies,
     question: Question,
@@ -318,7 +319,9 @@ def map_view(
     color = color or columns[0]
     chart = map_chart(map_frame(galaxies, color), COLORED[color], question.galaxy)
     st.altair_chart(chart, on_select=drawn_region, key="map", width="stretch")
-    about = galaxies.shown.about.get("map", "of this file")
+    about = re.sub(r"[^\w ,.()-]", "", str(galaxies.shown.about.get("map", "of this file")))[
+        :100
+    ]  # a stranger's text
     st.caption(f"Drag to choose a region. The map: {about}; a distance on it is not a similarity.")
     region_controls(galaxies, question)
     inside = inside_region(galaxies, question.region) if question.region else []
@@ -329,7 +332,7 @@ def map_view(
         for id in shown:
             answer_card(galaxies, None, id, question, remote=remote)
 
-# %% ../../nbs/app/80_page.ipynb #29515db2
+# %% ../../nbs/app/80_page.ipynb #8be3e787
 def sidebar(
     galaxies: Galaxies,
     ranges: dict,
