@@ -229,12 +229,15 @@ def test_on_a_telephone_in_the_dark_and_by_keyboard(browser, address, tmp_path):
     context = browser.new_context(viewport=dict(width=1400, height=1000))
     page = opened(context.new_page(), address)
     field = sidebar(page).get_by_label("Identifier")
-    id = page.locator(".ac-foot span").nth(3).inner_text()
+    first, id = page.locator(".ac-hero h2").inner_text(), page.locator(".ac-foot span").nth(3).inner_text()
     field.focus()
     page.keyboard.press("Control+A")
     page.keyboard.type(id)
     page.keyboard.press("Enter")
     expect(page.locator(".ac-hero h2")).to_have_text(id)
+    page.wait_for_timeout(3200)  # longer than a click may be on its way
+    page.go_back()
+    expect(page.locator(".ac-hero h2")).to_have_text(first)
     summary = page.locator("article summary").first
     summary.focus()
     page.keyboard.press("Enter")

@@ -6,15 +6,16 @@
 __all__ = ['ANSWER_COUNTS', 'MOST_MARKS', 'CUTS', 'Question', 'short_number', 'to_address', 'numbers_in', 'from_address',
            'cut_ranges', 'fitted', 'conditions']
 
-# %% ../../nbs/app/30_questions.ipynb #b441258a
+# %% ../../nbs/app/30_questions.ipynb #e0ddcf2f
 import math
 from dataclasses import dataclass, field, replace
+from urllib.parse import quote, unquote
 
 import numpy as np
 
 from .galaxies import SIDES, Galaxies
 
-# %% ../../nbs/app/30_questions.ipynb #995fcea8
+# %% ../../nbs/app/30_questions.ipynb #9a01d824
 ANSWER_COUNTS = (8, 12, 24, 48)  # answers
 MOST_MARKS = 200
 CUTS = {  # column: (its name in an address, words)
@@ -43,7 +44,7 @@ class Question:
     view: str = "search"  # or map
     region: tuple | None = None  # of the map: x0, x1, y0, y1
 
-# %% ../../nbs/app/30_questions.ipynb #d9fb9745
+# %% ../../nbs/app/30_questions.ipynb #5611430e
 def short_number(x: float) -> str:
     "A number as short as it can be told."
     return f"{x:.6g}"
@@ -64,13 +65,13 @@ def to_address(
             found[name] = ":".join(map(short_number, getattr(question, name)))
     for name in ("yes", "no"):
         if getattr(question, name):
-            found[name] = ",".join(getattr(question, name))
+            found[name] = ",".join(quote(x, safe=" ") for x in getattr(question, name))
     for name in ("unflagged", "taught"):
         if getattr(question, name):
             found[name] = "1"
     return found
 
-# %% ../../nbs/app/30_questions.ipynb #ca47c363
+# %% ../../nbs/app/30_questions.ipynb #23169d51
 def numbers_in(
     text: str,
     count: int,
@@ -104,12 +105,12 @@ def from_address(
         told["cone"] = cone
     told["region"] = numbers_in(given.get("region", ""), 4)
     for name in ("yes", "no"):
-        texts = [x.strip()[:100] for x in given.get(name, "").split(",")]
+        texts = [unquote(x).strip()[:100] for x in given.get(name, "").split(",")]
         told[name] = tuple(dict.fromkeys(x for x in texts if x))[:MOST_MARKS]
     told["no"] = tuple(x for x in told["no"] if x not in told["yes"])
     return Question(**told, unflagged=given.get("unflagged") == "1", taught=given.get("taught") == "1")
 
-# %% ../../nbs/app/30_questions.ipynb #3ba80b94
+# %% ../../nbs/app/30_questions.ipynb #096b9093
 def cut_ranges(
     galaxies: Galaxies,
 ) -> dict:  # column -> (least, largest)
