@@ -15,7 +15,7 @@ import numpy as np
 
 from .facts import predicted_columns
 from .shown import block_means, jpeg_of
-from ..cli.objects import READABLE, read_rows
+from ..inputs.objects import READABLE, read_rows
 from ..data.images import Cutout, to_rgb
 from ..data.spectrum_grid import WAVELENGTH, Spectrum
 from ..files.fits_files import is_readable, unpack
