@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from astroclip.bulk.one_by_one import embed_each, read_each
+from astroclip.inputs.one_by_one import embed_each, read_each
 from astroclip.bulk.part_files import PartPlan, is_finished_part, missing_parts, open_parts, part_path, read_finished_parts
 from astroclip.bulk.part_files import read_plan, vector_column, vectors_of, write_part
 from astroclip.bulk.whole_surveys import Speed, embed_whole, open_bulk, write_sky_catalog

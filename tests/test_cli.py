@@ -200,7 +200,7 @@ def test_bad_input_is_one_line(capsys, model, index, tmp_path):
         says="vit",
     )
     fails(capsys, "mock", tmp_path / "survey", "--pairs", "-1", says="-1")
-    assert run(capsys, "app")[0] == 2  # not listed before it exists
+    assert run(capsys, "telescope")[0] == 2  # no such command
 
 
 @pytest.mark.skipif(not shared_root(), reason="needs real files")

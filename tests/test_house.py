@@ -20,17 +20,17 @@ ROOT = find_root(Path(__file__).parent)
 LIBRARY = sorted(ROOT.glob("nbs/*/*.ipynb"))
 RUNNABLE = sorted(p for p in ROOT.glob("nbs/*.ipynb") if p.stem != "index")
 # From the bottom to the top. metrics and losses know arrays only; data knows one galaxy, files how others wrote it down,
-# web asks those who have it, formats know how many were written down, surveys know many; models know no survey; plotting draws what many figures need, panels what one page needs; probes know
+# web asks those who have it, formats know how many were written down, surveys know many, inputs are what a user gives; models know no survey; plotting draws what many figures need, panels what one page needs; probes know
 # embeddings only; training makes one model, studies many; evaluation knows everything; nobody knows cli and app.
-LAYERS = "core metrics losses data files web formats surveys mock targets models search plotting probes training studies panels evaluation sky answers opinions shipped bulk cli app"
+LAYERS = "core metrics losses data files web formats surveys inputs mock targets models search plotting probes training studies panels evaluation sky answers opinions shipped bulk cli app"
 LAYERS = LAYERS.split()
 LAYERS = [layer for layer in LAYERS if (ROOT / "nbs" / layer).is_dir()]
 BELOW = {layer: set(LAYERS[:i]) for i, layer in enumerate(LAYERS)}
 KNOWS = {  # what a layer may import, where that is less than everything below it
     "metrics": set(),
     "losses": set(),
-    "models": BELOW["models"] - {"web", "formats", "surveys", "mock"},
-    "probes": BELOW["probes"] - {"data", "files", "web", "formats", "mock"},
+    "models": BELOW["models"] - {"web", "formats", "surveys", "inputs", "mock"},
+    "probes": BELOW["probes"] - {"data", "files", "web", "formats", "inputs", "mock"},
 }
 ALLOWED = {layer: KNOWS.get(layer, BELOW[layer]) for layer in LAYERS}
 LIGHT = {"training", "models", "losses"}  # run on a bare CUDA machine

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from astropy.table import MaskedColumn, Table
 
-from astroclip.cli import blocks, checking, predicting, tasks
+from astroclip.cli import checking, predicting
 from astroclip.cli.main import main
 from astroclip.core.outputs import limits_of_format, table_format, write_table
+from astroclip.inputs import tasks
+from astroclip.opinions import answer_blocks
 
 from many_rows import save_predictor, save_second_opinion, write_many
 
@@ -75,7 +77,7 @@ def some_blocks(folder, n, size=100):
         columns = {f"x{i}": np.full(size, 0.5) for i in range(10)}
         columns |= dict(note=note, file=np.full(size, "/a/folder/with/a/long/name/survey.h5"))
         paths.append(folder / f"{start // size:06d}.npz")
-        blocks.write_block(columns, paths[-1])
+        answer_blocks.write_block(columns, paths[-1])
     return paths
 
 
@@ -83,7 +85,7 @@ def test_joining_takes_the_room_of_its_answers(tmp_path):
     "Four times the rows, beyond the thousand that are text at once: a row costs its 96 bytes, not its widest note."
 
     def join(paths):
-        write_table(Table(blocks.read_blocks(paths), copy=False), tmp_path / "out.ecsv")
+        write_table(Table(answer_blocks.read_blocks(paths), copy=False), tmp_path / "out.ecsv")
 
     join(some_blocks(tmp_path, 200))  # imports
     few, many = (peak(lambda paths=some_blocks(tmp_path, n): join(paths)) for n in (1200, 4800))

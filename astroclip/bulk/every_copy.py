@@ -35,7 +35,11 @@ def write_pairs_copies(
     columns = hub_columns({name: galaxies[name] for name in ("image", "flux", "redshift", "targetid")})
     table = hub_table(columns, hub_features(columns).arrow_schema)
     rows = datasets.Dataset(table, fingerprint="every copy")
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
     datasets.DatasetDict(train=rows).save_to_disk(folder / "arrow")
+    if shown:
+        datasets.enable_progress_bars()
     return {
         "original HDF5": original,
         "our HDF5": ours,

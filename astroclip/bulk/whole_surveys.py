@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .one_by_one import embed_each, read_each
+from ..inputs.one_by_one import embed_each, read_each
 from .part_files import CATALOG, MANIFEST, PartPlan, is_finished_part, missing_parts, open_parts
 from .part_files import read_finished_parts, read_plan, vector_column, write_part
 from ..data.spectrum_units import FLUX_UNIT

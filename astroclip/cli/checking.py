@@ -20,10 +20,10 @@ import numpy as np
 from ..opinions.answer_blocks import finished_blocks, last_value, parts_folder, read_blocks
 from ..opinions.answer_blocks import write_answers, write_block
 from .embedding import images_as, say, say_loading
-from ..bulk.one_by_one import embed_each
-from .objects import READABLE, SURVEYS, gather, some
-from .tasks import Asked, ToRead, file_list, file_tasks, list_tasks, read_task, redshift_asked
-from .tasks import survey_tasks
+from ..inputs.one_by_one import embed_each
+from ..inputs.objects import READABLE, SURVEYS, gather, some
+from ..inputs.tasks import Asked, ToRead, file_list, file_tasks, list_tasks, read_task, redshift_asked
+from ..inputs.tasks import survey_tasks
 from ..core.faults import make_folder, write_atomic
 from ..core.outputs import check_folder, check_output, table_format
 

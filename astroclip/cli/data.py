@@ -17,6 +17,7 @@ def data_convert(
     "Any copy of the pairs as our survey file, or as a folder that the hub takes."
     from tqdm import tqdm
     from astroclip.bulk.conversion import convert_pairs
+    from astroclip.bulk.magnitudes import APERTURE, measure_magnitudes
     from astroclip.surveys.pairs import Survey
 
     survey = Survey(args.source)
@@ -33,6 +34,8 @@ def data_convert(
             getattr(args, "overwrite", False),
             bar.update,
         )
+    if made.is_file() and measure_magnitudes(made):
+        print(f"magnitude: measured on the images, in circles of {APERTURE:g} arcsec", file=sys.stderr)
     size = sum(f.stat().st_size for f in ([made] if made.is_file() else made.rglob("*.*")))
     print(f"{args.output}: {len(survey)} galaxies, {size / 1e6:,.0f} MB, the same pixels as {args.source}")
 

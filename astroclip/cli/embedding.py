@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..bulk.one_by_one import embed_each
-from .objects import READABLE, REPORT, SURVEYS, Row, account, gather, name_rows
-from .objects import read_rows, some, summary
+from ..inputs.one_by_one import embed_each
+from ..inputs.objects import READABLE, REPORT, SURVEYS, Row, account, gather, name_rows
+from ..inputs.objects import read_rows, some, summary
 from ..core.outputs import check_output, write_table
 from ..data.spectrum_units import FLUX_UNIT
 from ..formats.shard_files import is_shards

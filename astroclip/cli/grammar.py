@@ -197,6 +197,19 @@ COMMANDS["check"] = (
     ],
 )
 
+# %% ../../nbs/cli/48_grammar.ipynb #8eafaffe
+COMMANDS["app"] = (
+    "open the page: search, look and mark in a browser, on an index or on the simulated galaxies that ship",
+    "astroclip app my_index.h5 --port 8600",
+    [
+        arg("index", nargs="?", help="file written by `astroclip embed` (default: the galaxies that ship)"),
+        arg("--port", type=int, default=8501, help="or the next free one (default: 8501)"),
+        arg("--host", default="127.0.0.1", help="who may connect (default: 127.0.0.1, this machine only)"),
+        arg("--model", default="simulated", help="folder of a predictor, for uploads (default: simulated)"),
+        arg("--quiet", action="store_true", help="open no browser"),
+    ],
+)
+
 # %% ../../nbs/cli/48_grammar.ipynb #07ca9aa0
 DATA = {  # action: (what it does, an example, its arguments)
     "convert": (

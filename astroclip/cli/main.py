@@ -25,6 +25,7 @@ WORK = {  # command: the module of its function, and its name where it is anothe
     "predict": "predicting",
     "search": "searching",
     "check": "checking",
+    "app": "serving",
     "data": "data",
     **dict.fromkeys(TRAINS, "training"),
 }

@@ -21,7 +21,7 @@ from ..opinions.answer_blocks import finished_blocks, last_value, parts_folder, 
 from ..opinions.answer_blocks import write_answers, write_block
 from .embedding import images_as, model_files, say, say_loading
 from .fetching import fetch_beside, is_target_list
-from .objects import READABLE, SURVEYS, gather, read_objects, read_rows, sentence, some
+from ..inputs.objects import READABLE, SURVEYS, gather, read_objects, read_rows, sentence, some
 from ..core.outputs import check_output, table_format
 
 # %% ../../nbs/cli/27_predicting.ipynb #d61e2226
