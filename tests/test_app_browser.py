@@ -145,9 +145,12 @@ def test_first_view_links_directions_marks_and_tables(tab, address, tmp_path):
         save.click()
     lines = Path(got.value.path()).read_text().splitlines()
     assert len(lines) == 13 and lines[0].startswith("rank,id,modality,score")
+    expect(page.locator("article")).to_have_count(12)
     seen = page.locator(".ac-foot span").all_inner_texts()
     opened(page, page.url)  # the link, opened anew
     expect(page.locator(".ac-count")).to_contain_text("Ranked by your marks")
+    expect(page.locator("article")).to_have_count(12)
+    settled(page)
     assert page.locator(".ac-foot span").all_inner_texts() == seen
 
 
