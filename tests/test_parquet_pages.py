@@ -148,6 +148,16 @@ def test_runs_of_every_width(width):
     assert read_runs(memoryview(content), width, 20).tolist() == expected[:20]
 
 
+def test_runs_of_one_length_follow_each_other():
+    rng = np.random.default_rng(8)
+    pieces = [rng.integers(0, 32, 16).tolist() for _ in range(7)]
+    content = b"".join(packed(p, 5) for p in pieces[:3]) + bytes([20, 9])
+    content += b"".join(packed(p, 5) for p in pieces[3:6]) + packed(pieces[6][:11], 5)
+    expected = sum(pieces[:3], []) + [9] * 10 + sum(pieces[3:6], []) + pieces[6][:11]
+    for n in (16, 47, 48, 50, 58, 90, len(expected)):
+        assert read_runs(content, 5, n).tolist() == expected[:n]
+
+
 def test_levels_prove_a_shape_only_if_every_list_has_it():
     levels = expected_levels(4, (3, 5))
     assert levels[:15].tolist() == [0, 2, 2, 2, 2, 1, 2, 2, 2, 2, 1, 2, 2, 2, 2]

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PLAIN_ENCODING', 'RLE_ENCODING', 'DICTIONARY_ENCODINGS', 'CODECS', 'PHYSICAL', 'read_varint', 'read_thrift',
-           'read_head', 'unpack_bits', 'read_runs', 'expected_levels', 'shape_in_levels', 'LeafColumn', 'page_parts',
-           'page_numbers', 'chunk_rows', 'declared_shape', 'plain_rows', 'rows_apart']
+           'read_head', 'unpack_bits', 'like_runs', 'read_runs', 'expected_levels', 'shape_in_levels', 'LeafColumn',
+           'page_parts', 'page_numbers', 'chunk_rows', 'declared_shape', 'plain_rows', 'rows_apart']
 
 # %% ../../nbs/formats/17_parquet_pages.ipynb #6f64951c
 import json
 import math
+import mmap
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -85,16 +86,26 @@ def unpack_bits(
     width: int,  # bits of a value, 1 to 32
 ) -> np.ndarray:  # (8 n,) uint32
     "Values of a few bits, the lowest bit first."
-    groups = np.zeros((len(packed) // width, width + 8), np.uint8)
-    groups[:, :width] = packed[: len(groups) * width].reshape(-1, width)
-    out = np.empty((len(groups), 8), np.uint32)
+    groups = packed[: len(packed) // width * width].reshape(-1, width)
+    out, kind = np.empty((len(groups), 8), np.uint32), np.uint32 if width <= 25 else np.uint64
     for j in range(8):
         byte, bit = divmod(j * width, 8)
-        value = groups[:, byte].astype(np.uint64)
+        value = groups[:, byte].astype(kind)
         for k in range(1, (bit + width + 7) // 8):
-            value |= groups[:, byte + k].astype(np.uint64) << np.uint64(8 * k)
-        out[:, j] = (value >> np.uint64(bit)) & np.uint64((1 << width) - 1)
+            value |= groups[:, byte + k].astype(kind) << kind(8 * k)
+        out[:, j] = (value >> kind(bit)) & kind((1 << width) - 1)
     return out.ravel()
+
+
+def like_runs(
+    content: np.ndarray,  # uint8, from the head of a packed run
+    step: int,  # bytes of a run, its head of one byte with them
+    most: int,  # runs
+) -> int:  # at least 1
+    "How many runs with the same head follow each other: writers make them of one length."
+    heads = content[: max(0, len(content) // step * step) : step][:most]
+    other = np.flatnonzero(heads != content[0])
+    return max(1, int(other[0]) if len(other) else len(heads))
 
 
 def read_runs(
@@ -103,28 +114,31 @@ def read_runs(
     n: int,  # values
 ) -> np.ndarray:  # (n,) uint32
     "Runs of equal values and of packed ones, as Parquet mixes them."
-    runs, packed, at, done, size = [], [], 0, 0, (width + 7) // 8
+    content, runs, packed, at, done = np.frombuffer(content, np.uint8), [], [], 0, 0
     if width == 0 or n == 0:  # a dictionary of one number
         return np.zeros(n, np.uint32)
     while done < n:
-        head, at = read_varint(content, at)
+        head, after = read_varint(memoryview(content), at)
         count = head >> 1 if head & 1 == 0 else (head >> 1) * 8
         if count == 0:
             raise ValueError("a run of no values: the page is damaged")
+        step = after - at + (count // 8 * width if head & 1 else (width + 7) // 8)
         if head & 1:
-            packed.append(content[at : at + count // 8 * width])
-            runs.append((done, min(count, n - done), None, count))
-            at += count // 8 * width
+            alike = like_runs(content[at:], step, (n - done) // count) if after == at + 1 else 1
+            inside = content[at : at + alike * step].reshape(alike, -1)[:, after - at :]
+            packed.append(inside.ravel())
+            count *= alike
+            at += alike * step
         else:
-            value = int.from_bytes(content[at : at + size], "little")
-            runs.append((done, min(count, n - done), value, 0))
-            at += size
+            value = int.from_bytes(content[after : at + step].tobytes(), "little")
+            at += step
+        runs.append((done, min(count, n - done), count if head & 1 else 0, None if head & 1 else value))
         done += count
-    values = unpack_bits(np.frombuffer(b"".join(packed), np.uint8), width) if packed else []
+    values = unpack_bits(np.concatenate(packed), width) if packed else []
     if len(packed) == len(runs):  # all but the last are whole
         return values[:n]
     out, taken = np.zeros(n, np.uint32), 0
-    for first, count, value, held in runs:
+    for first, count, held, value in runs:
         out[first : first + count] = values[taken : taken + count] if held else value
         taken += held
     return out
@@ -294,10 +308,10 @@ def plain_rows(
     if shape and (len(shape) != column.max_repetition_level or n != about.num_rows * math.prod(shape)):
         shape = None  # then the levels have to say it
     leaf = LeafColumn(np.dtype(dtype), codec, (column.max_repetition_level, column.max_definition_level))
+    first = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
     with open(path, "rb") as file:
-        file.seek(chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset)
-        content = file.read(chunk.total_compressed_size)
-    return chunk_rows(content, leaf, n, about.num_rows, shape)
+        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    return chunk_rows(content[first : first + chunk.total_compressed_size], leaf, n, about.num_rows, shape)
 
 
 def rows_apart(
