@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['open_survey', 'open_file', 'widen', 'read_rows', 'facts_about', 'split_by', 'Survey', 'open_pairs', 'block_edges',
-           'prefetched', 'batches', 'tensors']
+           'inner_edges', 'prefetched', 'batches', 'tensors']
 
 # %% ../../nbs/surveys/10_pairs.ipynb #8e86dfdd
 import json
@@ -239,6 +239,18 @@ def block_edges(
     return np.array([*edges, n])
 
 
+def inner_edges(
+    columns: list,  # with `.starts` of their row groups, or without
+    start: int,  # of a block
+    stop: int,
+) -> list[tuple]:  # [(start, stop)]
+    "A block cut where any column begins a row group: each piece is read as it lies in one of them."
+    hints = [np.asarray(c.starts) for c in columns if getattr(c, "starts", None) is not None]
+    inside = np.unique(np.concatenate([x[(x > start) & (x < stop)] for x in hints])) if hints else []
+    edges = [int(x) for x in (start, *inside, stop)]
+    return list(zip(edges, edges[1:]))
+
+
 def _windows(data, keep, block, window, rng):
     "(blocks of kept rows, the first row of each, order to take them in) by windows; a block is one read."
     edges = block_edges(list(data.values()), len(keep), block)
@@ -247,6 +259,7 @@ def _windows(data, keep, block, window, rng):
     numbers = np.arange(len(edges) - 1) if rng is None else rng.permutation(len(edges) - 1)
     for i in range(0, len(numbers), window):
         taken = [(edges[j], edges[j + 1]) for j in numbers[i : i + window]]
+        taken = [piece for ends in taken for piece in inner_edges(list(data.values()), *ends)]
         blocks = [s + np.flatnonzero(keep[s:e]) for s, e in taken]
         blocks = [rows for rows in blocks if len(rows)]
         if not blocks:
