@@ -229,7 +229,7 @@ def noisy_leaves(
         c.path_in_schema: c.total_compressed_size > (1 - saved) * c.total_uncompressed_size for c in leaves
     }
 
-
+# %% ../../nbs/formats/30_hats_writer.ipynb #e6f1bbe9
 def write_partition(
     writer: HatsWriter,
     order: int,

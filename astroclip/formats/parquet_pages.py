@@ -96,7 +96,7 @@ def unpack_bits(
         out[:, j] = (value >> kind(bit)) & kind((1 << width) - 1)
     return out.ravel()
 
-
+# %% ../../nbs/formats/17_parquet_pages.ipynb #86c9184e
 def like_runs(
     content: np.ndarray,  # uint8, from the head of a packed run
     step: int,  # bytes of a run, its head of one byte with them
@@ -216,7 +216,7 @@ def page_parts(
         return about[4], about[1], *levels, unpacked(body, head[2] - front) if about.get(7, True) else body
     return None
 
-
+# %% ../../nbs/formats/17_parquet_pages.ipynb #fdd1e35a
 def page_numbers(
     encoding: int,
     n: int,  # numbers, none missing

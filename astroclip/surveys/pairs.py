@@ -250,7 +250,7 @@ def inner_edges(
     edges = [int(x) for x in (start, *inside, stop)]
     return list(zip(edges, edges[1:]))
 
-
+# %% ../../nbs/surveys/10_pairs.ipynb #fa2f73e1
 def _windows(data, keep, block, window, rng):
     "(blocks of kept rows, the first row of each, order to take them in) by windows; a block is one read."
     edges = block_edges(list(data.values()), len(keep), block)
@@ -273,7 +273,7 @@ def _windows(data, keep, block, window, rng):
         firsts = np.cumsum([0, *map(len, blocks)])
         yield part, firsts[:-1], np.arange(firsts[-1]) if rng is None else rng.permutation(firsts[-1])
 
-
+# %% ../../nbs/surveys/10_pairs.ipynb #c9e0b785
 def _gathered(part, firsts, pick):
     "The rows `pick` of a window, each copied once from the block in which it was read, float16 widened."
     number, batch = np.searchsorted(firsts, pick, side="right") - 1, {}
