@@ -99,7 +99,7 @@ def build_sketches(
     index: IndexParts,
     lists: int | None = None,  # None: some 4 sqrt(N), a power of two, of at most 12 bytes a vector
     probes: int | None = None,  # None: a 32nd of the lists, 32 at least
-    refine: int | None = None,  # None: 16,384 / D, 30 at least
+    refine: int | None = None,  # None: 16,384 / D, 64 at least
     train: int = 40,  # vectors for each list that centres are learnt from
     chunk: int = 65536,
 ) -> Sketches:
@@ -115,7 +115,7 @@ def build_sketches(
     made.train(np.ascontiguousarray(index.vectors[some], np.float32))
     for start in range(0, n, chunk):
         made.add(np.ascontiguousarray(index.vectors[start : start + chunk], np.float32))
-    return Sketches(made, n, min(lists, probes or max(32, lists // 32)), refine or max(30, 16384 // d))
+    return Sketches(made, n, min(lists, probes or max(32, lists // 32)), refine or max(64, 16384 // d))
 
 # %% ../../nbs/search/45_engines.ipynb #a8f04d7c
 def kept_sketches(
