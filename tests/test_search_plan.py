@@ -44,5 +44,9 @@ def test_goals_at_a_million():
 def test_refusals():
     with pytest.raises(ValueError, match="measured were"):
         search_plan(1000, 64)
+    for n, y in (([1], [1]), ([2, 2], [1, 3]), ([1, 2], [0, 1]), ([], [])):
+        for law in (line_law, power_law):
+            with pytest.raises(ValueError, match="a slope needs two sizes"):
+                law(n, y)
     with pytest.raises(ValueError, match="at least 1"):
         sketch_bytes(0, 128)
