@@ -6,12 +6,12 @@
 __all__ = ['SKETCH_COSTS', 'MILVUS_LITE_COSTS', 'sketch_bytes', 'some_sizes', 'line_law', 'power_law', 'SearchPlan',
            'search_plan']
 
-# %% ../../nbs/studies/42_search_plan.ipynb #d2c27e75
+# %% ../../nbs/studies/42_search_plan.ipynb #4e706850
 from dataclasses import dataclass
 
 import numpy as np
 
-# %% ../../nbs/studies/42_search_plan.ipynb #e58e3d74
+# %% ../../nbs/studies/42_search_plan.ipynb #4fa3e2b7
 # width, vectors, lists, build [s of one core], bytes a vector in memory, fastest and median query [ms],
 # recall@10 and its 95 % interval over 256 queries
 SKETCH_COSTS = (
@@ -32,7 +32,7 @@ MILVUS_LITE_COSTS = (
     (30_000, 6272, 45.6, 554),
 )
 
-# %% ../../nbs/studies/42_search_plan.ipynb #d94b702b
+# %% ../../nbs/studies/42_search_plan.ipynb #aefbef74
 def sketch_bytes(
     n: int,  # vectors
     width: int,  # D
@@ -46,7 +46,7 @@ def sketch_bytes(
         lists = min(2 ** int(min(np.log2(most), round(np.log2(4 * np.sqrt(n))))), max(1, n // 40))
     return width / 8 + 16 + 4 * lists * width / n
 
-# %% ../../nbs/studies/42_search_plan.ipynb #d2260e8a
+# %% ../../nbs/studies/42_search_plan.ipynb #b1e95732
 def some_sizes(
     n,  # (m,) sizes
     y,  # (m,) costs
@@ -77,7 +77,7 @@ def power_law(
     exponent, offset = np.polyfit(np.log(n), np.log(y), 1)
     return float(np.exp(offset)), float(exponent)
 
-# %% ../../nbs/studies/42_search_plan.ipynb #9f9b3e05
+# %% ../../nbs/studies/42_search_plan.ipynb #40724ceb
 @dataclass
 class SearchPlan:
     "What an index of N vectors would cost on one machine; times are extrapolated."
