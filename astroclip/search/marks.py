@@ -228,7 +228,7 @@ def taught_ndcg(
             found.append(measured(ahead))
     return found
 
-
+# %% ../../nbs/search/60_marks.ipynb #f62d9131
 def gain_of_marks(
     image: np.ndarray,  # (n, D)
     spectrum: np.ndarray,  # (n, D), row i is the same galaxy
