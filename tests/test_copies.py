@@ -13,6 +13,7 @@ import pytest
 from astroclip.bulk.conversion import convert_pairs, pixel_hash
 from astroclip.bulk.hub_builder import PAIR_FEATURES
 from astroclip.data.spectrum_grid import N_PIXELS, WAVELENGTH
+from astroclip.formats.column_parts import Picked
 from astroclip.formats.hats_files import HatsCatalog, nested_lists, nested_table
 from astroclip.formats.hats_writer import INDEX, ORDER, HatsWriter, partitions, write_hats
 from astroclip.formats.mmu_files import mmu_images, mmu_spectra, write_mmu
@@ -295,11 +296,23 @@ def test_shuffled_batches_of_a_copy(copies, name):
 
 def test_a_row_group_is_decoded_once_an_epoch(copies, monkeypatch):
     read, original = [], ParquetFiles.read
+    monkeypatch.setattr(ParquetFiles, "plain", lambda *a: None)
     monkeypatch.setattr(ParquetFiles, "read", lambda self, g, path: read.append((g, path)) or original(self, g, path))
     for _ in batches(copies["plain_parquet"], ("image",), 8, block=4, window=2, prefetch=0):
         pass
     images = [g for g, path in read if path == "image"]
     assert sorted(set(images)) == list(range(6)) and len(images) <= 7  # and one for the shape
+
+
+def test_names_longer_than_those_of_the_first_group_stay_whole(tmp_path):
+    "Text that is gathered from several parts, in batches and in any order."
+    names = [f"{10 ** (i // 8)}-{i}" for i in range(40)]
+    table = pa.table(dict(targetid=np.arange(40), name=names))
+    pq.write_table(table, tmp_path / "train-0.parquet", row_group_size=8)
+    column = ParquetFiles([tmp_path / "train-0.parquet"]).column("name")
+    rows = np.array([39, 0, 17, 38])
+    assert Picked(column, rows)[0:4].tolist() == [names[i] for i in rows]
+    assert Picked(column, np.arange(3, 39))[0:36].tolist() == names[3:39]
 
 
 # ---- what is wrong with a copy is one sentence

@@ -154,6 +154,61 @@ def test_recall_is_printed(capsys):
     assert said.startswith("approximate: recall@10 ") and "among 3,000 vectors" in said
 
 
+def test_auto_is_exact_below_a_size_and_says_what_it_is_above(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("faiss")
+    path = SimilarityIndex.build(X, IDS, np.tile(["image", "spectrum"], N // 2)).save(tmp_path / "i.h5")
+    small = SimilarityIndex.open(path, engine="auto")
+    assert small.engine is None and capsys.readouterr().out == "" and not (tmp_path / "i.h5.faiss").exists()
+    monkeypatch.setattr("astroclip.search.engines.AUTO_MAPPED", N * D - 1)
+    large = SimilarityIndex.open(path, engine="auto", lists=16, probes=2)
+    said = capsys.readouterr().out
+    assert said.startswith("auto: approximate") and f"{N:,d} x {D}" in said
+    assert "recall@10" in said and "across kinds" in said and len(said.splitlines()) == 2
+    assert SimilarityIndex.load(path, engine="auto").engine is None  # in memory the limit is another
+    again = SimilarityIndex.open(path, engine="auto", lists=16, probes=2)  # from i.h5.faiss
+    assert again.engine.recall == large.engine.recall and "recall" not in capsys.readouterr().out
+    hits, others = large.search(IDS[4], 5), large.search(X[:2], 5)
+    assert hits.meta == {"engine": "approximate", "recall10": round(large.engine.recall[0], 4)}
+    assert all(table.meta == hits.meta for table in others)
+    assert large.search(IDS[4], 5, exact=True).meta == small.search(IDS[4], 5).meta == {"engine": "exact"}
+    assert large.use("exact").engine is None
+
+
+def test_auto_without_faiss_is_exact_and_says_so(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr("astroclip.search.engines.AUTO_NUMBERS", N * D - 1)
+    assert SimilarityIndex.build(X, IDS, engine="auto").engine is None
+    assert "pip install 'astroclip[search]'" in capsys.readouterr().out
+
+
+def test_recall_across_kinds_by_hand():
+    "An engine that never finds the nearest: 9 of 10; asked by images, it proposes spectra alone."
+    from astroclip.search.engines import engine_recall
+    from astroclip.search.parts import parts_of
+
+    class Lame:
+        def nearest(self, index, query, k, rows=None, where=None):
+            assert rows is None or where == {"modality": ["spectrum"]}
+            found, value = search_exact(query, index.vectors, k + 1, rows)
+            return (found[:, 1:], value[:, 1:]) if rows is not None else (found[:, :k], value[:, :k])
+
+    index = parts_of(X, IDS, np.tile(["image", "spectrum"], N // 2))
+    assert engine_recall(index, Lame()) == (1.0, 1.0, 1.0)
+    np.testing.assert_allclose(engine_recall(index, Lame(), across=True), 0.9, atol=1e-12)
+
+
+def test_centres_of_lists_cost_little_memory():
+    pytest.importorskip("faiss")
+    from astroclip.search.engines import build_sketches
+    from astroclip.search.parts import parts_of
+
+    wide = parts_of(rng.normal(size=(3000, 256)), IDS)
+    made = build_sketches(wide)
+    assert made.lists.nlist == 32 and made.lists.nlist * 256 * 4 / 3000 <= 12  # 3 N / D = 35
+    assert (made.probes, made.refine) == (32, 64)
+    assert made.bytes_per_vector < 256 / 8 + 32
+
+
 @pytest.mark.parametrize("missing, call", [("faiss", {}), ("pymilvus", dict(engine="milvus", uri="x.db"))])
 def test_a_missing_extra_is_one_sentence(index, missing, call, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)

@@ -52,9 +52,46 @@ def test_the_probe_is_at_the_bottom():
 def test_white_features_turn_with_the_vectors():
     x = rng.normal(size=(200, 12)) * np.arange(1, 13)
     turn = np.linalg.qr(rng.normal(size=(12, 12)))[0]
-    a, b = white_features(x), white_features(3 * x @ turn + 5)
+    plain = MarkSettings(floor=0)
+    a, b = white_features(x, plain), white_features(3 * x @ turn + 5, plain)
     np.testing.assert_allclose(np.abs(a), np.abs(b), atol=1e-8)
     np.testing.assert_allclose(a.T @ a / 200 * a.shape[1], np.eye(a.shape[1]), atol=1e-8)
+
+
+def test_a_floor_by_hand():
+    "Two axes of variance 4 and 1, a floor of a quarter of 4: over sqrt(5) and sqrt(2), and over sqrt(4/5 + 1/2)."
+    x = np.array([[2.0, 1], [2, -1], [-2, 1], [-2, -1]])
+    y = white_features(x, MarkSettings(floor=0.25))
+    np.testing.assert_allclose(np.abs(y), np.abs(x) / np.sqrt(np.array([5, 2]) * 1.3), atol=1e-12)
+    np.testing.assert_allclose((y**2).sum(1).mean(), 1, atol=1e-12)
+
+
+def test_galaxies_without_a_mark_are_weak_noes():
+    "Others of weight m, each, are m further marks no; without weight they are not there."
+    y, other, yes = rng.normal(size=(12, 3)), rng.normal(size=(4, 3)), rng.random(12) < 0.5
+    a = fit_marks(y, yes, 0.7, other, 4.0)
+    b = fit_marks(np.concatenate([y, other]), np.append(yes, [False] * 4), 0.7)
+    np.testing.assert_allclose(a, b, atol=1e-9)
+    np.testing.assert_array_equal(fit_marks(y, yes, 0.7, other, 0.0), fit_marks(y, yes, 0.7))
+    assert np.isfinite(fit_marks(y, np.ones(12, bool), 0.7, other, 1.0)).all()
+    with pytest.raises(ValueError, match="0 yes and 12 no"):
+        fit_marks(y, np.zeros(12, bool), 0.7, other, 1.0)
+
+
+def test_a_file_from_before_keeps_its_ranking(index, marks, tmp_path):
+    "Marks that were saved without floor and unmarked mean what they meant."
+    old = MarkSettings(components=20, strength=0.1, floor=0.0, unmarked=0.0)
+    path = save_marks(Marks(marks.yes, marks.no, marks.index_sha256, old), tmp_path / "old.json")
+    told = json.loads(path.read_text())
+    del told["settings"]["floor"], told["settings"]["unmarked"]
+    path.write_text(json.dumps(told))
+    again = read_marks(path, index)
+    assert again.settings == old
+    rows, x = galaxy_features(index)
+    y, place = white_features(x, old), {id: i for i, id in enumerate(index.ids[rows[:, 0]].tolist())}
+    w = fit_marks(y[[place[i] for i in marks.yes + marks.no]], [True] * len(marks.yes) + [False] * len(marks.no), 0.1)
+    order = np.argsort(-(y @ w[:-1]), kind="stable")[:9]
+    assert search_marks(index, again, 9, marked=True)["id"].tolist() == index.ids[rows[order, 0]].tolist()
 
 
 def test_a_file_repeats_the_ranking(index, marks, tmp_path):
@@ -93,6 +130,7 @@ def test_galaxies_with_one_kind_only_are_left_out(index):
         '{"schema": "astroclip-marks-1", "yes": [1], "no": [2], "index_sha256": "", "settings": {"x": 1}}',
         '{"schema": "astroclip-marks-1", "yes": [1], "no": [2], "index_sha256": "", "settings": {"strength": "2"}}',
         '{"schema": "astroclip-marks-1", "yes": [1], "no": [2], "index_sha256": "", "settings": {"strength": -2}}',
+        '{"schema": "astroclip-marks-1", "yes": [1], "no": [2], "index_sha256": "", "settings": {"strength": 0}}',
         "[" * 100_000,
     ],
 )

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'INDEX', 'healpix_index', 'partitions', 'as_one_table', 'write_run', 'stretch_of_run', 'write_properties',
-           'partition_path', 'HatsWriter', 'with_index', 'same_columns', 'write_partition', 'finish_catalog',
-           'facts_of', 'write_hats']
+           'partition_path', 'HatsWriter', 'with_index', 'same_columns', 'noisy_leaves', 'write_partition',
+           'finish_catalog', 'facts_of', 'write_hats']
 
 # %% ../../nbs/formats/30_hats_writer.ipynb #e9357531
+import io
 import shutil
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -213,6 +214,22 @@ def same_columns(
         raise ValueError(f"the tables differ in the types of their columns: {said}") from None
 
 # %% ../../nbs/formats/30_hats_writer.ipynb #3aee7790
+def noisy_leaves(
+    table,  # pyarrow.Table
+    saved: float = 1 / 8,  # of the bytes: what packing has to save
+) -> dict:  # leaf of Parquet -> is it not worth packing?
+    "Columns, and fields of columns, that zstd hardly makes smaller, by their first rows."
+    import pyarrow.parquet as pq
+
+    sample = io.BytesIO()
+    pq.write_table(table.slice(0, 16), sample, compression="zstd", use_dictionary=False)
+    group = pq.read_metadata(sample).row_group(0)
+    leaves = [group.column(i) for i in range(group.num_columns)]
+    return {
+        c.path_in_schema: c.total_compressed_size > (1 - saved) * c.total_uncompressed_size for c in leaves
+    }
+
+# %% ../../nbs/formats/30_hats_writer.ipynb #e6f1bbe9
 def write_partition(
     writer: HatsWriter,
     order: int,
@@ -228,12 +245,14 @@ def write_partition(
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = []
     table = as_one_table([t for t in found if t is not None])
+    noisy = noisy_leaves(table)
     with writing(path):
         pq.write_table(
             table,
             path,
             row_group_size=writer.group_rows,
-            compression="zstd",
+            compression={leaf: "none" if noise else "zstd" for leaf, noise in noisy.items()},
+            use_dictionary=[leaf for leaf, noise in noisy.items() if not noise],
             write_page_checksum=True,
             metadata_collector=kept,
         )

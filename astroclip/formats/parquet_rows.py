@@ -17,7 +17,7 @@ import numpy as np
 from ..files.fits_files import UnreadableFile, reading
 from .column_parts import Chained, bounds
 from .hdf5_columns import NoSuchColumn, NotASurvey
-from .parquet_pages import plain_rows
+from .parquet_pages import plain_rows, rows_apart
 from ..web.remote_files import patiently
 
 # %% ../../nbs/formats/20_parquet_rows.ipynb #810f3cb4
@@ -222,8 +222,12 @@ class ParquetFiles:
         if self.filesystem is not None:
             return None
         file = self.file(f)
+        names = leaf_names(file)
+        asked = leaves_of(names, path)
+        if len(asked) != 1:
+            return None
         with reading(self.files[f], "Parquet"):
-            return plain_rows(self.files[f], file.metadata, file.schema_arrow, g, path)
+            return plain_rows(self.files[f], file.metadata, file.schema_arrow, g, names.index(asked[0]))
 
     def has(self, path):
         "Is there such a column, or such a field of one?"
@@ -259,7 +263,9 @@ class ParquetColumn:
         "The decoded rows of a row group."
         if self.last[0] != g:
             self.last = (-1, None)  # two are never held at once
-            array = self.table.plain(g, self.path) if self.decode is array_of else None
+            array = self.table.plain(g, self.path) if self.decode in (array_of, ragged) else None
+            if array is not None and self.decode is ragged:
+                array = rows_apart(array)
             if array is None:
                 array = self.table.read(g, self.path)
                 with reading(self.table.files[self.table.groups[g][0]], "Parquet"):

@@ -185,7 +185,7 @@ def candidates(
             every = np.arange(part.start, part.stop) if rows is None else rows[part]
             part = part if rows is None else every
             if codes is None:
-                x = torch.from_numpy(np.ascontiguousarray(bank[part])).float()
+                x = torch.from_numpy(np.require(bank[part], None, ["C", "W"])).float()
                 score, scale = (torch.from_numpy(query) @ x.T).numpy(), ones[: len(every)]
             else:
                 score, scale = byte_products(asked.codes, codes.codes[part]), codes.scale[part]

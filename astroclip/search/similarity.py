@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODES_LIMIT', 'MAGNITUDES', 'best', 'nearest_rows', 'asked_vectors', 'chance_of_hits', 'whole_number',
-           'distinct_rows', 'search', 'SimilarityIndex']
+           'distinct_rows', 'engine_words', 'beside', 'search', 'SimilarityIndex']
 
 # %% ../../nbs/search/40_similarity.ipynb #2fbf55e5
 from operator import index as integer
@@ -168,6 +168,25 @@ def distinct_rows(
             return rows[kept][None], similarity[kept][None]
         ask = min(4 * ask, room)
 
+# %% ../../nbs/search/40_similarity.ipynb #36d87836
+def engine_words(
+    index: IndexParts,
+    exact: bool = False,  # although the index has an engine
+) -> dict:  # engine, and recall10 where it was measured
+    "What the `meta` of an answer says about the search."
+    engine = None if exact else index.engine
+    told = dict(engine="exact" if engine is None else engine.word)
+    return told | (dict(recall10=round(engine.recall[0], 4)) if engine and engine.recall else {})
+
+
+def beside(
+    path,  # of the file of an index
+    engine: str,
+    options: dict,  # of the engine
+) -> dict:
+    "Options with a place for sketches, beside the index where none is given."
+    return dict(path=f"{path}.faiss") | options if engine in ("auto", "approximate") else options
+
 # %% ../../nbs/search/40_similarity.ipynb #3319ba27
 def search(
     index: IndexParts,
@@ -200,7 +219,9 @@ def search(
     else:
         pairs = [distinct_rows(index, v[None], k, keep, exact, apart, named, where) for v in vectors]
         pairs = [(rows[0], s[0]) for rows, s in pairs]
-    tables = [hits_of(index, rows, s) for rows, s in pairs]
+    tables, told = [hits_of(index, rows, s) for rows, s in pairs], engine_words(index, exact)
+    for table in tables:
+        table.meta |= told
     if chance:
         own = is_among(index.ids, query, "query") & ((index.modality == side) if side else True)
         found = chance_of_hits(index, int(own.argmax()), *pairs[0])
@@ -220,19 +241,22 @@ class SimilarityIndex(IndexParts):
         table=None,  # columns of N rows: Table, DataFrame, dictionary, ...
         model=None,  # the model that made them, or its `model_hash`
         simulated=False,  # are they galaxies of a simulated sky?
+        engine="exact",  # auto, approximate, milvus: see `use`
+        **options,  # of the engine
     ) -> "SimilarityIndex":
         "An index of N embeddings; `ValueError` names what cannot be kept exactly."
-        return cls(**vars(parts_of(embeddings, ids, modality, table, model, simulated)))
+        made = cls(**vars(parts_of(embeddings, ids, modality, table, model, simulated)))
+        return made.use(engine, **options)
 
     @classmethod
-    def load(cls, path) -> "SimilarityIndex":
-        "Read an index that `save` wrote; `NotAnIndex` says what is wrong with a file."
-        return cls(**vars(read_index(path)))
+    def load(cls, path, engine="exact", **options) -> "SimilarityIndex":
+        "Read an index that `save` wrote; `NotAnIndex` says what is wrong; sketches are kept in path.faiss."
+        return cls(**vars(read_index(path))).use(engine, **beside(path, engine, options))
 
     @classmethod
-    def open(cls, path) -> "SimilarityIndex":
+    def open(cls, path, engine="exact", **options) -> "SimilarityIndex":
         "The same, its vectors left on the disk until they are asked for."
-        return cls(**vars(read_index(path, mapped=True)))
+        return cls(**vars(read_index(path, mapped=True))).use(engine, **beside(path, engine, options))
 
     def save(self, path, dtype=None) -> Path:
         "Write the index into one HDF5 file (complete or absent), as float32 or float16."
@@ -251,7 +275,10 @@ class SimilarityIndex(IndexParts):
         return search(self, query, k, where, exclude, **options)
 
     def use(self, engine="approximate", **options) -> "SimilarityIndex":
-        "This index, searched by another engine from now on: exact, approximate or milvus; see `engine_of`."
+        "This index, searched by an engine from now on: exact, approximate, milvus or auto; see `engine_of`."
+        if engine == "exact" and not options:
+            self.engine = None
+            return self
         from astroclip.search.engines import engine_of
 
         self.engine = engine_of(self, engine, **options)

@@ -132,8 +132,8 @@ SEARCH_FIELD = {
     "scikit-learn, cosine": ("sklearn", by_sklearn, 10**9),
     "scikit-learn, unit vectors": ("sklearn", partial(by_sklearn, metric="euclidean"), 10**9),
     "faiss, flat": ("faiss", by_faiss, 10**9),
-    "faiss, HNSW": ("faiss", partial(by_faiss, factory="HNSW32"), 200_000),
-    "usearch, HNSW": ("usearch", by_usearch, 200_000),
+    "faiss, HNSW": ("faiss", partial(by_faiss, factory="HNSW32"), 100_000),
+    "usearch, HNSW": ("usearch", by_usearch, 100_000),
 }
 
 # %% ../../nbs/studies/40_search_speed.ipynb #e70137a5

@@ -62,7 +62,9 @@ class BandImages:
             )
         images = center_crop(images, PAIR_PIXELS)
         if (names == names[0]).all():
-            return images[:, planes_of(names[0])]
+            planes = planes_of(names[0])
+            together = planes == [*range(planes[0], planes[0] + 3)]
+            return images[:, planes[0] : planes[0] + 3] if together else images[:, planes]
         return np.stack([image[planes_of(own)] for image, own in zip(images, names)])
 
 # %% ../../nbs/surveys/12_hats.ipynb #cc2e52d8

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['open_survey', 'open_file', 'widen', 'read_rows', 'facts_about', 'split_by', 'Survey', 'open_pairs', 'block_edges',
-           'prefetched', 'batches', 'tensors']
+           'inner_edges', 'prefetched', 'batches', 'tensors']
 
 # %% ../../nbs/surveys/10_pairs.ipynb #8e86dfdd
 import json
@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from ..files.fits_files import reading
-from ..formats.column_parts import rows_together
+from ..formats.column_parts import copy_rows, own_rows, rows_together
 from ..formats.hdf5_columns import Column, NoSuchColumn, NotASurvey, check_hdf5, is_plain
 from ..formats.original_file import PaperColumn
 from ..formats.sources import HubCopy, kind_of_source, tidy_source
@@ -239,28 +239,52 @@ def block_edges(
     return np.array([*edges, n])
 
 
+def inner_edges(
+    columns: list,  # with `.starts` of their row groups, or without
+    start: int,  # of a block
+    stop: int,
+) -> list[tuple]:  # [(start, stop)]
+    "A block cut where any column begins a row group: each piece is read as it lies in one of them."
+    hints = [np.asarray(c.starts) for c in columns if getattr(c, "starts", None) is not None]
+    inside = np.unique(np.concatenate([x[(x > start) & (x < stop)] for x in hints])) if hints else []
+    edges = [int(x) for x in (start, *inside, stop)]
+    return list(zip(edges, edges[1:]))
+
+# %% ../../nbs/surveys/10_pairs.ipynb #fa2f73e1
 def _windows(data, keep, block, window, rng):
-    "(arrays of the kept rows of `window` blocks, order to take them in); each block is one read."
+    "(blocks of kept rows, the first row of each, order to take them in) by windows; a block is one read."
     edges = block_edges(list(data.values()), len(keep), block)
     rows_in_block = max(block, len(keep) // max(1, len(edges) - 1))
     window = min(window, max(4, window * block // rows_in_block))  # memory is rows, not blocks
     numbers = np.arange(len(edges) - 1) if rng is None else rng.permutation(len(edges) - 1)
     for i in range(0, len(numbers), window):
         taken = [(edges[j], edges[j + 1]) for j in numbers[i : i + window]]
+        taken = [piece for ends in taken for piece in inner_edges(list(data.values()), *ends)]
         blocks = [s + np.flatnonzero(keep[s:e]) for s, e in taken]
         blocks = [rows for rows in blocks if len(rows)]
         if not blocks:
             continue
-        part, first = {"row": np.concatenate(blocks)}, 0
+        part = {"row": blocks} | {k: [] for k in data}
         for rows in blocks:
             low, high = int(rows[0]), int(rows[-1]) + 1
             for k, column in data.items():
                 x = column[low:high]
-                if k not in part:
-                    part[k] = np.empty((len(part["row"]), *x.shape[1:]), x.dtype)
-                part[k][first : first + len(rows)] = x if len(x) == len(rows) else x[rows - low]
-            first += len(rows)
-        yield part, np.arange(first) if rng is None else rng.permutation(first)
+                part[k].append(own_rows(x) if len(x) == len(rows) else x[rows - low])
+        firsts = np.cumsum([0, *map(len, blocks)])
+        yield part, firsts[:-1], np.arange(firsts[-1]) if rng is None else rng.permutation(firsts[-1])
+
+# %% ../../nbs/surveys/10_pairs.ipynb #c9e0b785
+def _gathered(part, firsts, pick):
+    "The rows `pick` of a window, each copied once from the block in which it was read, float16 widened."
+    number, batch = np.searchsorted(firsts, pick, side="right") - 1, {}
+    chosen = [(j, np.flatnonzero(number == j)) for j in np.unique(number)]
+    for k, blocks in part.items():
+        kind = np.result_type(*blocks)
+        shape = (len(pick), *blocks[0].shape[1:])
+        batch[k] = np.empty(shape, np.float32 if kind == np.float16 else kind)
+        for j, places in chosen:
+            copy_rows(blocks[j], pick[places] - firsts[j], batch[k], places)
+    return batch
 
 # %% ../../nbs/surveys/10_pairs.ipynb #1d3cc7c7
 def _batches(path, fields, batch_size, rows, seed, epoch, shuffle, block, window, drop_last):
@@ -272,10 +296,9 @@ def _batches(path, fields, batch_size, rows, seed, epoch, shuffle, block, window
             keep = np.isin(np.arange(n), keep)
         rest, held = None, 0  # rows of the last window that did not fill a batch
         rng = np.random.default_rng([seed, epoch]) if shuffle else None
-        for part, order in _windows(data, keep, block, window, rng):
+        for part, firsts, order in _windows(data, keep, block, window, rng):
             for i in range(-held, len(order), batch_size):
-                pick = order[max(i, 0) : i + batch_size]
-                batch = {k: widen(v[pick]) for k, v in part.items()}
+                batch = _gathered(part, firsts, order[max(i, 0) : i + batch_size])
                 if i < 0 and held:
                     batch = {k: np.concatenate([rest[k], v]) for k, v in batch.items()}
                 if len(batch["row"]) == batch_size:
