@@ -20,7 +20,7 @@ from .galaxies import Galaxies
 from .questions import Question, conditions
 from ..files.identifiers import is_among
 from ..core.outputs import TABLES, limits_of_format, write_table
-from ..search.marks import Marks, MarkSettings, fit_marks, read_marks, save_marks
+from ..search.marks import Marks, MarkSettings, marked_scores, read_marks, save_marks
 from ..search.parts import IndexParts
 from ..search.queries import allowed, apart_from, hits_of, mixed_query, sky_positions
 from ..search.similarity import MAGNITUDES, chance_of_hits, nearest_rows
@@ -89,8 +89,7 @@ def taught_rows(
     place = {id: i for i, id in enumerate(galaxies.own.ids[rows[:, 0]].tolist())}
     marked = [place[id] for id in [*yes, *no] if id in place]
     truth = np.array([id in set(yes) for id in [*yes, *no] if id in place], bool)
-    w = fit_marks(features[marked], truth, MarkSettings().strength)
-    score = features @ w[:-1] + w[-1]
+    score = marked_scores(features, marked, truth, MarkSettings())
     good = keep[: len(galaxies.own)][rows].any(1)
     good[marked] = False
     order = np.flatnonzero(good)
