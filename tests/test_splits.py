@@ -11,6 +11,7 @@ from astropy_healpix import HEALPix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from astroclip.core.provenance import file_hash
 from astroclip.formats.sky_pairs import match_positions, separation
 from astroclip.surveys.leakage import freeze_split, leakage_report
 from astroclip.surveys.pairs import Survey
@@ -24,7 +25,7 @@ from astroclip.surveys.splits import (
     paper_split,
     read_groups,
     read_split,
-    sha256_of,
+
     sky_cells,
     sky_split,
     split_of,
@@ -32,7 +33,6 @@ from astroclip.surveys.splits import (
     write_groups,
     write_split,
 )
-
 
 @pytest.fixture()
 def survey_file(tmp_path):
@@ -42,11 +42,9 @@ def survey_file(tmp_path):
         file["ra"], file["dec"] = rng.uniform(0, 10, n), rng.uniform(-5, 5, n)
     return tmp_path / "survey.h5"
 
-
 def groups_by_hand():
     "Two groups of five and one of three ids: int(0.8 n) = 4, 4, 2 of them train."
     return {"0": [11, 12, 13, 14, 15], "1": [21, 22, 23, 24, 25], "10": [31, 32, 33]}
-
 
 def test_the_papers_rule_by_hand(tmp_path):
     path = tmp_path / "groups.json"
@@ -60,7 +58,6 @@ def test_the_papers_rule_by_hand(tmp_path):
     assert paper_split([1, 11, 2**63 - 1], groups, unknown=True).tolist() == [NONE, TRAIN, NONE]
     assert read_groups(write_groups(groups, tmp_path / "again.json"))["10"].tolist() == [31, 32, 33]
 
-
 def test_the_papers_rule_is_the_one_of_the_original_file(tmp_path):
     rng = np.random.default_rng(1)
     ids = rng.permutation(39_000_000_000_000_001 + np.arange(1234))
@@ -73,7 +70,6 @@ def test_the_papers_rule_is_the_one_of_the_original_file(tmp_path):
     assert np.array_equal(np.concatenate(list(groups.values())), survey.targetid)
     assert np.array_equal(paper_split(survey.targetid, groups), survey.split)
 
-
 def test_an_id_in_two_parts_has_none():
     with pytest.raises(ValueError, match="1 target ids stand in two parts, the first is 5"):
         listed_parts([1], [5, 1, 5], [TRAIN, TRAIN, TEST], "a list")
@@ -81,7 +77,6 @@ def test_an_id_in_two_parts_has_none():
     assert listed_parts([], [5], [TEST], "a list").tolist() == []
     with pytest.raises(ValueError, match="not in it"):
         listed_parts([5], [], [], "an empty list")
-
 
 def test_a_cell_is_never_divided_and_its_number_alone_decides():
     rng = np.random.default_rng(2)
@@ -93,13 +88,11 @@ def test_a_cell_is_never_divided_and_its_number_alone_decides():
     rows = rng.permutation(50_000)[:1000]
     assert np.array_equal(sky_split(ra[rows] + 360, dec[rows], nside=16), split[rows])
 
-
 @settings(max_examples=60, deadline=None)
 @given(st.floats(0, 360), st.floats(-90, 90), st.floats(1, 7200))
 def test_a_circle_lies_at_one_distance(ra, dec, arcsec):
     around = circle_around([ra], [dec], arcsec)
     assert np.allclose(separation(ra, dec, around[0][0], around[1][0]), arcsec, rtol=1e-6, atol=1e-6)
-
 
 @pytest.mark.parametrize("nside, buffer", [(64, 20.0), (64, 300.0), (256, 30.0)])
 @pytest.mark.parametrize("place", ["equator", "pole"])
@@ -123,7 +116,6 @@ def test_nobody_is_tested_near_a_training_cell(nside, buffer, place):
     near = match_positions(ra[lost], dec[lost], *border, 1.2 * buffer)[0]
     assert lost.sum() > 20 and len(near) == lost.sum()  # and nobody is lost who is far from all of them
 
-
 def test_buffers_and_grids_that_make_no_sense():
     for nside in (0, 3, 100, -2):
         with pytest.raises(ValueError, match="expected a power of two"):
@@ -132,13 +124,12 @@ def test_buffers_and_grids_that_make_no_sense():
         with pytest.raises(ValueError, match="an eighth of a cell"):
             sky_split([0.0], [0.0], 64, buffer)
 
-
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_a_frozen_split(tmp_path, suffix):
     path = tmp_path / f"split.{suffix}"
     ids = np.array([2**62 + 1, -5, 2**53 + 1, 7])
     found = write_split(path, ids, [TRAIN, VALIDATION, TEST, NONE])
-    assert found == sha256_of(path) == (tmp_path / f"split.{suffix}.sha256").read_text().split()[0]
+    assert found == file_hash(path) == (tmp_path / f"split.{suffix}.sha256").read_text().split()[0]
     again, split = read_split(path)
     assert again.tolist() == ids.tolist() and split.tolist() == [TRAIN, VALIDATION, TEST, NONE]
     assert split_rows([7, 2**53 + 1], path).tolist() == [NONE, TEST]
@@ -155,7 +146,6 @@ def test_a_frozen_split(tmp_path, suffix):
     with pytest.raises(ValueError, match="give the SHA-256"):
         read_split(path)
 
-
 def test_bad_frozen_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="no split file"):
         read_split(tmp_path / "none.csv")
@@ -167,8 +157,7 @@ def test_bad_frozen_files(tmp_path):
         write_split(tmp_path / "split.csv", [1], [3])
     pd.DataFrame(dict(targetid=[1], split=["tset"])).to_csv(tmp_path / "typo.csv", index=False)
     with pytest.raises(ValueError, match="is no split"):
-        read_split(tmp_path / "typo.csv", sha256_of(tmp_path / "typo.csv"))
-
+        read_split(tmp_path / "typo.csv", file_hash(tmp_path / "typo.csv"))
 
 def test_a_survey_takes_every_rule(survey_file, tmp_path):
     plain = Survey(survey_file)
@@ -185,7 +174,6 @@ def test_a_survey_takes_every_rule(survey_file, tmp_path):
         Survey(survey_file, split="paper")
     with pytest.raises(ValueError, match="expected hash, paper, sky, or a split file"):
         Survey(survey_file, split="rnadom")
-
 
 def test_the_report_by_hand():
     "Ten galaxies; each kind of leak planted between two parts."
@@ -206,7 +194,6 @@ def test_the_report_by_hand():
     }
     assert table["of"].tolist() == [2] * 4 + [3] * 8 and len(table) == 12
     assert set(leakage_report(ids, split)["repeats"][2::4]) == {-1}
-
 
 def test_a_split_is_frozen_with_its_leaks(survey_file, tmp_path):
     survey, out = Survey(survey_file), tmp_path / "out"

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'SIZES_OF_CARDS', 'HUB_CARD', 'MEANING', 'card_head', 'write_hub_card', 'shape_of_feature',
-           'sha256_of_file', 'check_hub_folder']
+           'check_hub_folder']
 
 # %% ../../nbs/bulk/30_hub_card.ipynb #bda593e5
-import hashlib
 import json
 from pathlib import Path
 
+from ..core.provenance import file_hash
 from ..core.faults import write_atomic
 from ..formats.hdf5_columns import NotASurvey
 
@@ -110,7 +110,7 @@ def write_hub_card(
     )
     with write_atomic(folder / "README.md") as temporary:
         temporary.write_text(text)
-    lines = [f"{sha256_of_file(f)}  data/{f.name}\n" for f in files]
+    lines = [f"{file_hash(f)}  data/{f.name}\n" for f in files]
     with write_atomic(folder / "SHA256SUMS") as temporary:
         temporary.write_text("".join(lines))
 
@@ -136,12 +136,6 @@ def shape_of_feature(feature) -> str:  # of datasets
     return feature.dtype
 
 
-def sha256_of_file(path) -> str:
-    "The SHA-256 of a file, read in pieces."
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check_hub_folder(
     folder,  # with `data` and `SHA256SUMS`
 ) -> int:  # files that were checked
@@ -153,6 +147,6 @@ def check_hub_folder(
     for said, name in lines:
         if not (folder / name).is_file():
             raise NotASurvey(folder, f"lacks {name}: make it again")
-        if sha256_of_file(folder / name) != said:
+        if file_hash(folder / name) != said:
             raise NotASurvey(folder, f"holds another {name} than its SHA256SUMS says: make it again")
     return len(lines)

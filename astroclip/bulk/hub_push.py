@@ -9,7 +9,8 @@ __all__ = ['files_to_push', 'hashes_on_hub', 'send_file', 'push_folder']
 import re
 from pathlib import Path
 
-from .hub_card import check_hub_folder, sha256_of_file
+from .hub_card import check_hub_folder
+from ..core.provenance import file_hash
 from ..web.remote_files import patiently
 
 # %% ../../nbs/bulk/34_hub_push.ipynb #c5ef3362
@@ -78,7 +79,7 @@ def push_folder(
         )
         there = hashes_on_hub(api, repo)
         for name in files_to_push(folder):
-            new = there.get(name) != sha256_of_file(folder / name)
+            new = there.get(name) != file_hash(folder / name)
             if new:
                 send_file(api, folder, name, repo)
                 sent.append(name)

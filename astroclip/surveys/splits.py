@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['TRAIN', 'VALIDATION', 'TEST', 'NONE', 'PART_NAMES', 'CIRCLE', 'RULES', 'splitmix64', 'split_of', 'read_groups',
-           'write_groups', 'paper_split', 'listed_parts', 'sky_cells', 'circle_around', 'sky_split', 'sha256_of',
-           'write_split', 'read_split', 'split_rows']
+           'write_groups', 'paper_split', 'listed_parts', 'sky_cells', 'circle_around', 'sky_split', 'write_split',
+           'read_split', 'split_rows']
 
 # %% ../../nbs/surveys/32_splits.ipynb #6728d4bc
-import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 
+from ..core.provenance import file_hash
 from ..core.faults import write_atomic
 from ..core.outputs import check_output
 from ..files.identifiers import as_identifiers, same_type
@@ -170,17 +170,6 @@ def sky_split(
     return split
 
 # %% ../../nbs/surveys/32_splits.ipynb #f36cad04
-def sha256_of(
-    path,  # file
-) -> str:
-    "The SHA-256 of a file's bytes."
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def write_split(
     path,  # .parquet or .csv
     targetid,  # (N,) int64
@@ -204,7 +193,7 @@ def write_split(
             table.to_csv(temporary, index=False)
         else:
             table.to_parquet(temporary, index=False)
-    found = sha256_of(path)
+    found = file_hash(path)
     with write_atomic(path.with_name(path.name + ".sha256")) as temporary:
         temporary.write_text(f"{found}  {path.name}\n")  # as `sha256sum -c` reads it
     return found
@@ -228,7 +217,7 @@ def read_split(
             f"{path} has no {beside.name} beside it: give the SHA-256 that was published with it"
         )
     wanted = (sha256 or beside.read_text().split()[0]).lower()
-    found = sha256_of(path)
+    found = file_hash(path)
     if found != wanted:
         raise ValueError(
             f"{path} is not the split that was frozen: SHA-256 {found[:12]}..., expected {wanted[:12]}..."
