@@ -17,6 +17,7 @@ from ..core.provenance import file_hash
 from ..core.faults import write_atomic
 from ..core.outputs import check_output
 from ..files.identifiers import as_identifiers, same_type
+from ..formats.hats_writer import healpix_index
 
 # %% ../../nbs/surveys/32_splits.ipynb #2c5a1f66
 TRAIN, VALIDATION, TEST, NONE = 0, 1, 2, -1  # NONE: a row that takes part in nothing
@@ -124,13 +125,9 @@ def sky_cells(
     nside: int = 64,
 ) -> np.ndarray:  # (N,) int64
     "The HEALPix cell (nested order) of every position."
-    from astropy import units
-    from astropy_healpix import lonlat_to_healpix
-
     if nside < 1 or nside & (nside - 1):
         raise ValueError(f"nside = {nside}, expected a power of two such as 64")
-    ra, dec = np.asarray(ra, float), np.asarray(dec, float)
-    return np.asarray(lonlat_to_healpix(ra * units.deg, dec * units.deg, nside, order="nested"), np.int64)
+    return healpix_index(ra, dec, order=nside.bit_length() - 1)
 
 
 def circle_around(
