@@ -1,8 +1,10 @@
 """Every copy of the pairs that circulates, read into one schema; and catalogues in HATS, written and read."""
 
+import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,7 +15,8 @@ import pytest
 from astroclip.bulk.conversion import convert_pairs, pixel_hash
 from astroclip.bulk.hub_builder import PAIR_FEATURES
 from astroclip.data.spectrum_grid import N_PIXELS, WAVELENGTH
-from astroclip.formats.column_parts import Picked
+from astroclip.files.fits_files import UnreadableFile
+from astroclip.formats.column_parts import Picked, rows_in_file
 from astroclip.formats.hats_files import HatsCatalog, nested_lists, nested_table
 from astroclip.formats.hats_writer import INDEX, ORDER, HatsWriter, partitions, write_hats
 from astroclip.formats.mmu_files import mmu_images, mmu_spectra, write_mmu
@@ -31,6 +34,10 @@ def rows_on_the_sky(n, seed=0, width=8):
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=n * width).astype("f4")), width)
     names = pa.array(2**62 + np.arange(n) + n * seed)
     return pa.table(dict(targetid=names, ra=ra, dec=dec, vector=vectors))
+
+
+def assert_same(a, b):
+    assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def files_of(catalog):
@@ -409,6 +416,59 @@ def test_one_wrong_bit_in_a_page_is_found(copies, tmp_path):
     survey = open_pairs(tmp_path)
     with pytest.raises(OSError, match="checksum"):
         survey.flux(), survey.images()
+    for _ in range(2):  # nothing of it is remembered as whole
+        with pytest.raises(UnreadableFile, match="train-0.parquet cannot be read.*checksum"):
+            list(batches(tmp_path, ("image", "spectrum"), 8))
+
+
+@pytest.mark.parametrize("name", ["ours", "hub_folder", "mmu_hats", "original", "save_to_disk"])
+@pytest.mark.parametrize("how", [dict(), dict(shuffle=False), dict(rows=np.arange(N) % 3 > 0)], ids=str)
+def test_rows_from_where_they_lie_are_those_that_are_decoded(copies, monkeypatch, name, how):
+    "The same batches, bit by bit, whether rows are laid open in their file or read by the library."
+    fields, laid = ("image", "flux", "redshift"), []
+
+    def told(column, start, stop):
+        found = rows_in_file(column, start, stop)
+        laid.append(found is not None)
+        return found
+
+    def epoch(way):
+        monkeypatch.setattr("astroclip.surveys.pairs.rows_in_file", way)
+        return list(batches(copies[name], fields, 16, seed=3, prefetch=0, block=8, **how))
+
+    direct, decoded = epoch(told), epoch(lambda column, start, stop: None)
+    assert any(laid) == (name in ("ours", "hub_folder", "mmu_hats"))
+    assert len(direct) == len(decoded) > 1
+    for a, b in zip(direct, decoded):
+        for field in (*fields, "row"):
+            assert_same(a[field], b[field])
+
+
+def test_a_file_cut_short_while_it_is_open_is_named(copies, tmp_path):
+    path = tmp_path / "survey.h5"
+    path.write_bytes(Path(copies["ours"]).read_bytes())
+    reader = batches(path, ("image",), 4, prefetch=0)
+    next(reader)
+    os.truncate(path, path.stat().st_size // 3)
+    with pytest.raises(UnreadableFile, match="survey.h5 cannot be read"):
+        list(reader)
+
+
+def test_a_file_that_was_written_again_is_looked_at_again(tmp_path):
+    "What is remembered of a file holds for that file."
+    x = np.random.default_rng(0).normal(size=(2, 40, 3, 4, 4)).astype("f4")
+    for form in ("parquet", "hdf5"):
+        path = tmp_path / f"a.{form}"
+        for chunk, image in zip((1, 8), x):
+            if form == "hdf5":
+                with h5py.File(path, "w") as file:
+                    file["targetid"] = np.arange(40)
+                    file.create_dataset("image", data=image, chunks=(chunk, 3, 4, 4))
+            else:
+                table = pa.table(dict(targetid=np.arange(40), image=nested_lists(image)))
+                pq.write_table(table, path, compression="none", use_dictionary=False, row_group_size=5 * chunk)
+            got = np.concatenate([b["image"] for b in batches(path, ("image",), 7, shuffle=False, prefetch=0)])
+            assert_same(got, image)
 
 
 def test_pages_and_the_ordinary_reader_agree(copies, monkeypatch):

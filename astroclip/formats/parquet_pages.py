@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PLAIN_ENCODING', 'RLE_ENCODING', 'DICTIONARY_ENCODINGS', 'CODECS', 'PHYSICAL', 'read_varint', 'read_thrift',
            'read_head', 'unpack_bits', 'like_runs', 'read_runs', 'expected_levels', 'shape_in_levels', 'LeafColumn',
-           'page_parts', 'page_numbers', 'chunk_rows', 'declared_shape', 'plain_rows', 'rows_apart']
+           'page_parts', 'page_numbers', 'OtherPages', 'proven_pages', 'chunk_rows', 'declared_shape', 'leaf_of',
+           'mapped', 'plain_rows', 'rows_apart']
 
 # %% ../../nbs/formats/17_parquet_pages.ipynb #6f64951c
 import json
@@ -236,15 +237,18 @@ def page_numbers(
     return np.frombuffer(body, dtype) if plain else None
 
 # %% ../../nbs/formats/17_parquet_pages.ipynb #fc852cc1
-def chunk_rows(
+class OtherPages(Exception):
+    "Pages that the ordinary reader has to be asked for."
+
+
+def proven_pages(
     content,  # bytes of a column chunk
     leaf: LeafColumn,
     n: int,  # numbers in it
-    rows: int,
     shape=None,  # of a row, where the file declares it
-):  # (rows, ...) array, or None if the ordinary reader has to be asked
-    "The rows of a column chunk in which all have one shape and nothing is missing."
-    out, dictionary, done, at = np.empty(n, leaf.dtype), None, 0, 0
+):  # iterator of (encoding, numbers, their bytes, where these end, dictionary, shape of a row)
+    "Page by page a column chunk in which all rows have one shape and nothing is missing."
+    dictionary, done, at = None, 0, 0
     content, declared = memoryview(content), shape is not None
     while done < n:
         head, at = read_head(content, at)
@@ -258,18 +262,35 @@ def chunk_rows(
             continue
         parts = page_parts(head, body, leaf)
         if parts is None or done + parts[1] > n:
-            return None
+            raise OtherPages
         encoding, here, repetition, definition, body = parts
         if not (declared and encoding == PLAIN_ENCODING and leaf.dtype != bool):  # there, bytes say enough
             found = shape_in_levels(here, repetition, definition, leaf.deepest)
             shape = found and found[1:] if shape is None else shape
             if found is None or found[1:] != shape:
-                return None
-        values = page_numbers(encoding, here, body, leaf.dtype, dictionary)
-        if values is None or len(values) != here:
-            return None
-        out[done : done + here] = values
+                raise OtherPages
+        yield encoding, here, body, at, dictionary, shape
         done += here
+
+
+def chunk_rows(
+    content,  # bytes of a column chunk
+    leaf: LeafColumn,
+    n: int,  # numbers in it
+    rows: int,
+    shape=None,  # of a row, where the file declares it
+):  # (rows, ...) array, or None if the ordinary reader has to be asked
+    "The rows of a column chunk in which all have one shape and nothing is missing."
+    out, done = np.empty(n, leaf.dtype), 0
+    try:
+        for encoding, here, body, _, dictionary, shape in proven_pages(content, leaf, n, shape):
+            values = page_numbers(encoding, here, body, leaf.dtype, dictionary)
+            if values is None or len(values) != here:
+                return None
+            out[done : done + here] = values
+            done += here
+    except OtherPages:
+        return None
     return out.reshape(rows, *shape) if rows * math.prod(shape) == n else None
 
 # %% ../../nbs/formats/17_parquet_pages.ipynb #ed6e13e2
@@ -291,14 +312,13 @@ def declared_shape(
 PHYSICAL = {"FLOAT": np.float32, "DOUBLE": np.float64, "BOOLEAN": bool}
 
 
-def plain_rows(
-    path,  # of a Parquet file on this machine
+def leaf_of(
     metadata,  # pyarrow.parquet.FileMetaData
     schema,  # pyarrow.Schema
     group: int,
     place: int,  # of the leaf among the columns that Parquet knows
-):  # (rows, ...) array, or None if the ordinary reader has to be asked
-    "A column of a row group straight from its pages, where all its rows have one shape."
+):  # (LeafColumn, declared shape or None, first byte, bytes), or None if the ordinary reader has to be asked
+    "What has to be known of a column of a row group, and where its pages are."
     column, about = metadata.schema.column(place), metadata.row_group(group)
     chunk = about.column(place)
     dtype, codec = PHYSICAL.get(chunk.physical_type), chunk.compression.lower()
@@ -309,9 +329,32 @@ def plain_rows(
         shape = None  # then the levels have to say it
     leaf = LeafColumn(np.dtype(dtype), codec, (column.max_repetition_level, column.max_definition_level))
     first = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    return leaf, shape, first, chunk.total_compressed_size
+
+
+def mapped(
+    path,  # of a file on this machine
+    first: int,
+    size: int,
+) -> memoryview:
+    "Some bytes of a file, read when they are looked at."
     with open(path, "rb") as file:
-        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    return chunk_rows(content[first : first + chunk.total_compressed_size], leaf, n, about.num_rows, shape)
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[first : first + size]
+
+
+def plain_rows(
+    path,  # of a Parquet file on this machine
+    metadata,  # pyarrow.parquet.FileMetaData
+    schema,  # pyarrow.Schema
+    group: int,
+    place: int,  # of the leaf among the columns that Parquet knows
+):  # (rows, ...) array, or None if the ordinary reader has to be asked
+    "A column of a row group straight from its pages, where all its rows have one shape."
+    found, about = leaf_of(metadata, schema, group, place), metadata.row_group(group)
+    if found is None:
+        return None
+    leaf, shape, *where = found
+    return chunk_rows(mapped(path, *where), leaf, about.column(place).num_values, about.num_rows, shape)
 
 
 def rows_apart(

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from ..files.fits_files import reading
-from ..formats.column_parts import copy_rows, own_rows, rows_together
+from ..formats.column_parts import copy_rows, rows_in_file, own_rows, rows_together
 from ..formats.hdf5_columns import Column, NoSuchColumn, NotASurvey, check_hdf5, is_plain
 from ..formats.original_file import PaperColumn
 from ..formats.sources import HubCopy, kind_of_source, tidy_source
@@ -268,18 +268,24 @@ def _windows(data, keep, block, window, rng):
         for rows in blocks:
             low, high = int(rows[0]), int(rows[-1]) + 1
             for k, column in data.items():
-                x = column[low:high]
-                part[k].append(own_rows(x) if len(x) == len(rows) else x[rows - low])
+                x = rows_in_file(column, low, high)
+                if x is not None:
+                    x.ahead()  # the disk may begin
+                elif high - low == len(rows):
+                    x = own_rows(column[low:high])
+                else:
+                    x = column[low:high]
+                part[k].append(x if high - low == len(rows) else x[rows - low])
         firsts = np.cumsum([0, *map(len, blocks)])
         yield part, firsts[:-1], np.arange(firsts[-1]) if rng is None else rng.permutation(firsts[-1])
 
 # %% ../../nbs/surveys/10_pairs.ipynb #c9e0b785
 def _gathered(part, firsts, pick):
-    "The rows `pick` of a window, each copied once from the block in which it was read, float16 widened."
+    "The rows `pick` of a window, each copied once: from its block, or from where it lies; float16 widened."
     number, batch = np.searchsorted(firsts, pick, side="right") - 1, {}
     chosen = [(j, np.flatnonzero(number == j)) for j in np.unique(number)]
     for k, blocks in part.items():
-        kind = np.result_type(*blocks)
+        kind = np.result_type(*(block.dtype for block in blocks))
         shape = (len(pick), *blocks[0].shape[1:])
         batch[k] = np.empty(shape, np.float32 if kind == np.float16 else kind)
         for j, places in chosen:
