@@ -272,7 +272,7 @@ def proven_pages(
         yield encoding, here, body, at, dictionary, shape
         done += here
 
-
+# %% ../../nbs/formats/17_parquet_pages.ipynb #99fe5b97
 def chunk_rows(
     content,  # bytes of a column chunk
     leaf: LeafColumn,
@@ -331,7 +331,7 @@ def leaf_of(
     first = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
     return leaf, shape, first, chunk.total_compressed_size
 
-
+# %% ../../nbs/formats/17_parquet_pages.ipynb #a6422a78
 def mapped(
     path,  # of a file on this machine
     first: int,

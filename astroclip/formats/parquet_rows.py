@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'inner', 'is_list', 'plain_storage', 'array_of', 'ragged', 'field_of', 'leaves_of', 'fields_of', 'footer_of',
-           'places_of_rows', 'leaf_names', 'ParquetFiles', 'ParquetColumn', 'said_of_group']
+           'places_of_rows', 'rows_of_group', 'leaf_names', 'ParquetFiles', 'ParquetColumn', 'said_of_group']
 
 # %% ../../nbs/formats/20_parquet_rows.ipynb #98723fa3
 import json
@@ -202,6 +202,19 @@ def places_of_rows(
     whole = pieces and about.num_rows * math.prod(shape) == n
     return (pieces, leaf.dtype, (about.num_rows, *shape)) if whole else None
 
+# %% ../../nbs/formats/20_parquet_rows.ipynb #608e8fb2
+def rows_of_group(
+    path: str,  # of a file on this machine
+    size: int,  # bytes of the file
+    time: int,  # of its last change, ns
+    group: int,
+    column: str,
+):  # RowsInFile, or None if they have to be decoded
+    "A column of a row group as it lies in its file."
+    with reading(path, "Parquet"):
+        found = places_of_rows(path, size, time, group, column)
+        return found and RowsInFile(open(path, "rb", buffering=0), path, *found)
+
 # %% ../../nbs/formats/20_parquet_rows.ipynb #3909848f
 def leaf_names(
     file,  # pyarrow.parquet.ParquetFile
@@ -355,11 +368,7 @@ class ParquetColumn:
         if g is None:
             return None
         if self.laid[0] != g:
-            path, size, time, group, _ = self.table.stamp(g)
-            with reading(path, "Parquet"):
-                found = places_of_rows(path, size, time, group, self.path)
-                laid = found and RowsInFile(open(path, "rb", buffering=0), path, *found)
-            self.laid = (g, laid)
+            self.laid = (g, rows_of_group(*self.table.stamp(g)[:4], self.path))
         low = self.starts[g]
         return self.laid[1] and self.laid[1][start - low : stop - low]
 

@@ -247,16 +247,18 @@ def stamp_of(address) -> tuple:
 def joined_on_sky(
     stamps: tuple,  # of `stamp_of`: spectra first, then images
     radius: float,  # arcsec
-) -> tuple:  # rows of spectra (n,), rows of images end to end (n,), arcsec (n,)
+) -> tuple:  # rows of spectra (n,), rows of images end to end (n,), arcsec (n,), pairs beyond one a target
     "Spectra with an image within the radius, in the order of the spectra."
     catalogs = [catalog_at(address) for address, _ in stamps]
     places = [(c.column("ra")[:].astype(float), c.column("dec")[:].astype(float)) for c in catalogs]
     ra, dec = (np.concatenate(x) for x in zip(*places[1:]))
     rows, images, arcsec = match_positions(*places[0], ra, dec, radius)
     order = np.argsort(rows, kind="stable")
+    ids = tidy_identifiers(catalogs[0].column("object_id")[:])[rows]
     for catalog in catalogs:
         catalog.close()
-    return rows[order], images[order], np.asarray(arcsec)[order]
+    repeated = len(ids) - len(np.unique(ids))
+    return rows[order], images[order], np.asarray(arcsec)[order], repeated
 
 # %% ../../nbs/surveys/12_hats.ipynb #505b87ba
 def tidy_identifiers(
@@ -300,7 +302,7 @@ class MmuPairs:
         self.addresses = [*spectra, *images]
         self.spectra, self.images = catalogs[spectra[0]], [catalogs[a] for a in images]
         stamps = tuple(stamp_of(a) for a in self.addresses)
-        self.rows, self.image_rows, self.arcsec = joined_on_sky(stamps, radius)
+        self.rows, self.image_rows, self.arcsec, self.repeated = joined_on_sky(stamps, radius)
         if not len(self.rows):
             raise NotASurvey(source, f"has no spectrum with an image within {radius} arcsec")
         self.provenance, self.attrs = self.said(), {}
@@ -368,7 +370,6 @@ class MmuPairs:
     def said(self):
         "Where it comes from, and what was found on the way."
         _, sense, fraction = self.zwarn()
-        ids = tidy_identifiers(self.spectra.column("object_id")[:])[self.rows]
         first = self.images[0].column("image.band")[0:1][0]
         hats = isinstance(self.spectra, HatsCatalog)
         facts = self.spectra.properties if hats else {}
@@ -381,7 +382,7 @@ class MmuPairs:
             radius_arcsec=self.radius,
             pairs=len(self.rows),
             spectra_without_image=len(self.spectra) - len(self.rows),
-            repeated_targets=int(len(ids) - len(np.unique(ids))),
+            repeated_targets=self.repeated,
             zwarn=sense or "no column",
             zwarn_true_fraction=fraction,
             axes="band, y, x",
