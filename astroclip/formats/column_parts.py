@@ -55,10 +55,13 @@ class RowsInFile:
         return other
 
     def ahead(self):
-        "Say to the system that these rows will be wanted, where it can be told."
-        if hasattr(os, "posix_fadvise"):
+        "Say to the system that these rows will be wanted, where it can be told; a few of many are not worth it."
+        if hasattr(os, "posix_fadvise") and 4 * len(self) * self.stored_bytes() >= self.starts[-1]:
             for place, start, stop in zip(self.places, self.starts, self.starts[1:]):
                 os.posix_fadvise(self.descriptor(), place, stop - start, os.POSIX_FADV_WILLNEED)
+
+    def stored_bytes(self):
+        return self.stored[0].itemsize * math.prod(self.stored[1])  # of a row
 
     def descriptor(self):
         return self.file if isinstance(self.file, int) else self.file.fileno()
@@ -89,7 +92,7 @@ def fill_rows(
 ) -> None:
     "out[places] = source[rows]; neighbours that go to neighbours are read together."
     dtype, shape = source.stored
-    rows, size = source.kept[rows], dtype.itemsize * math.prod(shape)
+    rows, size = source.kept[rows], source.stored_bytes()
     direct = not source.changes and out.dtype == dtype and out.flags.c_contiguous
     together = (np.diff(rows) == 1) & (np.diff(places) == 1) & direct
     firsts = [0, *(np.flatnonzero(~together) + 1).tolist()] if len(rows) else []
@@ -227,7 +230,7 @@ class Picked:
 
     def in_file(self, start, stop):
         low, high = int(self.rows[start:stop].min()), int(self.rows[start:stop].max()) + 1
-        found = rows_in_file(self.column, low, high) if high - low <= 4 * (stop - start) else None
+        found = rows_in_file(self.column, low, high)
         return None if found is None else found[self.rows[start:stop] - low]
 
 # %% ../../nbs/formats/15_column_parts.ipynb #7cc0414c
