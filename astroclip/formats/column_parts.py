@@ -55,7 +55,7 @@ class RowsInFile:
         return other
 
     def ahead(self):
-        "Say to the system that these rows will be wanted, where it can be told; a few of many are not worth it."
+        "Say to the system that these rows will be wanted, unless they are few of many."
         if hasattr(os, "posix_fadvise") and 4 * len(self) * self.stored_bytes() >= self.starts[-1]:
             for place, start, stop in zip(self.places, self.starts, self.starts[1:]):
                 os.posix_fadvise(self.descriptor(), place, stop - start, os.POSIX_FADV_WILLNEED)
