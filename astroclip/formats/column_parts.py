@@ -115,8 +115,9 @@ def rows_in_file(
     start: int,
     stop: int,
 ):  # RowsInFile, or None where rows have to be decoded
-    "Neighbouring rows of a column as they lie in its file."
-    return column.in_file(start, stop) if start < stop and hasattr(column, "in_file") else None
+    "Neighbouring rows of a column as they lie in its file, where the system reads to a place (not Windows)."
+    known = hasattr(os, "preadv") and hasattr(column, "in_file")
+    return column.in_file(start, stop) if known and start < stop else None
 
 # %% ../../nbs/formats/15_column_parts.ipynb #072f9fd3
 def copy_rows(
