@@ -327,7 +327,8 @@ def test_a_visitors_double_has_the_chances_of_the_galaxy_itself(showcase, side):
     vector = showcase.index.vectors[showcase.where[side][id]]
     brought = find_galaxies(showcase, Question("", side, side, 25), visitor=5 * vector).hits
     assert brought["id"][0] == id and brought["id"][1:].tolist() == own["id"].tolist()
-    assert brought["chance"][1:].tolist() == own["chance"].tolist()  # its own row is nobody's twin
+    # its own row is nobody's twin; vectors are kept to four digits, which moves a rank by one
+    np.testing.assert_allclose(brought["chance"][1:], own["chance"], atol=0.015)
 
 
 def test_an_upload_that_is_rubbish_is_one_sentence(page):

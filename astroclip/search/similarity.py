@@ -133,9 +133,10 @@ def chance_of_hits(
             continue
         hits = found[which]
         twins = bank[photometric_twins(m[bank], m[hits], count + 2)]
-        others = np.asarray(index.vectors[twins.ravel()], np.float64) @ np.asarray(query, np.float64)
-        others = others.reshape(twins.shape)
-        itself = (ids[twins] == ids[hits][:, None]) | (others > DOUBLE)  # the hit, or the query
+        vectors = np.asarray(index.vectors[twins.ravel()], np.float64)
+        others = (vectors @ np.asarray(query, np.float64)).reshape(twins.shape)
+        lengths = np.sqrt(np.einsum("td,td->t", vectors, vectors)).reshape(twins.shape)  # one, nearly
+        itself = (ids[twins] == ids[hits][:, None]) | (others > DOUBLE * lengths)  # the hit, or the query
         order = np.argsort(itself, axis=1, kind="stable")[:, :count]
         twins, others = (np.take_along_axis(x, order, 1) for x in (twins, others))
         offsets = scaled_colors(m[twins.ravel()]).reshape(*twins.shape, 3) - scaled_colors(m[hits])[:, None]
