@@ -365,6 +365,17 @@ def test_chance_needs_the_photometry_of_the_hit_alone(bright_index):
     assert np.isnan(few.search(5, 5, chance=True)["chance"]).all()  # 39 twins are too few
 
 
+def test_stand_ins_of_a_large_index_are_thinned_evenly(bright_index):
+    from astroclip.search.similarity import chance_of_hits
+
+    hits = bright_index.search(11, 200)
+    asked = bright_index, bright_index.vector(11), hits["id"].data, hits["similarity"].data.astype(float), [11]
+    whole, thin = chance_of_hits(*asked), chance_of_hits(*asked, most=400)
+    assert np.corrcoef(whole, thin)[0, 1] > 0.7 and abs((whole - thin).mean()) < 0.03  # other twins, half of them
+    assert thin.tolist() == chance_of_hits(*asked, most=400).tolist()
+    assert len(chance_of_hits(*asked[:2], np.empty(0, int), np.empty(0))) == 0
+
+
 def test_chance_of_a_galaxy_from_outside_and_of_several_at_once(bright_index):
     vector = bright_index.vector(7)
     rest = bright_index.delete([7])
