@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import astroclip
+from astroclip.app.cards import chance_text
 from astroclip.app.galaxies import SHOWCASE, galaxies_of, open_galaxies
 from astroclip.app.hits import TABLES, answer_table, find_galaxies, marks_bytes, table_bytes
 from astroclip.app.questions import Question, from_address, to_address
@@ -308,12 +309,26 @@ def test_an_uploaded_galaxy_finds_what_it_would_find_in_the_index(page, showcase
     assert any("mine.fits" in x and "ac-hero" in x for x in html(at))
     seen, _ = predictor.look(survey.images([3]))
     vector = seen["image"].vector[0]
-    expected = [str(id) for id in find_galaxies(showcase, from_address(address(at)), vector).ids]
-    assert ids_on(at) == expected
+    found = find_galaxies(showcase, from_address(address(at)), vector)
+    assert ids_on(at) == [str(id) for id in found.ids]
+    assert np.isfinite(found.hits["chance"]).all() and (found.hits["chance"] <= 1).all()
+    assert all(f">{chance_text(p)}</span>" in card for p, card in zip(found.hits["chance"], cards(at)))
     files = [("mine.fits", content, "application/fits"), ("mine.csv", csv_spectrum(survey, 3), "text/csv")]
     at.file_uploader(key="upload").set_value(files).run()
     at.segmented_control(key="w-by").set_value("both").run()
     assert not at.exception and not at.error and len(cards(at)) == 12
+    assert all("at least as near to what asks" in card and ">chance " in card for card in cards(at))
+
+
+@pytest.mark.parametrize("side", ["image", "spectrum", "both"])
+def test_a_visitors_double_has_the_chances_of_the_galaxy_itself(showcase, side):
+    id = showcase.order[5]
+    own = find_galaxies(showcase, Question(str(id), side, side, 24)).hits
+    vector = showcase.index.vectors[showcase.where[side][id]]
+    brought = find_galaxies(showcase, Question("", side, side, 25), visitor=5 * vector).hits
+    assert brought["id"][0] == id and brought["id"][1:].tolist() == own["id"].tolist()
+    # its own row is nobody's twin; vectors are kept to four digits, which moves a rank by one
+    np.testing.assert_allclose(brought["chance"][1:], own["chance"], atol=0.015)
 
 
 def test_an_upload_that_is_rubbish_is_one_sentence(page):

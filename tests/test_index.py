@@ -10,7 +10,7 @@ from astropy.table import MaskedColumn, Table
 from astroclip import SimilarityIndex
 from astroclip.core.outputs import TABLES, write_table
 from astroclip.search.exact import candidates, encode, is_proven, ordered_candidates, search_exact
-from astroclip.search.matched import chance_of_match, photometric_twins
+from astroclip.search.matched import photometric_twins
 from astroclip.search.queries import allowed, apart_from, sky_positions, viewer_links
 
 rng = np.random.default_rng(0)
@@ -320,7 +320,7 @@ def test_a_cone_against_astropy(index):
         (dict(query=IDS[0], apart=1, where={"cone": (1, 2)}), "in degrees"),
         (dict(query=IDS[0], where={"cone": (1, 99, 1)}), "in degrees"),
         (dict(query=X[:2], like=[IDS[0]]), "take no examples"),
-        (dict(query=X[0], chance=True), "one galaxy of the index"),
+        (dict(query=X[0], chance=True), "columns magnitude_g"),
         (dict(query=IDS[0], chance=True), "columns magnitude_g"),
         (dict(query=IDS[0], side="spectrum"), "with modality 'spectrum'"),
         (dict(like=[IDS[0]], weights=[-1]), "numbers above zero"),
@@ -332,24 +332,60 @@ def test_questions_that_have_no_answer(index, call, message):
         index.search(**call)
 
 
-def test_chance_by_hand_and_at_random():
-    p = chance_of_match([0.5], np.eye(2), np.array([[[1.0, 0.0], [0.6, 0.8]]]))  # pairs 1, 0.6; 0, 0.8
-    np.testing.assert_allclose(p, 4 / 5)
-    p = chance_of_match([0.5], np.eye(2), np.array([[[1.0, 0.0], [0.6, 0.8]]]), np.array([[[1, 0], [0, 0]]]))
-    np.testing.assert_allclose(p, 3 / 4)
+def test_twins_are_the_nearest_in_brightness_and_colour():
     magnitude = np.array([[20, 19, 18], [20, 19, 18.3], [20.02, 19.01, 18.0], [25, 19, 15]])
     assert photometric_twins(magnitude, magnitude[:1], 3).tolist() == [[0, 2, 1]]
-    n = 800
-    bright = rng.normal(18, 1, n)
+
+
+@pytest.fixture(scope="module")
+def bright_index():
+    n, noise = 800, np.random.default_rng(5)
+    bright = noise.normal(18, 1, n)
     table = dict(magnitude_g=bright + 0.7, magnitude_r=bright, magnitude_z=bright - 0.4)
-    index = SimilarityIndex.build(rng.normal(size=(n, 8)), np.arange(n), "image", table)
-    chance = np.concatenate([index.search(i, 20, exclude=None, chance=True)["chance"][-1:] for i in range(30)])
-    assert (np.asarray(chance) < 0.2).all()  # the twentieth of 800
-    middle = [index.search(i, n, chance=True)["chance"][n // 2] for i in range(40)]
-    assert 0.4 < np.mean(middle) < 0.6
-    table["magnitude_r"] = np.ma.masked_array(bright, np.arange(n) == 3)
-    gaps = SimilarityIndex.build(rng.normal(size=(n, 8)), np.arange(n), "image", table)
-    assert np.isnan(gaps.search(3, 5, chance=True)["chance"]).all()
+    return SimilarityIndex.build(noise.normal(size=(n, 8)), np.arange(n), "image", table)
+
+
+def test_chance_of_a_space_that_knows_no_photometry(bright_index):
+    n = len(bright_index)
+    last = [bright_index.search(i, 20, chance=True)["chance"][-1] for i in range(30)]
+    assert np.max(last) < 0.2  # the twentieth of 800
+    p = np.concatenate([bright_index.search(i, n, chance=True)["chance"] for i in range(40)])
+    assert abs((p < 0.05).mean() - 0.05) < 0.01 and abs(p.mean() - 0.5) < 0.02  # all answers: any
+
+
+def test_chance_needs_the_photometry_of_the_hit_alone(bright_index):
+    table = bright_index.table.copy()
+    table["magnitude_r"] = np.ma.masked_array(table["magnitude_r"].data, np.arange(800) == 3)
+    gaps = SimilarityIndex.build(bright_index.vectors, bright_index.ids, "image", table)
+    whole, own = (i.search(3, 30, chance=True) for i in (bright_index, gaps))
+    assert own["id"].tolist() == whole["id"].tolist() and own["chance"].tolist() == whole["chance"].tolist()
+    itself = gaps.search(3, 1, itself=True, chance=True)
+    assert itself["id"].tolist() == [3] and np.isnan(itself["chance"]).all()
+    few = SimilarityIndex.build(bright_index.vectors[:40], np.arange(40), "image", table[:40])
+    assert np.isnan(few.search(5, 5, chance=True)["chance"]).all()  # 39 twins are too few
+
+
+def test_stand_ins_of_a_large_index_are_thinned_evenly(bright_index):
+    from astroclip.search.similarity import chance_of_hits
+
+    hits = bright_index.search(11, 200)
+    asked = bright_index, bright_index.vector(11), hits["id"].data, hits["similarity"].data.astype(float), [11]
+    whole, thin = chance_of_hits(*asked), chance_of_hits(*asked, most=400)
+    assert np.corrcoef(whole, thin)[0, 1] > 0.7 and abs((whole - thin).mean()) < 0.03  # other twins, half of them
+    assert thin.tolist() == chance_of_hits(*asked, most=400).tolist()
+    assert len(chance_of_hits(*asked[:2], np.empty(0, int), np.empty(0))) == 0
+
+
+def test_chance_of_a_galaxy_from_outside_and_of_several_at_once(bright_index):
+    vector = bright_index.vector(7)
+    rest = bright_index.delete([7])
+    named, outside = bright_index.search(7, 9, chance=True), rest.search(3 * vector, 9, chance=True)
+    assert named["id"].tolist() == outside["id"].tolist()
+    assert named["chance"].tolist() == outside["chance"].tolist()  # its own row stands in for nobody
+    many = rest.search(np.stack([vector, bright_index.vector(8)]), 9, chance=True)
+    assert many[0]["chance"].tolist() == outside["chance"].tolist() and len(many[1]) == 9
+    mixed = bright_index.search(7, 9, like=[8], unlike=[9], chance=True)
+    assert np.isfinite(mixed["chance"]).all()
 
 
 @pytest.mark.parametrize("suffix", TABLES)

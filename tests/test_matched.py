@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from astroclip.search.matched import (
+    LEAST_TWINS,
     TOLERANCES,
+    chance_of_match,
+    chances_of_neighbors,
     matched_pools,
     mismatch,
     pool_score,
@@ -71,3 +74,51 @@ def test_recall_falls_with_the_size_of_the_gallery():
     assert found[0] > found[1] > found[2]
     with pytest.raises(ValueError, match="k < size"):
         recall_in_galleries(query, gallery, 700)
+
+
+def test_chance_by_hand():
+    ladder, nowhere = np.linspace(-0.5, 0.5, 40)[None], np.zeros((1, 40, 3))  # twins of the very photometry
+    assert chance_of_match([0.49], ladder, nowhere)[0] == pytest.approx(2 / 41)  # one of forty, and itself
+    assert chance_of_match([0.9], ladder, nowhere)[0] == pytest.approx(1 / 41)
+    assert chance_of_match([-0.9], ladder, nowhere)[0] == 1
+    assert chance_of_match([0.3], np.full((1, 40), 0.3), nowhere)[0] == 1  # all level: nothing is shown
+    with pytest.raises(ValueError, match=f"at least {LEAST_TWINS}"):
+        chance_of_match([0.3], ladder[:, :9], nowhere[:, :9])
+
+
+def test_chance_depends_on_no_unit_and_no_order():
+    rng = np.random.default_rng(3)
+    s, others, offsets = rng.uniform(0, 1, 6), rng.uniform(0, 1, (6, 80)), rng.normal(size=(6, 80, 3))
+    p, order = chance_of_match(s, others, offsets), rng.permutation(80)
+    assert chance_of_match(s, others[:, order], offsets[:, order]) == pytest.approx(p)
+    assert chance_of_match(s, others, 5 * offsets @ rng.normal(size=(3, 3))) == pytest.approx(p)
+    flat = offsets * [1, 1, 0]  # no colour r - z: the trend has six numbers
+    assert np.isfinite(chance_of_match(s, others, flat)).all()
+
+
+@pytest.mark.parametrize("k", [0, 1, 10, 100])
+def test_chance_is_calibrated_where_photometry_is_all_there_is(k):
+    rng = np.random.default_rng(4)
+    n, scaled = 3000, rng.normal(size=(3000, 3)) * [3, 2, 1.5]
+    r, g_r, r_z = 18 + 0.05 * scaled[:, 0], 0.03 * scaled[:, 1], 0.03 * scaled[:, 2]
+    magnitude = np.stack([r + g_r, r, r - r_z], 1)
+    rest = np.concatenate([rng.normal(size=(n, 2)), np.full((n, 1), 4)], 1)
+
+    def seen(noise):
+        x = np.concatenate([scaled, rest], 1) + noise * rng.normal(size=(n, 6))
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    image, spectrum = seen(0.4), seen(0.2)
+    p = chances_of_neighbors(image, spectrum, magnitude, np.arange(n), k)
+    assert 0.035 < (p < 0.05).mean() < 0.065 and (p < 0.01).mean() < 0.015 and 0.45 < np.median(p) < 0.55
+    twin = chance_of_hit_itself(image, spectrum, magnitude)
+    assert (twin < 0.05).mean() > 0.25  # its own spectrum is more than a galaxy as bright and as red
+
+
+def chance_of_hit_itself(image, spectrum, magnitude):
+    from astroclip.search.matched import photometric_twins, scaled_colors
+
+    rows, x = np.arange(300), scaled_colors(magnitude)
+    twins = photometric_twins(magnitude, magnitude[rows], 101)[:, 1:]
+    s = np.einsum("nd,nmd->nm", image[rows], spectrum[twins])
+    return chance_of_match((image[rows] * spectrum[rows]).sum(1), s, x[twins] - x[rows, None])

@@ -174,7 +174,7 @@ def flag_html(
 def chance_text(
     chance: float | None,
 ) -> str:
-    "How often two galaxies as bright and as red are as similar."
+    "How often a galaxy as bright and as red is as similar."
     if chance is None or not math.isfinite(chance) or chance <= 0:
         return ""
     if chance >= 0.1:
@@ -191,7 +191,10 @@ def nearness_html(
     share = value if word == "similarity" else 1 / (1 + math.exp(-min(max(value, -30), 30)))
     percent = 100 * min(max(share, 0), 1)
     number = number_text(value, 2)
-    about = "Fraction of pairs of galaxies as bright and as red as these two that are at least as similar"
+    about = (
+        "Fraction of galaxies as bright and as red as this one that are, for their photometry, at least as "
+        "near to what asks; the best of many galaxies have small ones by luck alone"
+    )
     told = f'<span title="{about}">{chance_text(chance)}</span>'
     bar = f'<div class="ac-bar"><i style="width:{percent:.0f}%"></i></div>'
     return f'<div class="ac-near"><span>{word} <b>{number}</b></span>{told}</div>{bar}'

@@ -256,6 +256,8 @@ def hits_of_marks(
 
     if args.query or getattr(args, "like", None) or getattr(args, "position", None):
         raise ValueError(f"{args.marks} says what is looked for: give no query, --like or --position with it")
+    if getattr(args, "chance", False):
+        raise ValueError("--chance belongs to similarities, and marks give scores: leave one of the two out")
     return [(Path(args.marks).name, search_marks(index, read_marks(args.marks, index), args.k, where))]
 
 
