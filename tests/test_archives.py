@@ -14,6 +14,7 @@ from astropy.coordinates import SkyCoord
 from astroclip.core.config import shared_root
 from astroclip.data.spectrum_grid import Spectrum
 from astroclip.files.spectrum_files import read_spectra
+from astroclip.metrics.sphere import healpix_index
 from astroclip.web import desi_healpix, sdss, sparcl
 from astroclip.web.downloads import Downloads, ServiceDown
 from astroclip.web.services import (
@@ -290,7 +291,7 @@ def desi(targetids, downloads, server, *more, ra=150.0, dec=2.2, **options):
 
 def test_desi_cells_are_those_of_files_that_exist():
     # RA, Dec of a fibre in coadd-sv3-dark-26065 and of the one in coadd-special-dark-27247
-    assert desi_healpix.healpix_of([216.99304872, 149.46540425], [3.30133664, 1.79364675]).tolist() == [26065, 27247]
+    assert healpix_index([216.99304872, 149.46540425], [3.30133664, 1.79364675], desi_healpix.CELL_ORDER).tolist() == [26065, 27247]
     file = desi_healpix.CoaddFile("main", "dark", 10000, "DESI-DR1")
     folder = "https://data.desi.lbl.gov/public/dr1/spectro/redux/iron/healpix/main/dark/100/10000/"
     assert file.address() == folder + "coadd-main-dark-10000.fits"
@@ -380,7 +381,7 @@ def test_desi_answer_that_is_no_fits_is_a_sentence(downloads, spoil):
 def test_desi_half_a_file_is_completed(downloads):
     with StandIn(desi_service(desi_files([toy_spectrum(5)]))) as server:
         server.fail_next("half", path="/public/edr/spectro/redux/fuji/healpix/sv3/bright")
-        (cell,) = {int(h) for h in [desi_healpix.healpix_of(150.0, 2.2)]}
+        cell = int(healpix_index(150.0, 2.2, desi_healpix.CELL_ORDER))
         coadd = desi_healpix.CoaddFile("sv3", "bright", cell, url="").address()
         server.fail_next("half", path=coadd)
         got = desi(5, downloads, server, "sv3", "bright")[5]

@@ -96,7 +96,7 @@ def test_a_catalog_is_whole_or_not_there(tmp_path):
 
 def test_rows_without_a_place_are_named(tmp_path):
     table = rows_on_the_sky(10).set_column(1, "ra", pa.array([np.nan, *range(9)]))
-    with pytest.raises(ValueError, match="row 0 lies at ra nan"):
+    with pytest.raises(ValueError, match="position 0 is ra nan"):
         write_hats(tmp_path / "sky", [table])
     with pytest.raises(ValueError, match="types of their columns"):
         write_hats(tmp_path / "sky", [rows_on_the_sky(10, width=8), rows_on_the_sky(10, width=4)])

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import astroclip
 from astroclip.core.config import shared_root
 from astroclip.formats import sky_pairs
-from astroclip.formats.sky_pairs import match_positions, one_to_one_pairs, separation
+from astroclip.formats.sky_pairs import match_positions, one_to_one_pairs
+from astroclip.metrics.sphere import separation
 from astroclip.surveys.crossmatch import add_margin, crossmatch
 
 

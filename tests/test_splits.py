@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astroclip.core.provenance import file_hash
-from astroclip.formats.sky_pairs import match_positions, separation
+from astroclip.formats.sky_pairs import match_positions
+from astroclip.metrics.sphere import separation
 from astroclip.surveys.leakage import freeze_split, leakage_report
 from astroclip.surveys.pairs import Survey
 from astroclip.surveys.splits import (

@@ -1,15 +1,22 @@
 """Results remember the code that made them: an edit of that code is said in one line and answered by work, any other edit by nothing."""
 
 import ast
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 
+import h5py
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from astroclip.core import provenance
+from astroclip.core.artifacts import create, ensure, resolve
+from astroclip.core.provenance import file_hash
 
 PARAMETERS = 'survey = "mock"\nprofile = "smoke"\nseed = 0\ndevice = "auto"'
 CONFIG = "from astroclip.core.config import Params\np = Params.from_cell(globals())"
@@ -205,3 +212,117 @@ def test_only_what_is_computed_is_hashed(comment, docstring, number, other, blan
     assert tree_hash(ast.parse(plain)) == tree_hash(ast.parse(dressed))
     changed = plain.replace(repr(number), repr(other))
     assert (tree_hash(ast.parse(plain)) == tree_hash(ast.parse(changed))) == (repr(number) == repr(other))
+
+
+# Real pairs: no code made them, so their files are what is remembered
+
+
+def pairs(home, galaxies, name="survey.h5", at=None):
+    "A file of real pairs in data/desi; its length does not depend on the galaxies."
+    folder = home / "desi"
+    folder.mkdir(parents=True, exist_ok=True)
+    with h5py.File(folder / name, "w") as file:
+        file.attrs.update(schema="astroclip-survey-1", simulated=False)
+        file["targetid"] = np.array(galaxies, np.int64)
+    if at is not None:
+        os.utime(folder / name, (at, at))
+    return folder / name
+
+
+@pytest.fixture
+def real(tmp_path, monkeypatch):
+    "A data folder with real pairs and a tower that was trained on them."
+    monkeypatch.setenv("ASTROCLIP_HOME", str(tmp_path))
+    monkeypatch.delenv("ASTROCLIP_REUSE", raising=False)
+    pairs(tmp_path, [1, 2], at=1)
+    ensure("mock_survey", survey="desi", profile="smoke")
+    tower = resolve("pretrain_spectrum", survey="desi", profile="smoke")
+    with create(tower) as folder:
+        (folder / "weights").write_text("of 1 and 2")
+    return tmp_path, tower
+
+
+def test_another_file_of_pairs_is_said_and_answered(tmp_path, root):
+    clone, home = Clone(tmp_path, root), tmp_path / "home"
+    pairs(home, [1, 2], at=1)
+    ask, who = ", survey='desi'", "pretrain_spectrum (desi, smoke)"
+    assert f"{who} is missing" in clone.ensure("pretrain_spectrum", ask)
+    assert clone.ensure("pretrain_spectrum", ask) == ""
+    pairs(home, [3, 4], at=2)
+    kept = clone.ensure("pretrain_spectrum", ask + ", reuse=True")
+    assert kept == f"{who} was made from another data/desi/survey.h5: reused all the same.\n"
+    said = clone.ensure("pretrain_spectrum", ask)
+    assert f"{who} was made from another data/desi/survey.h5: running nbs/pretrain_spectrum.ipynb" in said
+    assert "mock_survey (desi, smoke) was made from another data/desi/survey.h5: the file of today is taken." in said
+    assert clone.ensure("pretrain_spectrum", ask) == ""
+
+
+def test_what_is_recorded_of_a_file(real):
+    home, tower = real
+    file = home / "desi" / "survey.h5"
+    facts = dict(size=file.stat().st_size, mtime_ns=10**9, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+    assert tower.ready and tower.sidecar["brought"] == {"survey.h5": facts}
+    assert tower.inputs["mock_survey"].sidecar["files"] == {"survey.h5": facts["sha256"]}
+    targets = resolve("mock_targets", survey="desi", profile="smoke").code  # simulated whatever the survey
+    assert not any(name.startswith("data/desi/") for name in targets)
+
+
+def test_a_file_is_read_again_only_when_size_or_time_have_changed(real, monkeypatch):
+    (home, tower), read = real, []
+    monkeypatch.setattr(provenance, "file_hash", lambda path: read.append(path) or file_hash(path))
+    assert tower.ready and not read
+    monkeypatch.setattr(provenance, "_FILES", {})  # as a new process
+    assert tower.ready and not read
+    os.utime(home / "desi" / "survey.h5", (5, 5))
+    assert tower.ready and len(read) == 1  # touched: the same bytes
+    pairs(home, [3, 4], at=6)
+    assert tower.stale == "from another data/desi/survey.h5" and len(read) == 2
+    pairs(home, [1, 2], at=7)
+    assert tower.ready and len(read) == 3  # put back
+
+
+def test_further_spectra_that_come_and_go_are_another_input(real):
+    home, tower = real
+    spectra = pairs(home, [9], "spectra.h5", at=1)
+    assert tower.stale == "from another data/desi/spectra.h5"
+    survey = ensure("mock_survey", survey="desi", profile="smoke")
+    assert sorted(survey.sidecar["files"]) == ["spectra.h5", "survey.h5"]
+    spectra.unlink()
+    assert tower.ready and survey.stale == "from another data/desi/spectra.h5"
+    assert not (ensure("mock_survey", survey="desi", profile="smoke").path / "spectra.h5").is_symlink()
+
+
+def test_a_record_that_knows_no_file_is_not_trusted(real):
+    _, tower = real
+    record = tower.sidecar
+    record["code"] = {name: digest for name, digest in record["code"].items() if not name.startswith("data/desi/")}
+    (tower.path / "artifact.json").write_text(json.dumps(record))
+    assert not tower.ready and tower.stale == "from an unknown data/desi/survey.h5"
+
+
+def test_training_begun_on_other_pairs_is_not_continued(real, capsys):
+    home, _ = real
+    tower = resolve("pretrain_spectrum", survey="desi", profile="smoke", seed=1)
+    with pytest.raises(KeyboardInterrupt), create(tower) as folder:
+        (folder / "half").write_text("of 1 and 2")
+        raise KeyboardInterrupt
+    pairs(home, [3, 4], at=2)
+    with create(tower) as folder:
+        assert not (folder / "half").exists()
+    assert "was begun before a change of data/desi/survey.h5: begun again." in capsys.readouterr().out
+
+
+def test_pairs_swapped_during_a_training_leave_it_stale(real):
+    home, _ = real
+    tower = resolve("pretrain_spectrum", survey="desi", profile="smoke", seed=1)
+    with create(tower):
+        pairs(home, [3, 4], at=2)
+    assert tower.stale == "from another data/desi/survey.h5" and "brought" not in tower.sidecar
+
+
+def test_pairs_that_are_gone_leave_what_was_made_of_them(real):
+    home, tower = real
+    (home / "desi" / "survey.h5").unlink()
+    assert tower.ready
+    with pytest.raises(FileNotFoundError, match="there are no real pairs"):
+        ensure("mock_survey", survey="desi", profile="smoke")

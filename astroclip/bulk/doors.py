@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.images import center_crop
 from ..data.spectrum_grid import WAVELENGTH, Spectrum
+from ..metrics.sphere import separation
 from ..surveys.pairs import Survey
 from ..web.cutouts import cutout_service
 from ..web.services import sparcl_record, sparcl_service
@@ -93,8 +94,7 @@ def sample_services(
     records = [sparcl_record(survey_spectrum(survey, i)) for i in numbers]
 
     def sky(ra, dec, size):
-        east = (survey.ra[numbers] - ra + 180) % 360 - 180
-        apart = np.hypot(east * np.cos(np.radians(dec)), survey.dec[numbers] - dec) * 3600
+        apart = separation(survey.ra[numbers], survey.dec[numbers], ra, dec)
         nearest = int(np.argmin(apart))
         return center_crop(survey.images([numbers[nearest]]), size)[0] if apart[nearest] < 1 else None
 

@@ -27,6 +27,7 @@ from ..evaluation.embeddings import weights_key
 from ..files.identifiers import as_identifiers
 from ..formats.hats_writer import write_hats
 from ..formats.shard_files import is_shards
+from ..metrics.sphere import on_sky
 from ..core.block_order import check_rank
 from ..surveys.pairs import open_survey, prefetched, widen
 from ..surveys.shards import Shards
@@ -340,7 +341,7 @@ def write_sky_catalog(
     def placed():
         for table in read_finished_parts(folder):
             ra, dec = (table[name].to_numpy() for name in ("ra", "dec"))
-            good = np.isfinite(ra) & (np.abs(dec) <= 90)
+            good = on_sky(ra, dec)
             counts["kept"] += int(good.sum())
             counts["lost"] += int((~good).sum())
             if good.any():

@@ -16,7 +16,7 @@ import numpy as np
 
 from .embedding import embed_files, images_as, load_model, model_files, say
 from ..core.outputs import check_output, table_format, write_table
-from ..surveys.leakage import unit_sphere
+from ..metrics.sphere import on_sky, unit_sphere
 
 # %% ../../nbs/cli/30_searching.ipynb #a80ae883
 def plain_value(text: str) -> int | float | str:
@@ -202,7 +202,7 @@ def nearest_on_sky(
     xyz = sky_positions(index.table)
     if xyz is None:
         raise ValueError("--position needs positions, and this index has no columns ra and dec")
-    if not (np.isfinite([ra, dec]).all() and abs(dec) <= 90):
+    if not on_sky(ra, dec):
         raise ValueError(f"--position {ra} {dec}: expected right ascension and declination in degrees")
     chord = np.linalg.norm(xyz - unit_sphere([ra], [dec]), axis=1)
     row = int(np.nanargmin(np.where(np.isfinite(chord), chord, 9)))

@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .config import Params, data_root, environment, find_root
-from .faults import make_folder, write_atomic, writing
+from .faults import make_folder, put_folder, sweep_folder, write_atomic, writing
 from .profiles import EXPECTED_MINUTES, key_settings, list_changes, parse_settings
 from .profiles import settings as profile_settings
-from .provenance import code_of, file_hash, library_versions, what_changed
+from .provenance import BROUGHT, PAIRS, brought_files, code_of, file_facts, file_hash
+from .provenance import library_versions, other_code, read_json, what_changed
 
 # %% ../../nbs/core/20_artifacts.ipynb #19156cf1
 STAGES = {
@@ -58,23 +59,27 @@ def reuse_asked():
 def _digest(*parts):
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
-# %% ../../nbs/core/20_artifacts.ipynb #645cf9fe
-def _code_here(stage, survey):
-    "Hashes of the code that makes a stage today; None where nothing here does."
-    real_pairs = survey == "desi" and stage == "mock_survey"
-    notebook = None if real_pairs else notebook_of(stage)
-    return code_of(notebook) if notebook else None
+# %% ../../nbs/core/20_artifacts.ipynb #cd5e8c7b
+def _stages_of(artifact):
+    "The names of a stage and of all that it is made from."
+    return {artifact.stage}.union(*map(_stages_of, artifact.inputs.values()))
 
 
-def _other_code(record, today, inputs):
-    "How the code in a sidecar differs from today's, as a phrase; '' where it does not."
-    if not record.get("code"):
-        return "by unknown code"
-    changed = what_changed(record["code"], today)
-    if changed:
-        return f"before a change of {changed}"
-    other = [name for name, a in inputs.items() if record["inputs_code"].get(name) != a.code_key]
-    return f"from another {', '.join(other)}" if other else ""
+def _pairs_of(artifact):
+    "{name: size, time, SHA-256} of the real pairs it is made from: today's, or if gone those recorded."
+    if artifact.survey != "desi" or "mock_survey" not in _stages_of(artifact):
+        return {}
+    found = brought_files(data_root() / artifact.survey)
+    return found or (artifact.sidecar.get("brought", {}) if artifact.made else {})
+
+
+def _code_of(artifact):
+    "Hashes of the code and of the real pairs that make it today; None where nothing here does."
+    files = {f"{PAIRS}{name}": facts["sha256"][:12] for name, facts in _pairs_of(artifact).items()}
+    if artifact.survey == "desi" and artifact.stage == "mock_survey":
+        return files or None
+    notebook = notebook_of(artifact.stage)
+    return code_of(notebook) | files if notebook else None
 
 # %% ../../nbs/core/20_artifacts.ipynb #57c2a31d
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Artifact:
 
     @property
     def ready(self):
-        "Does it lie there, made by today's code (or, with `ASTROCLIP_REUSE=1`, by any)?"
+        "Does it lie there, made by today's code from today's files (or, with `ASTROCLIP_REUSE=1`, by any)?"
         return self.made and (reuse_asked() or not self.stale)
 
     @property
@@ -115,8 +120,8 @@ class Artifact:
 
     @property
     def code(self):
-        "Hashes of the code that makes it today; None where nothing here does (a wheel, real pairs)."
-        return _code_here(self.stage, self.survey)
+        "Hashes of the code and the real pairs that make it today; None where nothing here does (a wheel)."
+        return _code_of(self)
 
     @property
     def code_key(self):  # one hash for the code that makes it today, and its inputs
@@ -129,9 +134,9 @@ class Artifact:
 
     @property
     def stale(self):
-        "What is different in the code that made what lies there, as a phrase; '' where nothing is."
+        "What is other in the code or files that made what lies there, as a phrase; '' where nothing is."
         today = self.code if self.made else None
-        return "" if today is None else _other_code(self.sidecar, today, self.inputs)
+        return "" if today is None else other_code(self.sidecar, today, self.inputs)
 
     def __repr__(self):
         state = "missing" if not self.made else "ready" if self.ready else f"made {self.stale}"
@@ -171,14 +176,6 @@ def resolve(
     return Artifact(stage, **run, settings=values, inputs=inputs)
 
 # %% ../../nbs/core/20_artifacts.ipynb #70453dc4
-def _sweep(folder):
-    "Remove what killed runs were writing, once the work is done: files that nobody will rename any more."
-    for pattern in (".*.tmp", ".tmp*", "*.partial", "*.chunks"):
-        for file in list(folder.rglob(pattern)):
-            if file.is_file():
-                file.unlink()
-
-
 def _lock(artifact, what):
     "The lock of an artifact, taken; `what`: make or ensure. One process may take it twice."
     from filelock import FileLock
@@ -209,11 +206,8 @@ def claim(artifact):  # the Artifact that the notebook is about to make
 def _begin(partial, code):
     "The partial folder, with the code that begins it; what other code had begun is thrown away."
     if partial.exists() and not reuse_asked():
-        try:
-            began = json.loads((partial / CODE).read_text())
-        except (OSError, ValueError):
-            began = {}
-        changed = what_changed(began or {}, code or {})
+        began = read_json(partial / CODE)
+        changed = what_changed(began, code or {})
         if changed:
             why = f"before a change of {changed}" if began else "by unknown code"
             print(f"{partial.name} was begun {why}: begun again.", flush=True)
@@ -229,16 +223,6 @@ def _interrupted(artifact):
     said = f"{artifact.stage} was interrupted: what is finished is kept, the same command resumes."
     print(said, flush=True)
     return KeyboardInterrupt(said)
-
-
-def _put(partial, final):
-    "Rename the finished folder; an older one goes at the last moment (who has its files open can read on)."
-    old = final.with_name(f".old-{final.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.replace(final, old)
-    os.replace(partial, final)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -259,11 +243,11 @@ def create(artifact):  # the Artifact to be made
                 yield partial
             except KeyboardInterrupt:
                 raise _interrupted(artifact) from None
-            _sweep(partial)
+            sweep_folder(partial)
             code = json.loads((partial / CODE).read_text())
             _write_sidecar(artifact, partial, time.time() - begin, code)
             (partial / CODE).unlink()
-            _put(partial, final)
+            put_folder(partial, final)
     finally:
         _CLAIMED.pop(final, None)
         lock.release(force=True)
@@ -277,7 +261,11 @@ def _write_sidecar(artifact, folder, seconds, code):
     record |= dict(inputs={name: a.key for name, a in artifact.inputs.items()}, versions=library_versions())
     inputs_code = {name: a.made_by for name, a in artifact.inputs.items()}
     record |= dict(code=code, inputs_code=inputs_code, code_key=_digest(code, inputs_code))
-    record |= dict(files={str(f.relative_to(folder)): file_hash(f) for f in files})
+    hashes = [file_facts(f)["sha256"] if f.is_symlink() else file_hash(f) for f in files]
+    record |= dict(files={str(f.relative_to(folder)): h for f, h in zip(files, hashes)})
+    now = _pairs_of(artifact).items()  # a file that was swapped while it ran is not what it was made from
+    brought = {name: f for name, f in now if (code or {}).get(PAIRS + name) == f["sha256"][:12]}
+    record |= dict(brought=brought) if brought else {}
     with write_atomic(folder / SIDECAR) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
 
@@ -290,8 +278,8 @@ def adopt(
 
     home, folder = artifact.path.parent.parent, artifact.path
     wanted = f"survey.h5 (schema astroclip-survey-1, by `astroclip data convert`) into {home}"
-    given = [name for name in ("survey.h5", "spectra.h5") if (home / name).is_file()]
-    if "survey.h5" not in given:
+    given = [name for name in BROUGHT if (home / name).is_file()]
+    if BROUGHT[0] not in given:
         raise FileNotFoundError(f"there are no real pairs: put {wanted}, or run with survey=mock.")
     folder.mkdir(parents=True, exist_ok=True)
     for name in given:
@@ -302,17 +290,14 @@ def adopt(
             raise ValueError(f"{name} is damaged ({error}): put {wanted}.") from None
         if schema != "astroclip-survey-1" or simulated:
             raise ValueError(f"{name} has schema {schema}, simulated is {simulated}: put {wanted}.")
+    for name in BROUGHT:
         (folder / name).unlink(missing_ok=True)
+    for name in given:
         (folder / name).symlink_to((home / name).resolve())
-    _write_sidecar(artifact, folder, 0.0, None)
+    _write_sidecar(artifact, folder, 0.0, artifact.code)
     return artifact
 
 # %% ../../nbs/core/20_artifacts.ipynb #92b81c5d
-def _stages_of(artifact):
-    "The names of a stage and of all that it is made from."
-    return {artifact.stage}.union(*map(_stages_of, artifact.inputs.values()))
-
-
 def _say_changes(artifact, text):
     "One line in a run with changed settings: which of them reach the artifact, or that none does."
     changes = list_changes(artifact.profile, text)
@@ -335,19 +320,24 @@ def ensure(
     reuse=None,  # keep what other code made? None: as ASTROCLIP_REUSE says
     **overrides,  # settings of this stage by name; None: as it is
 ):
-    "The ready `Artifact` of a stage; when missing, or made by other code, its notebook is executed first."
+    "The ready `Artifact` of a stage; when missing, or by other code or from other pairs, it is made first."
     p = params or Params(survey, profile, seed, device, set)
     artifact = resolve(stage, p, **overrides)
     reuse = reuse_asked() if reuse is None else reuse
     _say_changes(artifact, p.set)
-    why = artifact.stale if artifact.made else "missing"
+    pairs = p.survey == "desi" and stage == "mock_survey"
+    gone = pairs and not (artifact.path / BROUGHT[0]).is_file()
+    why = artifact.stale if artifact.made and not gone else "missing"
     if not why:
         return artifact
-    if reuse and artifact.made:
-        print(f"{stage} ({p.survey}, {p.profile}) was made {why}: reused all the same.", flush=True)
-        return artifact
-    if p.survey == "desi" and stage == "mock_survey":
+    who = f"{stage} ({p.survey}, {p.profile})"
+    if pairs:
+        if why != "missing":
+            print(f"{who} was made {why}: the file of today is taken.", flush=True)
         return adopt(artifact)
+    if reuse and artifact.made:
+        print(f"{who} was made {why}: reused all the same.", flush=True)
+        return artifact
     given = {name: getattr(p, name) for name in ("survey", "profile", "seed", "device")}
     given |= dict(set=p.set) if p.set else {}
     given |= {name: value for name, value in overrides.items() if value is not None}

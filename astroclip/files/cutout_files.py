@@ -27,6 +27,7 @@ from astroclip.data.images import (
 from .cutout_bands import find_planes
 from .fits_files import open_fits, reading
 from .pictures import check_scale, is_picture, read_picture, stamp_size
+from ..metrics.sphere import separation
 
 # %% ../../nbs/files/25_cutout_files.ipynb #a6750178
 @dataclass
@@ -168,8 +169,8 @@ def _place(headers, shape, pixel_scale, flags):
     found = geometry(headers[0], shape, flags)
     for band, header in zip(BANDS[1:], headers[1:]):
         other = geometry(header, shape, [])
-        east = ((other.ra - found.ra + 180) % 360 - 180) * np.cos(np.radians(found.dec))
-        off = 3600 * np.hypot(east, other.dec - found.dec) > max(found.scale)
+        places = found.ra, found.dec, other.ra, other.dec
+        off = np.isfinite(places).all() and separation(*places) > max(found.scale)
         if off or not np.allclose(other.scale, found.scale, rtol=1e-3) or other.turn != found.turn:
             raise ValueError(f"g and {band} do not lie on the same pixels of the sky: resample them first")
     if pixel_scale is not None:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MODEL', 'PARTS', 'SHIPPED', 'HUB_NAME', 'SUFFIXES', 'ACTING', 'shipped_names', 'some_shipped', 'shipped',
            'may_be_repository', 'nearest_names', 'in_folder', 'locate', 'hub_answers', 'only_the_cache', 'download',
-           'acting', 'weights_hash', 'is_safetensors', 'read_header', 'hash_of_file', 'read_about', 'hash_of_model',
-           'describe_safetensors']
+           'acting', 'weights_hash', 'is_safetensors', 'read_header', 'hash_of_file', 'written_about', 'read_about',
+           'hash_of_model', 'describe_safetensors']
 
 # %% ../../nbs/files/60_weight_files.ipynb #c63c7f9b
 import difflib
@@ -252,6 +252,20 @@ def hash_of_file(
         return weights_hash([row(name, t) for name, t in tensors.items()], config)
 
 
+def written_about(
+    file: Path,  # a .safetensors
+    metadata: dict | None,  # of its header
+) -> dict:  # kind, config, training, ...
+    "What was written about a model of ours, in the header of the file or in config.json beside it."
+    text, sidecar = (metadata or {}).get("astroclip"), file.with_name("config.json")
+    if not text and sidecar.exists():
+        text = sidecar.read_text()
+    written = json.loads(text or "null")
+    if not isinstance(written, dict) or not isinstance(written.get("config"), dict):
+        raise ValueError("it has no configuration of ours (config.json)")
+    return written
+
+
 def read_about(
     path,  # a folder or .safetensors of ours
 ) -> tuple[Path, dict, dict, str]:  # file, what was written about it, tensors, hash
@@ -259,13 +273,7 @@ def read_about(
     file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
     try:
         about, tensors, start = read_header(file)
-        sidecar = file.with_name("config.json")
-        text = about.get("astroclip")
-        if not text and sidecar.exists():
-            text = sidecar.read_text()
-        written = json.loads(text or "null")
-        if not isinstance(written, dict) or not isinstance(written.get("config"), dict):
-            raise ValueError("it has no configuration of ours (config.json)")
+        written = written_about(file, about)
         return file, written, tensors, hash_of_file(file, tensors, start, written["config"])
     except Exception as e:  # a damaged header can be wrong in any way
         said = " ".join(str(e).split())[:200]

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..files.fits_files import reading
 from .column_parts import Chained
-from .hats_writer import healpix_index
+from ..metrics.sphere import healpix_index
 from .hdf5_columns import Column, NoSuchColumn, NotASurvey, check_hdf5
 
 # %% ../../nbs/formats/25_mmu_files.ipynb #cdb3c663

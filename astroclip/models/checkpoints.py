@@ -9,7 +9,6 @@ __all__ = ['PREFIX', 'CHUNK', 'SPECTRUM_NAMES', 'HEAD_NAMES', 'IGNORED', 'Shapes
            'part_of', 'plain_settings', 'translated', 'read_official', 'read_safetensors', 'read_weights']
 
 # %% ../../nbs/models/50_checkpoints.ipynb #b67580f9
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..files.weight_files import is_safetensors, locate
+from ..files.weight_files import is_safetensors, locate, written_about
 from .unpickle import CheckpointError, Record, TensorRef, TorchArchive, short
 
 # %% ../../nbs/models/50_checkpoints.ipynb #2da2bbfe
@@ -375,13 +374,7 @@ def read_safetensors(
     file = path / "model.safetensors" if path.is_dir() else path
     try:
         handle = safe_open(file, "pt")
-        text = (handle.metadata() or {}).get("astroclip")
-        sidecar = file.with_name("config.json")
-        if not text and sidecar.exists():
-            text = sidecar.read_text()
-        about = json.loads(text or "null")
-        if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
-            raise CheckpointError("it has no configuration of ours (config.json)")
+        about = written_about(file, handle.metadata())
         shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}
         tensors = {name: (shape, partial(handle.get_tensor, name)) for name, shape in shapes.items()}
     except (SafetensorError, ValueError, OSError, RecursionError) as e:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.plots import COLORS, SPECTRAL_LINES, STRIP, WIDTHS, figure, plot_spectrum, show_image
 from ..data.spectrum_grid import WAVELENGTH
+from ..metrics.sphere import on_sky, separation
 from ..plotting.names import head_name, model_name
 from ..surveys.folders import survey_of
 
@@ -25,10 +26,10 @@ BROKEN = 0.05  # fraction of unobserved pixels above which a cutout is called br
 
 def object_name(
     file: str,  # where it was read
-    x,  # Cutout or Spectrum: with ra, dec in degrees, or None
+    x,  # Cutout or Spectrum: with ra, dec in degrees; None or NaN where they are not known
 ) -> str:
     "What an observed galaxy is called: by its place on the sky, else by its file."
-    if x.ra is None or x.dec is None:
+    if not on_sky(x.ra, x.dec):
         return re.sub(r"[_\s]+", " ", Path(file).name.split(".")[0])
     time, angle = int(x.ra % 360 * 240), int(abs(x.dec) * 3600)  # seconds of time, of arc
     here = "J%02d%02d%02d" % (time // 3600, time // 60 % 60, time % 60)
@@ -39,11 +40,10 @@ def arcsec_apart(
     a,  # with ra, dec in degrees
     b,
 ) -> float:  # arcsec; infinite where a position is unknown
-    "Distance of two objects on the sky, where it is small."
-    if None in (a.ra, a.dec, b.ra, b.dec):
+    "Distance of two objects on the sky."
+    if not (on_sky(a.ra, a.dec) and on_sky(b.ra, b.dec)):
         return np.inf
-    east = (a.ra - b.ra + 180) % 360 - 180
-    return float(np.hypot(east * np.cos(np.radians(a.dec)), a.dec - b.dec) * 3600)
+    return float(separation(a.ra, a.dec, b.ra, b.dec))
 
 
 def distinct(

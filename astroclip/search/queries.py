@@ -16,7 +16,7 @@ from ..data.arrays import as_floats
 from ..files.identifiers import is_among, values_and_gaps
 from .columns import matches
 from .parts import IndexParts, as_vectors
-from ..surveys.leakage import unit_sphere
+from ..metrics.sphere import chord_of, unit_sphere
 
 # %% ../../nbs/search/37_queries.ipynb #19ef9fab
 def sky_positions(
@@ -46,7 +46,7 @@ def in_cone(
     xyz = sky_positions(table)
     if xyz is None:
         raise ValueError("where: a cone needs positions, and this index has no columns ra and dec")
-    chord = 2 * np.sin(np.radians(numbers[2]) / 2)
+    chord = chord_of(3600 * numbers[2])
     return np.linalg.norm(xyz - unit_sphere(*numbers[:2, None]), axis=1) <= chord * (1 + 1e-12)
 
 # %% ../../nbs/search/37_queries.ipynb #91700f4a
@@ -167,7 +167,7 @@ def apart_from(
     near: np.ndarray | None = None,  # (p, 3) positions that count as taken
 ) -> np.ndarray:  # (at most k,) answers to keep, in order
     "The first k answers that are neither the galaxy nor the place of an answer before."
-    chord, kept, seen = 2 * np.sin(np.radians(apart / 3600) / 2), [], set()
+    chord, kept, seen = chord_of(apart), [], set()
     taken = [] if near is None else list(near)
     for i, id in enumerate(ids.tolist()):
         here = None if xyz is None else xyz[i]

@@ -21,6 +21,7 @@ from ..data.spectrum_grid import N_PIXELS, WAVELENGTH, NotAnObservedSpectrum
 from ..data.spectrum_units import FLUX_UNIT
 from ..files.fits_files import IMAGE_SUFFIXES, PICTURE_SUFFIXES
 from ..files.spectrum_columns import SPECTRUM_SUFFIXES
+from ..metrics.sphere import on_sky, separation
 
 # %% ../../nbs/surveys/40_folders.ipynb #a4e9270c
 SUFFIXES = (*IMAGE_SUFFIXES, *(s for s in SPECTRUM_SUFFIXES if s not in IMAGE_SUFFIXES))
@@ -182,13 +183,13 @@ def same_object(
     radius: float = 3.0,  # arcsec
 ) -> np.ndarray:  # (m, 2) rows
     "Pairs of spectra that two surveys took of one place on the sky."
-    at = [(i, s.ra, s.dec, survey_of(s)) for i, s in enumerate(spectra) if None not in (s.ra, s.dec)]
+    rows = [i for i, s in enumerate(spectra) if on_sky(s.ra, s.dec)]
+    ra, dec = (np.array([getattr(spectra[i], name) for i in rows], float) for name in ("ra", "dec"))
     pairs = []
-    for k, (i, ra, dec, survey) in enumerate(at):
-        for j, other_ra, other_dec, other in at[k + 1 :]:
-            east = ((other_ra - ra + 180) % 360 - 180) * np.cos(np.radians(dec))
-            if survey != other and np.hypot(east, other_dec - dec) * 3600 < radius:
-                pairs.append((i, j))
+    for k, i in enumerate(rows):
+        near = np.flatnonzero(separation(ra[k + 1 :], dec[k + 1 :], ra[k], dec[k]) < radius)
+        others = [rows[k + 1 + m] for m in near]
+        pairs += [(i, j) for j in others if survey_of(spectra[i]) != survey_of(spectra[j])]
     return np.array(pairs, int).reshape(-1, 2)
 
 # %% ../../nbs/surveys/40_folders.ipynb #3f3d336b
@@ -214,15 +215,12 @@ def nearest_redshift(
     radius: float = 3.0,  # arcsec
 ) -> float | None:
     "Redshift of the spectrum at a position, or None."
-    if ra is None or dec is None:
+    known = [s for _, s in spectra if on_sky(s.ra, s.dec) and s.redshift is not None]
+    if not known or not on_sky(ra, dec):
         return None
-    for _, s in spectra:
-        if s.ra is None or s.redshift is None:
-            continue
-        east = (s.ra - ra + 180) % 360 - 180
-        if np.hypot(east * np.cos(np.radians(dec)), s.dec - dec) * 3600 < radius:
-            return s.redshift
-    return None
+    apart = separation([s.ra for s in known], [s.dec for s in known], ra, dec)
+    near = np.flatnonzero(apart < radius)
+    return known[near[0]].redshift if len(near) else None
 
 
 def known_redshifts(

@@ -10,7 +10,7 @@ __all__ = ['TREE', 'QUESTIONS', 'ASKED_OF', 'ANSWERS', 'PROPERTIES', 'FOUR', 're
 import csv
 import numpy as np
 from scipy.spatial import cKDTree
-from ..formats.sky_pairs import unit_sphere
+from ..metrics.sphere import chord_of, unit_sphere
 
 # %% ../../nbs/surveys/20_labels.ipynb #66590680
 TREE = """
@@ -91,9 +91,8 @@ def match_votes(
     arcsec: float = 0.5,  # farthest entry that is the same galaxy
 ) -> dict:
     "Votes of the nearest catalogue entry, question -> (N, answers); zero votes where none is near enough."
-    chord = 2 * np.sin(np.radians(arcsec / 3600) / 2)
     distance, row = cKDTree(unit_sphere(catalogue["ra"], catalogue["dec"])).query(unit_sphere(ra, dec))
-    near = (distance <= chord)[:, None]
+    near = (distance <= chord_of(arcsec))[:, None]
     return {question: np.where(near, v[row], 0) for question, v in catalogue["votes"].items()}
 
 # %% ../../nbs/surveys/20_labels.ipynb #687c4f64

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from ..core.outputs import check_output, write_table
-from ..formats.sky_pairs import unit_sphere
+from ..metrics.sphere import chord_of, unit_sphere
 from .pairs import Survey
 from .splits import PART_NAMES, TEST, TRAIN, VALIDATION, sky_cells, split_rows, write_split
 
@@ -24,7 +24,7 @@ def near_training(
     arcsec: float = 1.0,
 ) -> np.ndarray:
     "Rows outside `train` with a training galaxy within `arcsec`, (n,) bool."
-    chord, x = 2 * np.sin(np.radians(arcsec / 3600) / 2), unit_sphere(ra, dec)
+    chord, x = chord_of(arcsec), unit_sphere(ra, dec)
     found = np.zeros(len(x), bool)
     if train.any() and not train.all():
         found[~train] = cKDTree(x[train]).query(x[~train], distance_upper_bound=chord)[0] <= chord

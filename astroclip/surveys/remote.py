@@ -17,12 +17,13 @@ import numpy as np
 
 from ..data.images import Cutout
 from ..data.spectrum_grid import Spectrum
+from ..metrics.sphere import on_sky, separation
 from ..web.wanted import Wanted, wanted_objects
 from ..web import desi_healpix, sparcl
 from ..web.cutouts import CUTOUTS, SkyLayer, cutout_at
 from ..web.desi_healpix import DESI_URL
 from ..web.downloads import Downloads, NotCached, NotThere, ServiceDown
-from ..web.sdss import SDSS_URL, SKYSERVER_URL, fibers_near, separation, spectrum_of
+from ..web.sdss import SDSS_URL, SKYSERVER_URL, fibers_near, spectrum_of
 from ..web.sparcl import SPARCL_URL
 
 # %% ../../nbs/surveys/70_remote.ipynb #264b555e
@@ -245,10 +246,10 @@ def place_of(
     spectrum: Spectrum | None,
 ) -> tuple[float, float, list[str]]:  # degrees, degrees, notes
     "Where an object is: as given, else where its spectrum was taken."
-    taken = spectrum is not None and spectrum.ra is not None and spectrum.dec is not None
+    taken = spectrum is not None and bool(on_sky(spectrum.ra, spectrum.dec))
     if not one.placed:
         return (spectrum.ra, spectrum.dec, []) if taken else (np.nan, np.nan, [])
-    apart = float(separation([one.ra], [one.dec], spectrum.ra, spectrum.dec)[0]) if taken else 0.0
+    apart = float(separation(one.ra, one.dec, spectrum.ra, spectrum.dec)) if taken else 0.0
     far = f"its spectrum was taken {apart:.1f} arcsec from the position given"
     return one.ra, one.dec, [far] if apart > APART else []
 

@@ -17,7 +17,7 @@ from ..core.provenance import file_hash
 from ..core.faults import write_atomic
 from ..core.outputs import check_output
 from ..files.identifiers import as_identifiers, same_type
-from ..formats.hats_writer import healpix_index
+from ..metrics.sphere import healpix_index
 
 # %% ../../nbs/surveys/32_splits.ipynb #2c5a1f66
 TRAIN, VALIDATION, TEST, NONE = 0, 1, 2, -1  # NONE: a row that takes part in nothing

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..data.images import BANDS, PIXEL_SCALE, Cutout, read_cutout
 from ..files.fits_files import UnreadableFile, open_fits
+from ..metrics.sphere import on_sky, separation
 from .downloads import Downloads, NotThere, ServiceDown
 from .stand_in import Heard, Reply
 
@@ -42,9 +43,7 @@ def galactic_latitude(
     dec,  # degrees
 ):  # degrees
     "Angle above the plane of the Galaxy."
-    dec, pole = np.radians(dec), np.radians(POLE[1])
-    turned = np.radians(np.asarray(ra) - POLE[0])
-    return np.degrees(np.arcsin(np.sin(dec) * np.sin(pole) + np.cos(dec) * np.cos(pole) * np.cos(turned)))
+    return 90 - separation(ra, dec, *POLE) / 3600
 
 
 def sky_layer(
@@ -55,7 +54,7 @@ def sky_layer(
     "The layer that the survey counts a position to."
     if release not in LAYERS:
         raise ValueError(f"release {release!r} has no cutouts here: expected one of {', '.join(LAYERS)}")
-    if not (np.isfinite(ra) and -90 <= dec <= 90):
+    if not on_sky(ra, dec):
         raise ValueError(f"ra {ra}, dec {dec} is no position: expected degrees, dec between -90 and 90")
     side = "north" if dec > SPLIT and galactic_latitude(ra, dec) > 0 else "south"
     return SkyLayer(*LAYERS[release][side], side)
@@ -90,8 +89,8 @@ def check_cutout_file(
     scale = 3600 * abs(header.get("CD2_2", np.nan))
     if not abs(scale / PIXEL_SCALE - 1) < 0.01:
         raise ValueError(f"expected pixels of {PIXEL_SCALE} arcsec, got {scale:.4g}")
-    east = (header.get("CRVAL1", np.nan) - ra + 180) % 360 - 180
-    off = 3600 * np.hypot(east * np.cos(np.radians(dec)), header.get("CRVAL2", np.nan) - dec)
+    place = header.get("CRVAL1", np.nan), header.get("CRVAL2", np.nan)
+    off = float(separation(*place, ra, dec)) if on_sky(*place) else np.nan
     if not off < 1:
         raise ValueError(f"the cutout is centred {off:.3g} arcsec from the position asked for")
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SDSS_URL', 'RUNS', 'FIRST_BOSS_PLATE', 'SKYSERVER_URL', 'runs_to_try', 'spec_address', 'whole_number', 'read_spec',
-           'spectrum_of', 'spectra_of_fibers', 'box_of', 'separation', 'rows_of_sql', 'fibers_near']
+           'spectrum_of', 'spectra_of_fibers', 'box_of', 'rows_of_sql', 'fibers_near']
 
 # %% ../../nbs/web/60_sdss.ipynb #6cd03a33
 import json
@@ -17,6 +17,7 @@ from ..data.spectrum_grid import NotAnObservedSpectrum, Spectrum
 from ..files.column_units import ARRAYS
 from ..files.fits_files import UnreadableFile, open_fits
 from ..files.sdss_files import coadd_hdu, read_sdss
+from ..metrics.sphere import separation
 from .desi_healpix import starts_as_fits
 from .downloads import Downloads, NotCached, NotThere
 
@@ -158,18 +159,6 @@ def box_of(
         bands = [(low, 360.0), (0.0, high - 360)] if high > 360 else bands
     either = " OR ".join(f"ra BETWEEN {a:.8f} AND {b:.8f}" for a, b in bands)
     return f"dec BETWEEN {dec - r:.8f} AND {dec + r:.8f} AND ({either})"
-
-
-def separation(
-    ra,  # (N,) degrees
-    dec,  # (N,) degrees
-    ra_2: float,  # degrees
-    dec_2: float,  # degrees
-) -> np.ndarray:  # (N,) arcsec
-    "Angles between positions on the sky and one other."
-    a, d, a_2, d_2 = (np.radians(np.asarray(x, np.float64)) for x in (ra, dec, ra_2, dec_2))
-    h = np.sin((d - d_2) / 2) ** 2 + np.cos(d) * np.cos(d_2) * np.sin((a - a_2) / 2) ** 2
-    return np.degrees(2 * np.arcsin(np.sqrt(np.clip(h, 0, 1)))) * 3600
 
 # %% ../../nbs/web/60_sdss.ipynb #b972fb11
 SKYSERVER_URL = "https://skyserver.sdss.org"

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from ..data.spectrum_grid import N_PIXELS, WAVELENGTH, Spectrum
-from .desi_healpix import DESI_URL, REDUCTIONS, CoaddFile, healpix_of
+from ..metrics.sphere import healpix_index
+from .desi_healpix import CELL_ORDER, DESI_URL, REDUCTIONS, CoaddFile
 from .sdss import RUNS, spec_address
 from .stand_in import Heard, Reply, json_reply
 
@@ -195,7 +196,7 @@ def desi_files(
     "{path on the server: content} of a release that has these spectra and files."
     out, cells = {}, {}
     for s in spectra:
-        cells.setdefault(int(healpix_of(s.ra, s.dec)), []).append(s)
+        cells.setdefault(int(healpix_index(s.ra, s.dec, CELL_ORDER)), []).append(s)
     for healpix, some in cells.items():
         file = CoaddFile(survey, program, healpix, release, "")
         out |= {file.address("coadd"): coadd_bytes(some), file.address("redrock"): redrock_bytes(some)}

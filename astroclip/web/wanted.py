@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files.identifiers import as_identifiers, as_targetids, values_and_gaps
+from ..metrics.sphere import on_sky
 
 # %% ../../nbs/web/75_wanted.ipynb #cc48c6bb
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Wanted:
     @property
     def placed(self) -> bool:
         "Is its position known?"
-        return bool(np.isfinite(self.ra) and abs(self.dec) <= 90)
+        return bool(on_sky(self.ra, self.dec))
 
 
 def name_of_object(
