@@ -298,6 +298,7 @@ PAGE_STYLE = """
 .stSidebar [data-testid="stVerticalBlock"] {gap: .75rem}
 .stSidebar [data-testid="stSlider"] {margin-bottom: -.5rem}
 .stSidebar h3 {font-size: .95rem; font-weight: 650; padding: .5rem 0 0}
+.stVegaLiteChart canvas, .stVegaLiteChart svg {touch-action: pan-y pinch-zoom}
 .ac-narrow, .ac-hint {display: none}
 @media (max-width: 640px) {
   .ac-narrow, .ac-hint {display: block}

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['PLURAL', 'viewer_link', 'drawn_once', 'drawn_here', 'spectrum_at', 'picture_of', 'hero', 'answer_card',
            'card_gallery', 'answer_line', 'link_control', 'table_control', 'marks_uploaded', 'marks_control',
-           'teaching', 'search_view', 'map_view', 'sidebar', 'page']
+           'teaching', 'search_view', 'region_view', 'map_view', 'sidebar', 'page']
 
 # %% ../../nbs/app/80_page.ipynb #b1fead1e
-import re
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import streamlit as st
 
 from .cards import CUTOUT, card_html, header_html, hero_html, nearness_html
@@ -22,11 +22,11 @@ from .controls import show, side_controls, source_controls, take, write_address
 from .galaxies import Galaxies, value_at
 from .hits import MIME, FoundGalaxies, answer_table, find_galaxies
 from .hits import marks_bytes, marks_of_bytes, table_bytes
-from .places import COLORED, drawn_region, has_map, inside_region, map_chart
-from .places import map_frame, region_controls
+from .places import drawn_map, has_map, inside_region
 from .questions import Question, to_address
 from .visitors import Visitor, drawn_of_file
 from ..core.outputs import TABLES
+from ..search.queries import hits_of
 
 # %% ../../nbs/app/80_page.ipynb #8fa83525
 def viewer_link(
@@ -308,29 +308,43 @@ def search_view(
     card_gallery(galaxies, found, question, remote)
 
 # %% ../../nbs/app/80_page.ipynb #ab4020d7
+def region_view(
+    galaxies: Galaxies,
+    question: Question,
+    keep,  # (n,) bool of `admitted_places`, or None
+    remote: bool,
+):
+    "The galaxies of a region of the map."
+    if question.region is None:
+        text = "Drag over the map to choose a region: its galaxies are shown here."
+        st.info(text, icon=":material/select_all:")
+        return
+    inside = inside_region(galaxies, question.region, keep)
+    shown = inside[: question.k]
+    some = "1 galaxy" if len(inside) == 1 else f"{len(inside):,} galaxies"
+    cuts = "" if keep is None else " that the cuts admit"
+    first = f"<small>the {len(shown)} in its middle are shown</small>" if len(shown) < len(inside) else ""
+    st.html(f'<p class="ac-count">{some} in the region{cuts}{first}</p>')
+    hits = hits_of(galaxies.index, np.array([galaxies.row(id) for id in inside], int), np.zeros(len(inside)))
+    hits.remove_columns(["rank", "modality", "similarity"])
+    with st.container(horizontal=True, key="taken-home"):
+        forget = dict(on_click=change, kwargs=dict(region=None), icon=":material/deselect:")
+        st.button("Clear the region", key="whole", **forget)
+        if inside:
+            table_control(galaxies, FoundGalaxies(hits))
+        link_control(question)
+    with st.container(key="gallery"):
+        for id in shown:
+            answer_card(galaxies, None, id, question, remote=remote)
+
+
 def map_view(
     galaxies: Galaxies,
     question: Question,
     remote: bool,
 ):
     "The map, and the galaxies of a region of it."
-    columns = [name for name in COLORED if name in galaxies.index.table.colnames]
-    color = st.segmented_control("Colour", columns, format_func=COLORED.get, default=columns[0], key="color")
-    color = color or columns[0]
-    chart = map_chart(map_frame(galaxies, color), COLORED[color], question.galaxy)
-    st.altair_chart(chart, on_select=drawn_region, key="map", width="stretch")
-    about = re.sub(r"[^\w ,.()-]", "", str(galaxies.shown.about.get("map", "of this file")))[
-        :100
-    ]  # a stranger's text
-    st.caption(f"Drag to choose a region. The map: {about}; a distance on it is not a similarity.")
-    region_controls(galaxies, question)
-    inside = inside_region(galaxies, question.region) if question.region else []
-    shown = inside[: question.k]
-    middle = f"{len(shown)} of {len(inside):,} galaxies in the region, the middle first"
-    st.html(f'<p class="ac-count">{middle if question.region else "No region chosen yet"}</p>')
-    with st.container(key="gallery"):
-        for id in shown:
-            answer_card(galaxies, None, id, question, remote=remote)
+    region_view(galaxies, question, drawn_map(galaxies, question), remote)
 
 # %% ../../nbs/app/80_page.ipynb #8be3e787
 def sidebar(
