@@ -277,6 +277,7 @@ def source_controls(
     def turned():
         state.source = state["w-source"] or state.source
         state.visitor, state.seen, state.said = None, None, {}
+        change(view="search" if state.source != "index" else state.question.view)
 
     key = show("source", state.source)
     st.segmented_control(
@@ -353,6 +354,9 @@ def cut_controls(
     if "flag" in columns:
         key = show("unflagged", question.unflagged)
         st.toggle("Leave out flagged galaxies", key=key, on_change=take, args=("unflagged",))
+    if question.cuts or question.cone or question.unflagged:
+        none = dict(cuts={}, cone=None, unflagged=False)
+        st.button("No cuts", key="uncut", on_click=change, kwargs=none, icon=":material/filter_alt_off:")
     key = show("k", question.k)
     st.segmented_control("Answers", ANSWER_COUNTS, key=key, on_change=take, args=("k",), width="stretch")
 

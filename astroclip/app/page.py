@@ -92,29 +92,16 @@ def hero(
     "The galaxy that asks, large."
     if visitor is not None:
         picture = picture_html(visitor.picture, f"Image of {visitor.name}") if visitor.picture else ""
-        about = (
-            visitor.facts.get,
-            picture,
-            visitor.spectrum,
-            visitor.notes,
-            visitor.link,
-            "Your galaxy asks",
-        )
-        st.html(hero_html(visitor.name, *about))
-    elif question.galaxy:
+        about = (visitor.facts.get, picture, visitor.spectrum, visitor.notes, visitor.link)
+        st.html(hero_html(visitor.name, *about, "Your galaxy asks", "from its file"))
+    elif question.galaxy and st.session_state.source == "index":
         id = galaxies.id_of(question.galaxy)
 
         def value_of(name):
             return galaxies.value(id, name)
 
-        about = (
-            value_of,
-            picture_of(galaxies, id, remote),
-            spectrum_at(galaxies, id),
-            (),
-            viewer_link(galaxies, id),
-        )
-        st.html(hero_html(str(id), *about))
+        picture, link = picture_of(galaxies, id, remote), viewer_link(galaxies, id)
+        st.html(hero_html(str(id), value_of, picture, spectrum_at(galaxies, id), (), link))
 
 # %% ../../nbs/app/80_page.ipynb #9d1f987b
 def answer_card(
@@ -185,7 +172,7 @@ def answer_line(
     what = PLURAL.get(question.among, question.among)
     first = f"{len(found.hits)} nearest {what}" if not question.taught else "Ranked by your marks"
     cuts = " that the cuts admit" if question.cuts or question.cone or question.unflagged else ""
-    about = f"among {found.room:,}{cuts} · {1000 * found.seconds:.0f} ms"
+    about = f"among {found.room:,} galaxies{cuts} · {1000 * found.seconds:.0f} ms"
     return f'<p class="ac-count">{first}<small>{escape(about)}</small></p>'
 
 # %% ../../nbs/app/80_page.ipynb #4e8f9a67
@@ -273,9 +260,13 @@ def teaching(question: Question):
         st.button("Rank by my marks", key="rank", on_click=apply_marks, type=kind, disabled=not news)
         if question.taught:
             st.button(
-                "Without them", key="without", on_click=change, kwargs=dict(taught=False), type="tertiary"
+                "Rank without marks",
+                key="without",
+                on_click=change,
+                kwargs=dict(taught=False),
+                type="tertiary",
             )
-        st.button("Forget them", key="forget", on_click=forget_marks, type="tertiary")
+        st.button("Forget the marks", key="forget", on_click=forget_marks, type="tertiary")
 
 # %% ../../nbs/app/80_page.ipynb #b8750618
 def search_view(
@@ -287,10 +278,8 @@ def search_view(
     "Query and answers."
     hero(galaxies, question, visitor, remote)
     if st.session_state.source != "index" and visitor is None:
-        st.info(
-            "Bring a galaxy along: at the side, as a file or by its place on the sky.",
-            icon=":material/upload:",
-        )
+        what = {"files": "give a file of it at the side", "sky": "give its place on the sky at the side"}
+        st.info(f"Bring a galaxy along: {what[st.session_state.source]}.", icon=":material/upload:")
         return
     found = find_galaxies(
         galaxies, ranked_question(), None if visitor is None else visitor.vectors[question.by]
@@ -357,7 +346,8 @@ def sidebar(
         visitor = source_controls(galaxies, state.question)
         for text in state.said.values():
             st.error(text, icon=":material/error:")
-        side_controls(galaxies, state.question, visitor)
+        if state.question.view == "search":
+            side_controls(galaxies, state.question, visitor)
         st.markdown("### Cuts")
         cut_controls(galaxies, state.question, ranges)
         remote = False

@@ -145,7 +145,7 @@ def map_chart(
     )
     shade.legend = alt.Legend(orient="bottom", gradientLength=220)
     shade = shade if words else alt.value(COLORS["image"])
-    faded = alt.condition(box, alt.value(0.9), alt.value(0.25))
+    faded = alt.condition(box, alt.value(0.9), alt.value(0.35))
     base = alt.Chart(frame).encode(x=alt.X("x:Q", scale=x, axis=bare), y=alt.Y("y:Q", scale=y, axis=bare))
     about = [alt.Tooltip("galaxy:N", title="galaxy"), alt.Tooltip("value:Q", title=words, format=".3f")]
     about = about[: 2 if words else 1]
@@ -204,8 +204,9 @@ def drawn_map(
     "The map with its controls; which galaxies the cuts admit."
     columns, color = [name for name in COLORED if name in galaxies.index.table.colnames], ""
     if columns:
-        how = dict(format_func=COLORED.get, default=columns[0], key="color")
-        color = st.segmented_control("Colour", columns, **how) or columns[0]
+        kept = st.session_state.get("colored")  # while the map was away
+        how = dict(format_func=COLORED.get, default=kept if kept in columns else columns[0], key="color")
+        color = st.session_state.colored = st.segmented_control("Colour", columns, **how) or columns[0]
     keep = admitted_places(galaxies, question)
     seen = (color, question.galaxy, question.cuts, question.cone, question.unflagged)
     key, start = chart_up(question.region, seen)
