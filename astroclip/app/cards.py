@@ -358,6 +358,7 @@ CARD_STYLE = """
 .ac-facts div {display: contents}
 .ac-hero .ac-facts {display: flex; flex-wrap: wrap; gap: .15rem 2.2rem}
 .ac-hero .ac-facts div {display: flex; gap: 1rem; white-space: nowrap}
+@media (max-width: 640px) {.ac-hero .ac-facts {display: grid} .ac-hero .ac-facts div {display: contents}}
 """
 
 # %% ../../nbs/app/50_cards.ipynb #d552d7dc

@@ -91,7 +91,7 @@ def inside_region(
     keep=None,  # (n,) bool, of `admitted_places`; None: all
 ) -> list:  # ids, from the middle outwards
     "The galaxies in a rectangle of the map."
-    x, y = galaxies.shown.place.T
+    x, y = galaxies.shown.place.astype(float).T
     x0, x1, y0, y1 = box
     good = (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
     rows = np.flatnonzero(good if keep is None else good & keep)
