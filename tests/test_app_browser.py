@@ -288,6 +288,22 @@ def test_a_finger_draws_a_region(browser, address):
     context.close()
 
 
+def test_nothing_is_cut_off_at_any_width(browser, address):
+    context = browser.new_context(viewport=dict(width=1280, height=900))
+    page = opened(context.new_page(), address)
+    for width in (1920, 1280, 1024, 768, 390):
+        page.set_viewport_size(dict(width=width, height=900))
+        page.wait_for_timeout(400)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        sticking = "all => all.filter(x => x.getBoundingClientRect().right > innerWidth + 1).map(x => x.innerText)"
+        assert page.locator(".ac-hero dd, .ac-hero img, .ac-said, article dd").evaluate_all(sticking) == []
+        shown = page.locator(".ac-hero .ac-spectrum >> visible=true")
+        assert shown.count() == 1
+        size = shown.evaluate("x => x.clientWidth / x.naturalWidth * (x.closest('.ac-wide') ? 11.5 : 25)")
+        assert size > 8  # pixels of the letters
+    context.close()
+
+
 def test_on_a_telephone_in_the_dark_and_by_keyboard(browser, address, tmp_path):
     context = browser.new_context(viewport=dict(width=390, height=844), color_scheme="dark")
     page = opened(context.new_page(), address)
@@ -310,6 +326,13 @@ def test_on_a_telephone_in_the_dark_and_by_keyboard(browser, address, tmp_path):
     page.wait_for_timeout(3200)  # longer than a click may be on its way
     page.go_back()
     expect(page.locator(".ac-hero h2")).to_have_text(first)
+    far, main = page.locator(".ac-foot span").nth(9), page.locator('[data-testid="stMain"]')
+    far.scroll_into_view_if_needed()
+    assert main.evaluate("x => x.scrollTop") > 300
+    id = far.inner_text()
+    page.get_by_role("button", name="Ask with this").nth(9).press("Enter")
+    expect(page.locator(".ac-hero h2")).to_have_text(id)
+    page.wait_for_function("document.querySelector('[data-testid=stMain]').scrollTop == 0")  # what asks is seen
     summary = page.locator("article summary").first
     summary.focus()
     page.keyboard.press("Enter")

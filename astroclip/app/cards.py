@@ -302,9 +302,8 @@ PAGE_STYLE = """
 .stSidebar h3 {font-size: .95rem; font-weight: 650; padding: .6rem 0 .7rem}
 .stVegaLiteChart canvas, .stVegaLiteChart svg {touch-action: pan-y pinch-zoom}
 .ac-narrow, .ac-hint {display: none}
+@media (max-width: 768px) {.ac-hint {display: block}}
 @media (max-width: 640px) {
-  .ac-narrow, .ac-hint {display: block}
-  .ac-wide {display: none}
   .ac-said {border-radius: 14px}
   .stMainBlockContainer {padding: 3.2rem 1rem 3rem}
   .ac-hero {grid-template-columns: 1fr !important}
@@ -358,7 +357,14 @@ CARD_STYLE = """
 .ac-facts div {display: contents}
 .ac-hero .ac-facts {display: flex; flex-wrap: wrap; gap: .15rem 2.2rem}
 .ac-hero .ac-facts div {display: flex; gap: 1rem; white-space: nowrap}
-@media (max-width: 640px) {.ac-hero .ac-facts {display: grid} .ac-hero .ac-facts div {display: contents}}
+.ac-hero > div:last-child {container-type: inline-size}
+.ac-wide {max-width: 54rem}
+@container (max-width: 30rem) {
+  .ac-wide {display: none}
+  .ac-narrow {display: block}
+  .ac-hero .ac-facts {display: grid}
+  .ac-hero .ac-facts div {display: contents}
+}
 """
 
 # %% ../../nbs/app/50_cards.ipynb #d552d7dc

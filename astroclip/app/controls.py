@@ -169,6 +169,7 @@ def choose_galaxy(
     "A galaxy of the index asks from now on."
     st.session_state.source = st.session_state["w-source"] = "index"
     st.session_state.said.pop("galaxy", None)
+    st.session_state.rising = True  # to the top of the page
     change(galaxy=str(id), view="search", taught=False)
 
 
@@ -331,7 +332,8 @@ def cone_taken():
     given, said = from_address({"cone": ":".join(text)}).cone, st.session_state.said
     said.pop("cone", None)
     if text and given is None:
-        said["cone"] = "expected RA, Dec and a radius in degrees, such as 150 2 5"
+        given_text = " ".join(text)[:40]
+        said["cone"] = f"{given_text!r}: expected RA, Dec and a radius in degrees, such as 150 2 5"
     change(cone=given)
 
 
