@@ -344,6 +344,7 @@ CARD_STYLE = """
 .ac-table {width: 100%; border-collapse: collapse; margin-top: .3rem; font-variant-numeric: tabular-nums}
 .ac-table th {font-weight: 400; text-align: left; opacity: .65}
 .ac-table td, .ac-table th {border: 0; padding: .1rem .3rem .1rem 0; font-size: .78rem}
+.ac-table td:last-child {white-space: nowrap; padding-right: 0}
 .ac-table tr:first-child {opacity: .6}
 .ac-flag {font-size: .8rem; line-height: 1.35; color: var(--ac-flag)}
 .ac-foot {display: flex; flex-wrap: wrap; justify-content: space-between; gap: .1rem .6rem; font-size: .74rem}

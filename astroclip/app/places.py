@@ -152,7 +152,9 @@ def map_chart(
     points = base.mark_circle(size=46).encode(color=shade, opacity=faded, tooltip=about)
     ring = base.transform_filter(alt.datum.galaxy == asking)
     ring = ring.mark_point(size=340, strokeWidth=2.5, color=COLORS["spectrum"])
-    return alt.layer(points.add_params(box, never), ring).properties(height=height)
+    told = f"Map of {len(frame)} galaxies" + (f", colour: {words}" if words else "")
+    both = alt.layer(points.add_params(box, never), ring)
+    return both.properties(height=height, description=told)
 
 # %% ../../nbs/app/75_places.ipynb #7134f827
 def region_taken():
@@ -177,10 +179,12 @@ def region_controls(
 
 def drawn_region(key: str):
     "A rectangle was drawn on the map, or wiped away."
-    said = (st.session_state[key] or {}).get("selection", {}).get("region")
-    turn, start, _, about = st.session_state.map_up
-    box = region_of(said)
-    st.session_state.map_up = (turn, start, box, about)
+    state = st.session_state
+    turn, start, _, about = state.map_up
+    if key != f"map-{turn}" or key not in state:
+        return  # a last word of a chart that is no longer up
+    box = region_of((state[key] or {}).get("selection", {}).get("region"))
+    state.map_up = (turn, start, box, about)
     change(region=box)
 
 
@@ -215,6 +219,7 @@ def drawn_map(
     st.altair_chart(chart, on_select=partial(drawn_region, key), key=key, width="stretch")
     made = str(galaxies.shown.about.get("map", "the file's own coordinates"))
     made = re.sub(r"[^\w ,.()-]", "", made)[:100]  # a stranger's text
+    made = re.sub(r"^(umap|pca|tsne)\b", lambda found: found[0].upper(), made)
     ring = " The ring: the galaxy that asks." if question.galaxy in set(points["galaxy"]) else ""
     st.caption(f"Each point is a galaxy, placed by {made}; a distance on the map is not a similarity.{ring}")
     region_controls(galaxies, question)
