@@ -326,6 +326,9 @@ def test_on_a_telephone_in_the_dark_and_by_keyboard(browser, address, tmp_path):
     page.wait_for_timeout(3200)  # longer than a click may be on its way
     page.go_back()
     expect(page.locator(".ac-hero h2")).to_have_text(first)
+    settled(page)
+    page.wait_for_timeout(500)
+    expect(page.locator("article")).to_have_count(12)
     far, main = page.locator(".ac-foot span").nth(9), page.locator('[data-testid="stMain"]')
     far.scroll_into_view_if_needed()
     assert main.evaluate("x => x.scrollTop") > 300
