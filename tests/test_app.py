@@ -366,6 +366,9 @@ def test_an_upload_that_is_rubbish_is_one_sentence(page):
         assert not at.exception and not cards(at)
         text = at.error[0].value
         assert name in text and "/tmp" not in text and "Traceback" not in text
+        assert name in at.info[0].value  # on a telephone the side is closed by now
+    at.file_uploader(key="upload").set_value([]).run()  # taken away, and so is what was said of it
+    assert not at.error and "Bring a galaxy along" in at.info[0].value
 
 
 def test_nothing_of_an_upload_is_executed(tmp_path):

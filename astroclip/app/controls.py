@@ -232,6 +232,7 @@ def upload_controls(galaxies: Galaxies):
         row = st.number_input("Object of the file", 1, 100, 1, key="row") - 1
     if not files:
         state.visitor, state.seen = None, None
+        state.said.pop("upload", None)
         return
     told = [(file.name, file.getvalue()) for file in files[:2]]
     digest = hashlib.sha256(b"".join(content for _, content in told)).hexdigest()

@@ -274,7 +274,9 @@ def search_view(
     hero(galaxies, question, visitor, remote)
     if st.session_state.source != "index" and visitor is None:
         what = {"files": "give a file of it at the side", "sky": "give its place on the sky at the side"}
-        st.info(f"Bring a galaxy along: {what[st.session_state.source]}.", icon=":material/upload:")
+        text = f"Bring a galaxy along: {what[st.session_state.source]}."
+        said = st.session_state.said.get("upload", st.session_state.said.get("sky"))
+        st.info(f"Nothing asks yet: {said}" if said else text, icon=":material/upload:")
         return
     vector = None if visitor is None else visitor.vectors[question.by]
     found = find_galaxies(galaxies, ranked_question(), vector)
@@ -316,6 +318,8 @@ def region_view(
         if inside:
             table_control(galaxies, FoundGalaxies(hits))
         link_control(question)
+    if question.yes or question.no:
+        st.caption("Your marks rank galaxies in the search: choose Search above.")
     with st.container(key="gallery"):
         for id in shown:
             answer_card(galaxies, None, id, question, remote=remote)
