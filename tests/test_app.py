@@ -229,6 +229,47 @@ def test_marks_go_out_and_come_back(page, showcase):
     assert "no file of marks" in at.error[0].value
 
 
+def rectangle(at):
+    "x0, x1, y0, y1 that the map begins with, None where nothing is chosen."
+    spec = json.loads(at.get("vega_lite_chart")[0].proto.spec)
+    value = next(one for one in spec["params"] if one["name"] == "region").get("value")
+    return value and (*value["x"], *value["y"])
+
+
+def test_the_map_draws_the_region_of_a_link_and_keeps_it(page, showcase):
+    first = str(showcase.order[0])
+    at = page(galaxy=first, view="map", region="0:2:-1:1")
+    assert rectangle(at) == (0, 2, -1, 1)
+    before = ids_on(at)
+    at.segmented_control(key="color").set_value("magnitude_r").run()  # the chart is drawn anew
+    assert rectangle(at) == (0, 2, -1, 1) and ids_on(at) == before
+    at.segmented_control(key="w-view").set_value("search").run()
+    at.segmented_control(key="w-view").set_value("map").run()  # the chart was away
+    assert rectangle(at) == (0, 2, -1, 1) and ids_on(at) == before
+    assert at.segmented_control(key="color").value == "magnitude_r"
+    at = page(galaxy=first, view="map", region="2:0:1:-1")  # the other corner first
+    assert rectangle(at) == (0, 2, -1, 1) and ids_on(at) == before
+    at = page(galaxy=first, view="map", region="-1e300:1e300:-9e9:0")  # nothing sticks out of the map
+    x0, x1, y0, y1 = rectangle(at)
+    place = showcase.shown.place
+    assert -100 < x0 < place[:, 0].min() and place[:, 0].max() < x1 < 100 and y1 == 0 and not at.exception
+
+
+def test_the_map_keeps_the_cuts(page, showcase):
+    link = dict(galaxy=str(showcase.order[0]), view="map", region="-99:99:-99:99", k="8")
+    assert any("800 galaxies in the region<" in x for x in html(page(**link)))
+    at = page(**link, z="0.3:0.31")
+    z = np.asarray(showcase.own.table["redshift"])[: len(showcase.shown.ids)]
+    inside = set(showcase.shown.ids[(z >= 0.3) & (z <= 0.31)].astype(str))
+    assert set(ids_on(at)) <= inside and len(ids_on(at)) == min(8, len(inside))
+    assert any(f"{len(inside)} galaxies in the region that the cuts admit" in x for x in html(at))
+    at.button(key="uncut").click().run()
+    assert "z" not in address(at) and any("800 galaxies in the region<" in x for x in html(at))
+    at.segmented_control(key="w-source").set_value("files").run()  # a file asks in the search
+    assert address(at).get("view") is None and "Bring a galaxy along" in at.info[0].value and not cards(at)
+    assert not any('class="ac-hero' in x for x in html(at))  # and no other galaxy in its place
+
+
 def test_the_map_and_a_region_by_numbers(page, showcase):
     at = page(galaxy=str(showcase.order[0]), view="map")
     assert not at.exception and not cards(at)
@@ -238,8 +279,9 @@ def test_the_map_and_a_region_by_numbers(page, showcase):
     assert not at.exception and str(showcase.order[3]) in ids_on(at)
     again = page(**address(at))  # the region is in the link
     assert ids_on(again) == ids_on(at)
+    assert rectangle(again) == pytest.approx(from_address(address(at)).region, abs=1e-5) == rectangle(at)
     at.button(key="whole").click().run()
-    assert not ids_on(at) and "region" not in address(at)
+    assert not ids_on(at) and "region" not in address(at) and rectangle(at) is None
     at.segmented_control(key="color").set_value("magnitude_r").run()
     assert not at.exception
 
@@ -339,6 +381,9 @@ def test_an_upload_that_is_rubbish_is_one_sentence(page):
         assert not at.exception and not cards(at)
         text = at.error[0].value
         assert name in text and "/tmp" not in text and "Traceback" not in text
+        assert name in at.info[0].value  # on a telephone the side is closed by now
+    at.file_uploader(key="upload").set_value([]).run()  # taken away, and so is what was said of it
+    assert not at.error and "Bring a galaxy along" in at.info[0].value
 
 
 def test_nothing_of_an_upload_is_executed(tmp_path):

@@ -1,5 +1,6 @@
 """The page in a real browser, headless Chromium, from the first view to files of a telescope; skipped where one is missing."""
 
+import io
 import json
 import os
 import re
@@ -203,20 +204,104 @@ def test_a_real_cutout_and_a_real_spectrum(tab, address):
     assert page.locator(".ac-hero .ac-picture").evaluate("x => x.naturalWidth > 0")
 
 
-def test_a_region_of_the_map_shows_its_galaxies(tab, address):
-    page = tab
-    page.goto(address + "/?view=map")
-    chart = page.locator('[data-testid="stVegaLiteChart"] canvas, [data-testid="stVegaLiteChart"] svg').first
-    expect(chart).to_be_visible()
+def chart_of(page):
+    one = page.locator('[data-testid="stVegaLiteChart"] canvas, [data-testid="stVegaLiteChart"] svg').first
+    expect(one).to_be_visible()
     settled(page)
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(700)
+    return one
+
+
+def edge_columns(chart):
+    "Columns of pixels (of a copy of the chart) in which the ink of the rectangle's sides stands upright."
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(io.BytesIO(chart.screenshot())).convert("RGB")).astype(int)
+    ink = np.abs(pixels - [213, 94, 0]).max(2) < 90  # the orange of the rectangle
+    return np.flatnonzero(ink.sum(0) > 60)
+
+
+def drag(page, chart, start, end):
     box = chart.bounding_box()
-    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.3 * box["height"])
+    spots = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (start, end)]
+    page.mouse.move(*spots[0])
     page.mouse.down()
-    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.7 * box["height"], steps=8)
+    page.mouse.move(*spots[1], steps=8)
     page.mouse.up()
+
+
+@pytest.mark.parametrize("mode", ("light", "dark"))
+def test_a_region_is_drawn_linked_drawn_again_and_wiped_away(browser, address, mode):
+    context = browser.new_context(viewport=dict(width=1400, height=1000), color_scheme=mode)
+    page = context.new_page()
+    page.goto(address + "/?view=map")
+    chart = chart_of(page)
+    assert len(edge_columns(chart)) == 0
+    drag(page, chart, (0.3, 0.3), (0.6, 0.6))
     expect(page.locator(".ac-count")).to_contain_text("galaxies in the region")
     expect(page.locator("article").first).to_be_visible()
+    expect(page).to_have_url(re.compile("region="))
+    page.mouse.move(5, 5)
+    chart, said = chart_of(page), page.locator(".ac-count").inner_text()
+    drawn = edge_columns(chart)
+    wide = chart.bounding_box()["width"]
+    assert abs(drawn.min() - 0.3 * wide) < 4 and abs(drawn.max() - 0.6 * wide) < 4
+    link = page.url
+    other = context.new_page()
+    other.goto(link)  # whoever opens the link sees the same rectangle
+    linked = edge_columns(chart_of(other))
+    assert other.locator(".ac-count").inner_text() == said
+    assert abs(linked.min() - drawn.min()) < 3 and abs(linked.max() - drawn.max()) < 3
+    other.get_by_role("radiogroup", name="Colour").get_by_text("Stellar mass").click()  # drawn anew in another colour
+    other.mouse.move(5, 5)
+    linked = edge_columns(chart_of(other))
+    assert abs(linked.min() - drawn.min()) < 3 and abs(linked.max() - drawn.max()) < 3
+    box = chart_of(other).bounding_box()
+    other.mouse.click(box["x"] + 0.97 * box["width"], box["y"] + 0.03 * box["height"])  # beside it
+    expect(other.get_by_text("Drag over the map")).to_be_visible()
+    expect(other).not_to_have_url(re.compile("region="))
+    other.mouse.move(5, 5)
+    assert len(edge_columns(chart_of(other))) == 0 and other.locator("article").count() == 0
+    page.get_by_text("Clear the region").click()
+    expect(page).not_to_have_url(re.compile("region="))
+    page.mouse.move(5, 5)
+    assert len(edge_columns(chart_of(page))) == 0
+    context.close()
+
+
+def test_a_finger_draws_a_region(browser, address):
+    context = browser.new_context(viewport=dict(width=390, height=844), has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(address + "/?view=map")
+    chart_of(page).scroll_into_view_if_needed()
+    box, hand = chart_of(page).bounding_box(), context.new_cdp_session(page)
+    for step in range(15):  # sideways at first: up and down moves the page
+        spot = dict(x=box["x"] + 60 + 14 * step, y=box["y"] + 150 + 18 * max(0, step - 4))
+        kind = "touchMove" if step else "touchStart"
+        hand.send("Input.dispatchTouchEvent", dict(type=kind, touchPoints=[spot]))
+        page.wait_for_timeout(30)
+    hand.send("Input.dispatchTouchEvent", dict(type="touchEnd", touchPoints=[]))
+    expect(page.locator(".ac-count")).to_contain_text("galaxies in the region")
+    expect(page).to_have_url(re.compile("region="))
+    x0, x1, y0, y1 = map(float, re.search("region=(.*)", page.url)[1].replace("%3A", ":").split(":"))
+    assert x1 - x0 > 3 and y1 - y0 > 1
+    context.close()
+
+
+def test_nothing_is_cut_off_at_any_width(browser, address):
+    context = browser.new_context(viewport=dict(width=1280, height=900))
+    page = opened(context.new_page(), address)
+    for width in (1920, 1280, 1024, 768, 390):
+        page.set_viewport_size(dict(width=width, height=900))
+        page.wait_for_timeout(400)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        sticking = "all => all.filter(x => x.getBoundingClientRect().right > innerWidth + 1).map(x => x.innerText)"
+        assert page.locator(".ac-hero dd, .ac-hero img, .ac-said, article dd").evaluate_all(sticking) == []
+        shown = page.locator(".ac-hero .ac-spectrum >> visible=true")
+        assert shown.count() == 1
+        size = shown.evaluate("x => x.clientWidth / x.naturalWidth * (x.closest('.ac-wide') ? 11.5 : 25)")
+        assert size > 8  # pixels of the letters
+    context.close()
 
 
 def test_on_a_telephone_in_the_dark_and_by_keyboard(browser, address, tmp_path):
@@ -241,6 +326,16 @@ def test_on_a_telephone_in_the_dark_and_by_keyboard(browser, address, tmp_path):
     page.wait_for_timeout(3200)  # longer than a click may be on its way
     page.go_back()
     expect(page.locator(".ac-hero h2")).to_have_text(first)
+    settled(page)
+    page.wait_for_timeout(500)
+    expect(page.locator("article")).to_have_count(12)
+    far, main = page.locator(".ac-foot span").nth(9), page.locator('[data-testid="stMain"]')
+    far.scroll_into_view_if_needed()
+    assert main.evaluate("x => x.scrollTop") > 300
+    id = far.inner_text()
+    page.get_by_role("button", name="Ask with this").nth(9).press("Enter")
+    expect(page.locator(".ac-hero h2")).to_have_text(id)
+    page.wait_for_function("document.querySelector('[data-testid=stMain]').scrollTop == 0")  # what asks is seen
     summary = page.locator("article summary").first
     summary.focus()
     page.keyboard.press("Enter")

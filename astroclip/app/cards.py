@@ -132,14 +132,15 @@ def picture_html(
 # %% ../../nbs/app/50_cards.ipynb #e7bd1fc5
 def redshift_html(
     value_of,  # function: name of a column -> value or None
+    known: str = "catalogue",  # who says the first one
 ) -> str:
     "Redshift of the catalogue and of the networks."
     ends = ("", "_low68", "_high68")
     catalogue = number_text(value_of("redshift"), 4)
-    told = interval_text(*(value_of(f"predicted_redshift{end}") for end in ends), 4)
+    told = interval_text(*(value_of(f"predicted_redshift{end}") for end in ends), 2)
     image = interval_text(*(value_of(f"image_redshift{end}") for end in ends), 2)
-    rows = [("z, catalogue", catalogue), ("z, predicted", told), ("z, image alone", image)]
-    cells = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows if text)
+    rows = [(f"z, {known}", catalogue), ("z, predicted", told), ("z, image alone", image)]
+    cells = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in rows if text)
     return f'<dl class="ac-facts">{cells}</dl>' if cells else ""
 
 
@@ -235,6 +236,7 @@ def hero_html(
     notes=(),  # sentences
     link: str = "",
     kicker: str = "The galaxy that asks",
+    known: str = "catalogue",  # who says its redshift
 ) -> str:
     "The galaxy that asks, large."
     z = value_of("redshift")
@@ -253,7 +255,7 @@ def hero_html(
         else ""
     )
     title = f'<div class="ac-title"><small>{escape(kicker)}</small><h2>{escape(name)}</h2>{there}</div>'
-    facts = f"{redshift_html(value_of)}{facts_html(value_of)}{said or flag_html(value_of)}"
+    facts = f"{redshift_html(value_of, known)}{facts_html(value_of)}{said or flag_html(value_of)}"
     left = f'<div class="ac-frame">{picture}</div>' if picture else ""
     alone = "" if picture else " ac-alone"
     return f'<section class="ac-hero{alone}">{left}<div>{title}{line}{facts}</div></section>'
@@ -285,7 +287,7 @@ def header_html(
 # %% ../../nbs/app/50_cards.ipynb #99986603
 PAGE_STYLE = """
 .stMainBlockContainer {max-width: 1480px; padding: 2.2rem 2.2rem 4rem}
-.stAppHeader {background: transparent}
+@media (min-width: 641px) {.stAppHeader {background: transparent}}
 .ac-head {display: flex; flex-wrap: wrap; align-items: baseline; gap: .3rem 1rem; margin: 0 0 .2rem}
 .ac-head h1 {font-size: 1.55rem; font-weight: 650; letter-spacing: -.02em; padding: 0; margin: 0}
 .ac-head p {margin: 0; opacity: .7; font-size: 1rem}
@@ -300,11 +302,11 @@ PAGE_STYLE = """
 .st-key-gallery [data-testid="stVerticalBlock"] {gap: .55rem}
 .stSidebar [data-testid="stVerticalBlock"] {gap: .75rem}
 .stSidebar [data-testid="stSlider"] {margin-bottom: -.5rem}
-.stSidebar h3 {font-size: .95rem; font-weight: 650; padding: .5rem 0 0}
+.stSidebar h3 {font-size: .95rem; font-weight: 650; padding: .6rem 0 .7rem}
+.stVegaLiteChart canvas, .stVegaLiteChart svg {touch-action: pan-y pinch-zoom}
 .ac-narrow, .ac-hint {display: none}
+@media (max-width: 768px) {.ac-hint {display: block}}
 @media (max-width: 640px) {
-  .ac-narrow, .ac-hint {display: block}
-  .ac-wide {display: none}
   .ac-said {border-radius: 14px}
   .stMainBlockContainer {padding: 3.2rem 1rem 3rem}
   .ac-hero {grid-template-columns: 1fr !important}
@@ -345,6 +347,7 @@ CARD_STYLE = """
 .ac-table {width: 100%; border-collapse: collapse; margin-top: .3rem; font-variant-numeric: tabular-nums}
 .ac-table th {font-weight: 400; text-align: left; opacity: .65}
 .ac-table td, .ac-table th {border: 0; padding: .1rem .3rem .1rem 0; font-size: .78rem}
+.ac-table td:last-child {white-space: nowrap; padding-right: 0}
 .ac-table tr:first-child {opacity: .6}
 .ac-flag {font-size: .8rem; line-height: 1.35; color: var(--ac-flag)}
 .ac-foot {display: flex; flex-wrap: wrap; justify-content: space-between; gap: .1rem .6rem; font-size: .74rem}
@@ -355,9 +358,17 @@ CARD_STYLE = """
 .ac-hero h2 {font-size: 1.25rem; font-weight: 600; padding: 0; margin: 0; overflow-wrap: anywhere}
 .ac-title {display: flex; flex-wrap: wrap; align-items: baseline; gap: .2rem .9rem}
 .ac-title small {opacity: .6; width: 100%}
-.ac-hero .ac-facts {grid-template-columns: repeat(3, max-content max-content); column-gap: 1.1rem}
-.ac-hero .ac-facts dd {margin-right: 1.4rem}
-@media (max-width: 1250px) {.ac-hero .ac-facts {grid-template-columns: max-content 1fr}}
+.ac-facts div {display: contents}
+.ac-hero .ac-facts {display: flex; flex-wrap: wrap; gap: .15rem 2.2rem}
+.ac-hero .ac-facts div {display: flex; gap: 1rem; white-space: nowrap}
+.ac-hero > div:last-child {container-type: inline-size}
+.ac-wide {max-width: 54rem}
+@container (max-width: 30rem) {
+  .ac-wide {display: none}
+  .ac-narrow {display: block}
+  .ac-hero .ac-facts {display: grid}
+  .ac-hero .ac-facts div {display: contents}
+}
 """
 
 # %% ../../nbs/app/50_cards.ipynb #d552d7dc

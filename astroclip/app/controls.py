@@ -169,6 +169,7 @@ def choose_galaxy(
     "A galaxy of the index asks from now on."
     st.session_state.source = st.session_state["w-source"] = "index"
     st.session_state.said.pop("galaxy", None)
+    st.session_state.rising = True  # to the top of the page
     change(galaxy=str(id), view="search", taught=False)
 
 
@@ -231,6 +232,7 @@ def upload_controls(galaxies: Galaxies):
         row = st.number_input("Object of the file", 1, 100, 1, key="row") - 1
     if not files:
         state.visitor, state.seen = None, None
+        state.said.pop("upload", None)
         return
     told = [(file.name, file.getvalue()) for file in files[:2]]
     digest = hashlib.sha256(b"".join(content for _, content in told)).hexdigest()
@@ -277,6 +279,7 @@ def source_controls(
     def turned():
         state.source = state["w-source"] or state.source
         state.visitor, state.seen, state.said = None, None, {}
+        change(view="search" if state.source != "index" else state.question.view)
 
     key = show("source", state.source)
     st.segmented_control(
@@ -330,7 +333,8 @@ def cone_taken():
     given, said = from_address({"cone": ":".join(text)}).cone, st.session_state.said
     said.pop("cone", None)
     if text and given is None:
-        said["cone"] = "expected RA, Dec and a radius in degrees, such as 150 2 5"
+        given_text = " ".join(text)[:40]
+        said["cone"] = f"{given_text!r}: expected RA, Dec and a radius in degrees, such as 150 2 5"
     change(cone=given)
 
 
@@ -353,6 +357,9 @@ def cut_controls(
     if "flag" in columns:
         key = show("unflagged", question.unflagged)
         st.toggle("Leave out flagged galaxies", key=key, on_change=take, args=("unflagged",))
+    if question.cuts or question.cone or question.unflagged:
+        none = dict(cuts={}, cone=None, unflagged=False)
+        st.button("No cuts", key="uncut", on_click=change, kwargs=none, icon=":material/filter_alt_off:")
     key = show("k", question.k)
     st.segmented_control("Answers", ANSWER_COUNTS, key=key, on_change=take, args=("k",), width="stretch")
 

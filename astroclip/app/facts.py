@@ -82,6 +82,9 @@ def interval_text(
         return ""
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return number_text(value, digits) + " (no interval)"
+    if not low <= value <= high:
+        ends = ", ".join(number_text(end, digits + 1) for end in (low, high))
+        return f"{number_text(value, digits + 1)} [{ends}]"
     width = max(high - low, 1e-12)
     digits = min(max(digits, math.ceil(-math.log10(width)) + 1), 5)
     up, down = (number_text(abs(end - value), digits) for end in (high, low))

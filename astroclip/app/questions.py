@@ -103,7 +103,9 @@ def from_address(
     cone = numbers_in(given.get("cone", ""), 3)
     if cone and abs(cone[1]) <= 90 and 0 < cone[2] <= 180:
         told["cone"] = cone
-    told["region"] = numbers_in(given.get("region", ""), 4)
+    region = numbers_in(given.get("region", ""), 4)
+    if region:
+        told["region"] = (*sorted(region[:2]), *sorted(region[2:]))
     for name in ("yes", "no"):
         texts = [unquote(x).strip()[:100] for x in given.get(name, "").split(",")]
         told[name] = tuple(dict.fromkeys(x for x in texts if x))[:MOST_MARKS]
