@@ -7,7 +7,7 @@ import pytest
 
 from astroclip import SimilarityIndex
 from astroclip.search.marks import MARKS_AT_ONCE, Marks, MarkSettings, fit_marks, gain_of_marks, galaxy_features
-from astroclip.search.marks import read_marks, save_marks, search_marks, taught_ndcg, white_features
+from astroclip.search.marks import mean_gain, read_marks, save_marks, search_marks, taught_ndcg, white_features
 from astroclip.search.parts import index_hash
 
 rng = np.random.default_rng(0)
@@ -183,3 +183,14 @@ def test_every_two_marks_are_followed_by_a_new_ranking(monkeypatch):
     assert marked[2:] == rest[:4].tolist()
     with pytest.raises(ValueError, match="multiples of 2"):
         gain_of_marks(IMAGE, SPECTRUM, dict(member=MEMBER), steps=(4, 5))
+
+
+def test_the_mean_of_classes_by_hand():
+    "Two classes of gain 0.1 and 0.3 whose lower ends are 0.06 and 0.03 below: together sqrt(0.06^2 + 0.03^2) / 2."
+    ends = (0.1, 0.04, 0.12), (0.3, 0.27, 0.38)
+    rows = [dict(marks=20, n_query=7, gain=g, gain_low=a, gain_high=b) for g, a, b in ends]
+    mean = mean_gain([*rows, dict(rows[0], marks=40)], 20)
+    np.testing.assert_allclose(list(mean), [0.2, 0.2 - np.hypot(0.06, 0.03) / 2, 0.2 + np.hypot(0.02, 0.08) / 2])
+    assert mean.n == 14
+    with pytest.raises(ValueError, match="not measured, only"):
+        mean_gain(rows, 10)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA_OF_MARKS', 'EARLIER', 'MARKS_AT_ONCE', 'galaxy_features', 'MarkSettings', 'white_features', 'fit_marks',
            'marked_scores', 'plain_ids', 'Marks', 'save_marks', 'read_marks', 'search_marks', 'taught_ndcg',
-           'gain_of_marks']
+           'gain_of_marks', 'mean_gain']
 
 # %% ../../nbs/search/60_marks.ipynb #e9e0b332
 import json
@@ -16,7 +16,7 @@ import numpy as np
 from astropy.table import Table
 
 from ..core.faults import write_atomic
-from ..metrics.bootstrap import mean_interval
+from ..metrics.bootstrap import Score, mean_interval
 from .parts import IndexParts, index_hash
 from .queries import allowed, hits_of
 from .ranks import ndcg
@@ -265,3 +265,17 @@ def gain_of_marks(
             ends |= dict(gain=gain.value, gain_low=gain.low, gain_high=gain.high)
             rows.append(dict(kind=kind, marks=marks) | ends | about)
     return rows
+
+# %% ../../nbs/search/60_marks.ipynb #a1fcb7cb
+def mean_gain(
+    rows: list[dict],  # of `gain_of_marks`
+    marks: int,  # one of its steps
+) -> Score:  # 95 %, over queries; n: queries
+    "The gain after so many marks, mean of the classes."
+    here = [row for row in rows if row["marks"] == marks]
+    if not here:
+        raise ValueError(f"{marks} marks were not measured, only {sorted({row['marks'] for row in rows})}")
+    gain, low, high = (np.array([row[name] for row in here]) for name in ("gain", "gain_low", "gain_high"))
+    down, up = (np.sqrt((d**2).sum()) / len(here) for d in (gain - low, high - gain))
+    mean = float(gain.mean())
+    return Score(mean, mean - down, mean + up, sum(row["n_query"] for row in here))
