@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from astroclip import SimilarityIndex
-from astroclip.search.marks import Marks, MarkSettings, fit_marks, gain_of_marks, galaxy_features, read_marks
-from astroclip.search.marks import save_marks, search_marks, taught_ndcg, white_features
+from astroclip.search.marks import MARKS_AT_ONCE, Marks, MarkSettings, fit_marks, gain_of_marks, galaxy_features
+from astroclip.search.marks import mean_gain, read_marks, save_marks, search_marks, taught_ndcg, white_features
 from astroclip.search.parts import index_hash
 
 rng = np.random.default_rng(0)
@@ -161,3 +161,36 @@ def test_the_gain_is_that_of_the_other_half():
     assert len(once) == 3 and all(0 <= v <= 1 for v in once)
     again = taught_ndcg(x, white_features(x), MEMBER, (10, 20), np.random.default_rng([0, 1]), MarkSettings())
     assert once == again
+
+
+def test_every_two_marks_are_followed_by_a_new_ranking(monkeypatch):
+    "What is marked is the best of the ranking so far: by the example, then by the probe; never twice, never of the other half."
+    calls = []
+
+    def remembered(white, taught, yes, settings):
+        calls.append(list(taught))
+        return -np.arange(len(white)) * 1.0  # the probe puts low numbers first
+
+    monkeypatch.setattr("astroclip.search.marks.marked_scores", remembered)
+    x = SPECTRUM / np.linalg.norm(SPECTRUM, axis=1, keepdims=True)
+    taught_ndcg(x, SPECTRUM, MEMBER, (4, 6), np.random.default_rng(5), MarkSettings())
+    assert [len(taught) for taught in calls] == [3, 5, 7] and MARKS_AT_ONCE == 2
+    half = np.random.default_rng(5).permutation(400)[:200]
+    query, *marked = calls[-1]
+    near = half[np.argsort(-(x @ x[query])[half], kind="stable")]
+    assert near[0] == query and marked[:2] == near[1:3].tolist()
+    rest = np.sort(half[~np.isin(half, calls[0])])
+    assert marked[2:] == rest[:4].tolist()
+    with pytest.raises(ValueError, match="multiples of 2"):
+        gain_of_marks(IMAGE, SPECTRUM, dict(member=MEMBER), steps=(4, 5))
+
+
+def test_the_mean_of_classes_by_hand():
+    "Two classes of gain 0.1 and 0.3 whose lower ends are 0.06 and 0.03 below: together sqrt(0.06^2 + 0.03^2) / 2."
+    ends = (0.1, 0.04, 0.12), (0.3, 0.27, 0.38)
+    rows = [dict(marks=20, n_query=7, gain=g, gain_low=a, gain_high=b) for g, a, b in ends]
+    mean = mean_gain([*rows, dict(rows[0], marks=40)], 20)
+    np.testing.assert_allclose(list(mean), [0.2, 0.2 - np.hypot(0.06, 0.03) / 2, 0.2 + np.hypot(0.02, 0.08) / 2])
+    assert mean.n == 14
+    with pytest.raises(ValueError, match="not measured, only"):
+        mean_gain(rows, 10)

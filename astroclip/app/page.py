@@ -26,6 +26,7 @@ from .places import drawn_map, has_map, inside_region
 from .questions import Question, to_address
 from .visitors import Visitor, drawn_of_file
 from ..core.outputs import TABLES
+from ..search.marks import MARKS_AT_ONCE
 from ..search.queries import hits_of
 
 # %% ../../nbs/app/80_page.ipynb #8fa83525
@@ -257,7 +258,9 @@ def teaching(question: Question):
     with st.container(horizontal=True, vertical_alignment="center", key="teaching"):
         st.markdown(f"**{yes}** yes, **{no}** no", width="content")
         kind = "primary" if news else "secondary"
-        st.button("Rank by my marks", key="rank", on_click=apply_marks, type=kind, disabled=not news)
+        about = f"Marks teach most where every {MARKS_AT_ONCE} are followed by a new ranking."
+        how = dict(on_click=apply_marks, type=kind, disabled=not news, help=about)
+        st.button("Rank by my marks", key="rank", **how)
         if question.taught:
             how = dict(on_click=change, kwargs=dict(taught=False), type="tertiary")
             st.button("Rank without marks", key="without", **how)
