@@ -4,7 +4,8 @@ import numba
 import numpy as np
 import pytest
 
-from astroclip.search.exact import FEW_NUMBERS, NO_ROWS, aligned_empty, encode, in_order, one_list, order_row
+from astroclip.data.image_kernels import aligned_empty
+from astroclip.search.exact import FEW_NUMBERS, NO_ROWS, encode, in_order, one_list, order_row
 from astroclip.search.exact import scan_codes, scan_vectors, search_exact
 from astroclip.search.neighbours import empty_lists, insert_row
 
