@@ -11,11 +11,10 @@ __all__ = ['FEW_NUMBERS', 'NO_ROWS', 'encode_row', 'encode_rows', 'Codes', 'enco
 # %% ../../nbs/search/12_exact.ipynb #50013414
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import prange, types
+from numba import get_num_threads, prange, types
 from numba.extending import intrinsic
 
 from ..data.image_kernels import KERNEL_LOCK, aligned_empty, compiled
@@ -97,11 +96,10 @@ def select_rows(
             stop, top = min(start + 64, n), line[start]
             for j in range(start, stop):
                 top = max(top, line[j])
-            if top <= best[i, m - 1]:
-                continue
-            for j in range(start, stop):
-                if line[j] > best[i, m - 1]:
-                    insert_row(best[i], found[i], line[j], rows[j])
+            if top > best[i, m - 1]:
+                for j in range(start, stop):
+                    if line[j] > best[i, m - 1]:
+                        insert_row(best[i], found[i], line[j], rows[j])
 
 # %% ../../nbs/search/12_exact.ipynb #3577f16c
 @intrinsic
@@ -109,9 +107,8 @@ def add_product(typing, total, a, b):
     "total + a b as int32, of an int8 and an int16."
 
     def step(context, builder, sig, args):
-        word = ir.IntType(32)
-        product = builder.mul(builder.sext(args[1], word), builder.sext(args[2], word))
-        return builder.add(args[0], product)
+        a, b = (builder.sext(x, ir.IntType(32)) for x in args[1:])
+        return builder.add(args[0], builder.mul(a, b))
 
     return types.int32(types.int32, types.int8, types.int16), step
 
@@ -154,15 +151,19 @@ def scan_codes(
     codes, scale = bank
     if rows.size:
         for r in rows[start:stop]:
-            score = np.float32(code_product(codes[r], query) * scale[r])
+            score = np.float32(code_product(codes[r], query)) * scale[r]
             if score > best[-1]:
                 insert_row(best, found, score, r)
         return
-    codes, scale = codes[start:stop], scale[start:stop]
-    for i in range(codes.shape[0]):
-        score = np.float32(code_product(codes[i], query) * scale[i])
-        if score > best[-1]:
-            insert_row(best, found, score, start + i)
+    whole = np.empty(64, np.int32)
+    for first in range(start, stop, 64):
+        part = codes[first : min(first + 64, stop)]
+        for i in range(part.shape[0]):
+            whole[i] = code_product(part[i], query)
+        for i in range(part.shape[0]):
+            score = np.float32(whole[i]) * scale[first + i]
+            if score > best[-1]:
+                insert_row(best, found, score, first + i)
 
 
 @compiled(nogil=True, fastmath=True)
@@ -232,7 +233,7 @@ def one_list(
     "The m rows of highest score for one query."
     mine = aligned_empty(query.shape, query.dtype)
     mine[:] = query
-    parts = 1 if size * len(query) < FEW_NUMBERS else numba.get_num_threads()
+    parts = 1 if size * len(query) < FEW_NUMBERS else get_num_threads()
     best, found = empty_lists(parts, m)
     scans = (scan_codes, scan_codes_parts) if isinstance(bank, tuple) else (scan_vectors, scan_vectors_parts)
     if parts == 1:
@@ -298,8 +299,7 @@ def order_row(
 ):
     "One query's candidates in their true order; they come nearly in order, so each moves a few places."
     for j in range(found.shape[0]):
-        r = found[j]
-        total = 0.0 if r >= 0 else -np.inf
+        r, total = found[j], 0.0 if found[j] >= 0 else -np.inf
         for d in range(query.shape[0]):
             total += np.float64(bank[max(r, 0), d]) * np.float64(query[d])
         p = j
