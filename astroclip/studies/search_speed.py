@@ -215,6 +215,7 @@ def race_searches(
     names=tuple(SEARCH_FIELD),
     threads: int = 1,
     rounds: int = 3,
+    batches: int | None = None,  # rounds in which the whole batch is asked; None: all
     report=None,  # called with each row
 ) -> list[dict]:  # name, n, recall, single_ms, queries_per_second, build_seconds, bytes_per_vector, ...
     "Recall, times, memory and build time of everyone in the field, asked in turns."
@@ -229,16 +230,17 @@ def race_searches(
             entrants[name] = build(bank), time.perf_counter() - begin
         for entrant, _ in entrants.values():  # compiled, and memory taken
             entrant.search(query[:1], k), entrant.search(query[:2], k)
-        times = {name: [] for name in entrants}
+        singles, whole = {name: [] for name in entrants}, {name: [] for name in entrants}
         for turn in range(rounds):
             one = query[turn % len(query)][None]
             for name, (entrant, _) in entrants.items():
-                single = fastest_of(partial(entrant.search, one, k))
-                begin = time.perf_counter()
-                found[name] = entrant.search(query, k)
-                times[name].append((single, time.perf_counter() - begin))
+                singles[name].append(fastest_of(partial(entrant.search, one, k)))
+                if turn < (rounds if batches is None else batches):
+                    begin = time.perf_counter()
+                    found[name] = entrant.search(query, k)
+                    whole[name].append(time.perf_counter() - begin)
     for name, (entrant, build_seconds) in entrants.items():
-        single, batch = np.median(times[name], 0)
+        single, batch = float(np.median(singles[name])), float(np.median(whole[name]))
         recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(found[name].tolist(), true.tolist())])
         row = dict(name=name, n=len(bank), width=bank.shape[1], threads=threads, recall=float(recall))
         row |= dict(single_ms=1e3 * single, queries_per_second=len(query) / batch, batch=len(query))
@@ -376,7 +378,7 @@ def race_banks(
         large = size > MANY_NUMBERS
         names = [name for name in SEARCH_FIELD if not (large and name == "scikit-learn, unit vectors")]
         for t in threads[:1] if large else threads:
-            raced = race_searches(bank, asked, 10, names, t, min(rounds, 2) if large else rounds)
+            raced = race_searches(bank, asked, 10, names, t, rounds, 1 if large else None)
             one = one_query_speed(bank, t, max(rounds, 3))
             more = dict(real=part, of_bandwidth=one["fraction"], one_query_ratio=one["ratio"])
             more |= dict(of_bandwidth_min=one["least"], of_bandwidth_max=one["most"])
