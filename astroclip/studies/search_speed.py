@@ -75,8 +75,8 @@ def by_floats(bank) -> SearchEntrant:
 
 def by_sketches(bank) -> SearchEntrant:
     "Ours, approximate: one-bit sketches in lists; the vectors themselves may lie on the disk."
-    index = parts_of(bank, np.arange(len(bank)))
-    index.vectors = bank  # an index keeps a copy, which a race has no room for
+    index = parts_of(bank[:1], [0])
+    index.vectors, index.ids = bank, np.arange(len(bank))  # without the copy that an index keeps
     made = build_sketches(index)
     return SearchEntrant(lambda query, k: made.nearest(index, query, k)[0], made.bytes_per_vector)
 
