@@ -4,12 +4,16 @@
 
 # %% auto #0
 __all__ = ['SKETCH_COSTS', 'MILVUS_LITE_COSTS', 'sketch_bytes', 'some_sizes', 'line_law', 'power_law', 'SearchPlan',
-           'search_plan']
+           'search_plan', 'measured_costs']
 
 # %% ../../nbs/studies/42_search_plan.ipynb #4e706850
+import csv
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from ..core.config import figures_root
 
 # %% ../../nbs/studies/42_search_plan.ipynb #4fa3e2b7
 # width, vectors, lists, build [s of one core], bytes a vector in memory, fastest and median query [ms],
@@ -108,3 +112,22 @@ def search_plan(
     memory = n * sketch_bytes(n, width)
     disk = n * 2 * width + memory
     return SearchPlan(n, width, memory / 1e9, disk / 1e9, tuple(hours), a + b * n, exponent)
+
+# %% ../../nbs/studies/42_search_plan.ipynb #d9da7a12
+def measured_costs(
+    path=None,  # of the table; None: tables/benchmarks_search.csv among the figures
+    threads: int = 1,
+) -> tuple:  # rows as SKETCH_COSTS: fastest and median query are the same, an interval is nan
+    "The sketches of the table that `make bench` writes, as a plan takes them."
+    path, costs = Path(path or figures_root() / "tables" / "benchmarks_search.csv"), []
+    if not path.is_file():
+        raise ValueError(f"{path}: no such table of the race of searches; `make bench` writes it")
+    with path.open(newline="") as f:
+        for row in csv.DictReader(f):
+            if row["name"] != "astroclip, sketches" or float(row["threads"]) != threads:
+                continue
+            numbers = ("n", "width", "build_seconds", "bytes_per_vector", "single_ms", "recall")
+            n, width, build, memory, query, recall = (float(row[name]) for name in numbers)
+            lists = round((memory - width / 8 - 16) * n / (4 * width))  # from the bytes of the centres
+            costs.append((int(width), int(n), lists, build, memory, query, query, recall, np.nan, np.nan))
+    return tuple(sorted(costs))
