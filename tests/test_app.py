@@ -321,11 +321,11 @@ def sample():
     return Survey(find_root(Path(__file__).parent) / "data" / "sample" / "survey.h5")
 
 
-def fits_cutout(image):
+def fits_cutout(image, ra=150.0):
     from astropy.io import fits
 
     hdu = fits.PrimaryHDU(image.astype(np.float32))
-    for key, value in dict(BANDS="grz", CRPIX1=76.5, CRPIX2=76.5, CRVAL1=150.0, CRVAL2=2.0, CD1_1=-0.262 / 3600, CD2_2=0.262 / 3600, CD1_2=0.0, CD2_1=0.0, CTYPE1="RA---TAN", CTYPE2="DEC--TAN", BUNIT="nanomaggy").items():
+    for key, value in dict(BANDS="grz", CRPIX1=76.5, CRPIX2=76.5, CRVAL1=ra, CRVAL2=2.0, CD1_1=-0.262 / 3600, CD2_2=0.262 / 3600, CD1_2=0.0, CD2_1=0.0, CTYPE1="RA---TAN", CTYPE2="DEC--TAN", BUNIT="nanomaggy").items():
         hdu.header[key] = value
     file = io.BytesIO()
     hdu.writeto(file)
@@ -501,7 +501,7 @@ def test_an_index_of_ones_own_files_is_drawn_from_them(monkeypatch, tmp_path):
 
     survey = sample()
     for i in range(3):
-        (tmp_path / f"g{i}.fits").write_bytes(fits_cutout(survey.images([i])[0]))
+        (tmp_path / f"g{i}.fits").write_bytes(fits_cutout(survey.images([i])[0], 150 + i / 100))
         (tmp_path / f"s{i}.csv").write_bytes(csv_spectrum(survey, i))
     assert main(["embed", "simulated", *map(str, sorted(tmp_path.glob("[gs]*.*"))), "-o", str(tmp_path / "index.h5")]) == 0
     monkeypatch.setenv("ASTROCLIP_APP_INDEX", str(tmp_path / "index.h5"))

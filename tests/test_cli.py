@@ -141,6 +141,43 @@ def test_a_file_has_chances_as_a_galaxy_of_the_index_has(capsys, model, index, t
     fails(capsys, "search", poor, i.ids[3], "--chance", says="chance needs the columns magnitude_g")
 
 
+def cutout_file(path, image, ra, dec, **more):
+    from astropy.io import fits
+
+    header = dict(BANDS="grz", CRPIX1=76.5, CRPIX2=76.5, CRVAL1=ra, CRVAL2=dec, CTYPE1="RA---TAN", CTYPE2="DEC--TAN")
+    header |= dict(CD1_1=-0.262 / 3600, CD2_2=0.262 / 3600, CD1_2=0.0, CD2_1=0.0, BUNIT="nanomaggy") | more
+    hdu = fits.PrimaryHDU(image.astype(np.float32))
+    hdu.header.update(header)
+    hdu.writeto(path)
+
+
+def test_ones_own_cutouts_have_places_magnitudes_and_chances(capsys, model, tmp_path):
+    from astropy.table import Table
+
+    from astroclip.data.photometry import APERTURE, aperture_fluxes, magnitudes
+    from astroclip.surveys.pairs import Survey
+
+    survey = Survey(sample_path())
+    (tmp_path / "mine").mkdir()
+    images = survey.images(slice(0, 60))
+    for i, image in enumerate(images):
+        cutout_file(tmp_path / "mine" / f"g{i:02d}.fits", image, survey.ra[i], survey.dec[i])
+    assert run(capsys, "embed", model, tmp_path / "mine", "-o", tmp_path / "i.h5", "--device", "cpu")[0] == 0
+    found = SimilarityIndex.load(tmp_path / "i.h5")
+    np.testing.assert_allclose(found.table["ra"], survey.ra[:60], atol=1e-6)
+    np.testing.assert_allclose(found.table["dec"], survey.dec[:60], atol=1e-6)
+    expected = magnitudes(aperture_fluxes(images, APERTURE))
+    for band, values in zip("grz", expected.T):
+        np.testing.assert_allclose(found.table[f"magnitude_{band}"], values, atol=1e-3)
+    asked = ("search", tmp_path / "i.h5", "g07", "-k", 5, "--chance", "-o", tmp_path / "hits.ecsv")
+    assert run(capsys, *asked)[0] == 0
+    hits = Table.read(tmp_path / "hits.ecsv")
+    assert ((hits["chance"] > 0) & (hits["chance"] <= 1)).all() and "g07" not in hits["id"].tolist()
+    near = (f"{float(survey.ra[9])}", f"{float(survey.dec[9])}")
+    status, _, err = run(capsys, "search", tmp_path / "i.h5", "--position", *near, "-k", 2)
+    assert status == 0 and "g09" in err
+
+
 def test_search_by_everything(capsys, model, index, tmp_path):
     from astroclip.search.marks import Marks, index_hash, save_marks
 

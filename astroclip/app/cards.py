@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SHORT_LINES', 'WIDE', 'HIGH', 'INK', 'CUTOUT', 'PAGE_STYLE', 'CARD_STYLE', 'FLAG_INKS', 'line_path', 'line_marks',
            'spectrum_svg', 'spectrum_html', 'picture_html', 'redshift_html', 'facts_html', 'flag_html', 'chance_text',
-           'nearness_html', 'card_html', 'hero_html', 'nature_text', 'header_html', 'style_sheet', 'page_icon']
+           'nearness_html', 'link_html', 'card_html', 'hero_html', 'nature_text', 'header_html', 'style_sheet',
+           'page_icon']
 
 # %% ../../nbs/app/50_cards.ipynb #0207d383
 import base64
@@ -201,6 +202,14 @@ def nearness_html(
     return f'<div class="ac-near"><span>{word} <b>{number}</b></span>{told}</div>{bar}'
 
 # %% ../../nbs/app/50_cards.ipynb #b7d83490
+def link_html(
+    link: str,  # to the survey's viewer, or nothing
+) -> str:
+    "The link on a card."
+    there = f'<a href="{escape(link)}" target="_blank" rel="noopener noreferrer">view on the sky ↗</a>'
+    return there if link else ""
+
+
 def card_html(
     name: str,
     value_of,  # function: name of a column -> value or None
@@ -218,12 +227,7 @@ def card_html(
     line = spectrum_html(spectrum, z, label) if spectrum else ""
     corner = f'<span class="ac-rank">{rank}</span>' if rank else ""
     corner += f'<span class="ac-badge">{escape(badge)}</span>' if badge else ""
-    there = (
-        f'<a href="{escape(link)}" target="_blank" rel="noopener noreferrer">view on the sky ↗</a>'
-        if link
-        else ""
-    )
-    foot = f'<p class="ac-foot"><span>{escape(name)}</span>{there}</p>'
+    foot = f'<p class="ac-foot"><span>{escape(name)}</span>{link_html(link)}</p>'
     parts = (near, line, redshift_html(value_of), facts_html(value_of), flag_html(value_of), foot)
     return f'<article class="ac-card"><div class="ac-frame">{picture}{corner}</div>{"".join(parts)}</article>'
 
@@ -249,12 +253,9 @@ def hero_html(
         line = f'<div class="ac-wide">{wide}</div><div class="ac-narrow">{narrow}</div>'
     line = line or '<p class="ac-quiet">no spectrum</p>'
     said = "".join(f'<p class="ac-flag">⚑ {escape(str(note))}</p>' for note in notes)
-    there = (
-        f'<a href="{escape(link)}" target="_blank" rel="noopener noreferrer">view on the sky ↗</a>'
-        if link
-        else ""
+    title = (
+        f'<div class="ac-title"><small>{escape(kicker)}</small><h2>{escape(name)}</h2>{link_html(link)}</div>'
     )
-    title = f'<div class="ac-title"><small>{escape(kicker)}</small><h2>{escape(name)}</h2>{there}</div>'
     facts = f"{redshift_html(value_of, known)}{facts_html(value_of)}{said or flag_html(value_of)}"
     left = f'<div class="ac-frame">{picture}</div>' if picture else ""
     alone = "" if picture else " ac-alone"
@@ -270,9 +271,7 @@ def nature_text(
             "<b>SIMULATED</b> galaxies: made by a computer, none of them is on the sky. "
             "The networks were trained on such galaxies only."
         )
-    return (
-        "Galaxies of your index. What networks say holds for galaxies like those that they were trained on."
-    )
+    return "Galaxies of your index. What networks say holds for galaxies like those they were trained on."
 
 
 def header_html(

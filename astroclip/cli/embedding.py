@@ -17,7 +17,7 @@ import numpy as np
 
 from ..inputs.one_by_one import embed_each
 from ..inputs.objects import READABLE, REPORT, SURVEYS, Row, account, gather, name_rows
-from ..inputs.objects import read_rows, some, summary
+from ..inputs.objects import circle_magnitudes, read_rows, sky_columns, some, summary
 from ..core.outputs import check_output, write_table
 from ..data.spectrum_units import FLUX_UNIT
 from ..formats.shard_files import is_shards
@@ -66,6 +66,7 @@ def embed_items(
     images, spectra = ([r for r in held if r.modality == kind] for kind in ("image", "spectrum"))
     for r in images:
         r.missing = float(np.max(r.item.missing)) if r.item.missing is not None else np.nan
+        r.magnitude = circle_magnitudes(r.item)
     cutouts = [r.item for r in images]
 
     def see(ix):
@@ -156,11 +157,12 @@ def embed_survey_file(
 ) -> tuple[list[Row], dict]:
     "(rows, columns) of a survey file: a row for each galaxy and modality, images first."
     from tqdm import tqdm
+    from astroclip.data.photometry import APERTURE, aperture_fluxes, magnitudes
     from astroclip.surveys.pairs import Survey, batches
 
     survey, fields = Survey(path), {"image": ["image"], "spectrum": ["flux", "ivar"]}
     modalities = held_by(survey, modalities, fields)
-    rows = {kind: [] for kind in modalities}
+    rows, measured = {kind: [] for kind in modalities}, []
 
     def calls(b):
         def see(ix):
@@ -181,10 +183,15 @@ def embed_survey_file(
                     Row(path, int(i), survey.targetid[i], kind, vector=v, reason=why)
                     for i, (v, why) in zip(b["row"], told)
                 ]
+            if "image" in modalities and not hasattr(survey, "magnitude"):
+                measured.append(magnitudes(aperture_fluxes(b["image"], APERTURE)))
             bar.update(len(b["row"]))
     columns = {name: getattr(survey, name) for name in ("redshift", "split") if hasattr(survey, name)}
-    if hasattr(survey, "magnitude"):
-        columns |= {f"magnitude_{band}": m for band, m in zip("grz", survey.magnitude.T)}
+    bright = (
+        survey.magnitude if hasattr(survey, "magnitude") else np.concatenate(measured or [np.empty((0, 3))])
+    )
+    if len(bright):
+        columns |= {f"magnitude_{band}": m for band, m in zip("grz", bright.T)}
     columns |= {
         name: getattr(survey, name) for name in ("ra", "dec") if getattr(survey, name, None) is not None
     }
@@ -240,7 +247,7 @@ def index_of(
 
     if columns is None:
         table = {name: all_of(name) for name in ("redshift", "missing")}
-        table["file"] = list(map(str, all_of("file")))
+        table |= sky_columns(kept) | dict(file=list(map(str, all_of("file"))))
     else:
         table = {name: np.asarray(column)[all_of("row")] for name, column in columns.items()}
     table["flag"] = all_of("flag")

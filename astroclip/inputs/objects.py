@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SURVEYS', 'SPECTRA', 'READABLE', 'REPORT', 'is_input', 'gather', 'fits_files', 'some', 'read_objects', 'Row',
-           'read_rows', 'distinct_names', 'name_rows', 'account', 'summary']
+           'read_rows', 'circle_magnitudes', 'sky_columns', 'distinct_names', 'name_rows', 'account', 'summary']
 
 # %% ../../nbs/inputs/20_objects.ipynb #19214279
 from collections import Counter, defaultdict
@@ -16,6 +16,7 @@ import numpy as np
 from .one_by_one import sentence
 from ..files.fits_files import IMAGE_SUFFIXES, bare_name, is_readable
 from ..files.spectrum_columns import SPECTRUM_SUFFIXES
+from ..metrics.sphere import chord_of, unit_sphere
 
 # %% ../../nbs/inputs/20_objects.ipynb #88cc68b2
 SURVEYS = (".h5", ".hdf5")
@@ -96,6 +97,9 @@ class Row:
     item: object = None  # Cutout or Spectrum, until it is embedded
     vector: object = None  # (D,), or None
     redshift: float = np.nan
+    ra: float = np.nan  # degrees, where the file says it
+    dec: float = np.nan
+    magnitude: object = None  # (3,) g, r, z, where it is an image of fluxes
     missing: float = np.nan  # fraction of its pixels
     flag: str = ""  # what is odd about it
     reason: str = ""  # why it was left out
@@ -118,9 +122,47 @@ def read_rows(
     for i, item in enumerate(items):
         name = bare_name(path, READABLE) if kind == "image" else str(item.id)
         rows.append(Row(path, i, name, kind, item, flag="; ".join(item.flags)))
-        if getattr(item, "redshift", None) is not None:
-            rows[-1].redshift = item.redshift
+        for name in ("redshift", "ra", "dec"):
+            if getattr(item, name, None) is not None:
+                setattr(rows[-1], name, float(getattr(item, name)))
     return rows or [Row(path, reason="it holds no object")]
+
+# %% ../../nbs/inputs/20_objects.ipynb #d333996a
+def circle_magnitudes(
+    cutout,  # Cutout
+) -> np.ndarray:  # (3,) AB, g, r, z; NaN where it has no fluxes
+    "How bright a galaxy is in a circle around the middle of its cutout."
+    from astroclip.data.images import PIXEL_SCALE
+    from astroclip.data.photometry import APERTURE, aperture_fluxes, magnitudes
+
+    same = APERTURE * PIXEL_SCALE / cutout.pixel_scale  # the circle on pixels of this scale
+    image = np.asarray(cutout.image, np.float64)
+    if cutout.kind != "flux" or not 0 < same <= image.shape[-1] * PIXEL_SCALE:
+        return np.full(3, np.nan)
+    return magnitudes(aperture_fluxes(image[None], same)[0])
+
+
+def sky_columns(
+    rows: list[Row],
+) -> dict:  # ra, dec, magnitude_g, magnitude_r, magnitude_z: (N,) each, those that any row has
+    "Where galaxies are and how bright; a spectrum is as bright as the image of its name or place."
+    from scipy.spatial import cKDTree
+
+    ra, dec = np.array([(r.ra, r.dec) for r in rows], float).reshape(-1, 2).T
+    m = np.array([np.full(3, np.nan) if r.magnitude is None else r.magnitude for r in rows], float)
+    known, placed = np.isfinite(m).all(1), np.isfinite(ra) & np.isfinite(dec)
+    named = {rows[i].id: i for i in np.flatnonzero(known)}
+    for i in np.flatnonzero(~known):
+        m[i] = m[named.get(rows[i].id, i)]
+    have, want = np.flatnonzero(known & placed), np.flatnonzero(~np.isfinite(m).all(1) & placed)
+    if len(have) and len(want):
+        places = cKDTree(unit_sphere(ra[have], dec[have]))
+        apart, near = places.query(unit_sphere(ra[want], dec[want]))
+        close = apart <= chord_of(1.0)
+        m[want[close]] = m[have[near[close]]]
+    columns = dict(ra=ra, dec=dec) if placed.any() else {}
+    bright = np.isfinite(m).all(1).any()
+    return columns | ({f"magnitude_{b}": x for b, x in zip("grz", m.T)} if bright else {})
 
 # %% ../../nbs/inputs/20_objects.ipynb #7eb4d795
 def distinct_names(
