@@ -192,14 +192,13 @@ def nearness_html(
     "A bar and its number."
     share = value if word == "similarity" else 1 / (1 + math.exp(-min(max(value, -30), 30)))
     percent = 100 * min(max(share, 0), 1)
-    number = number_text(value, 2)
     about = (
         "Fraction of galaxies as bright and as red as this one that are, for their photometry, at least as "
         "near to what asks; the best of many galaxies have small ones by luck alone"
     )
     told = f'<span title="{about}">{chance_text(chance)}</span>'
     bar = f'<div class="ac-bar"><i style="width:{percent:.0f}%"></i></div>'
-    return f'<div class="ac-near"><span>{word} <b>{number}</b></span>{told}</div>{bar}'
+    return f'<div class="ac-near"><span>{word} <b>{number_text(value, 2)}</b></span>{told}</div>{bar}'
 
 # %% ../../nbs/app/50_cards.ipynb #b7d83490
 def link_html(
@@ -253,9 +252,8 @@ def hero_html(
         line = f'<div class="ac-wide">{wide}</div><div class="ac-narrow">{narrow}</div>'
     line = line or '<p class="ac-quiet">no spectrum</p>'
     said = "".join(f'<p class="ac-flag">⚑ {escape(str(note))}</p>' for note in notes)
-    title = (
-        f'<div class="ac-title"><small>{escape(kicker)}</small><h2>{escape(name)}</h2>{link_html(link)}</div>'
-    )
+    title = f"<small>{escape(kicker)}</small><h2>{escape(name)}</h2>{link_html(link)}"
+    title = f'<div class="ac-title">{title}</div>'
     facts = f"{redshift_html(value_of, known)}{facts_html(value_of)}{said or flag_html(value_of)}"
     left = f'<div class="ac-frame">{picture}</div>' if picture else ""
     alone = "" if picture else " ac-alone"
