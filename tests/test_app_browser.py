@@ -134,7 +134,7 @@ def test_first_view_links_directions_marks_and_tables(tab, address, tmp_path):
     expect(page.locator(".st-key-teaching")).to_contain_text("1 yes, 2 no")
     expect(page).to_have_url(re.compile(r"yes=\d+&no=\d+%2C\d+$"))
     assert cards.first.locator(".ac-foot span").inner_text() == before  # nothing moves under the hand
-    page.get_by_text("Rank by my marks").click()
+    page.get_by_text("Rank by my marks").first.click()
     expect(page.locator(".ac-count")).to_contain_text("Ranked by your marks")
     settled(page)
     save = popover(page, "Marks", "Download marks")
