@@ -3,7 +3,10 @@
 import io
 import json
 import os
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -559,18 +562,42 @@ def test_the_command_checks_before_it_starts(capsys, tmp_path, monkeypatch):
     from astroclip.cli.main import main
 
     started = []
-    monkeypatch.setattr(serving.subprocess, "run", lambda words, **how: started.append((words, how)) or type("Done", (), dict(returncode=0)))
+    monkeypatch.setattr(serving, "stay", lambda words, environment: started.append((words, environment)) or 0)
     assert main(["app", str(tmp_path / "none.h5")]) == 1 and not started
     assert "no index" in capsys.readouterr().err
     path = SimilarityIndex.build(np.eye(3), range(3)).save(tmp_path / "three.h5")
     assert main(["app", str(path), "--port", "8650", "--quiet"]) == 0
-    words, how = started[0]
+    words, environment = started[0]
     assert words[:4] == [sys.executable, "-m", "streamlit", "run"] and Path(words[4]).is_file()
     assert "--server.address=127.0.0.1" in words and "--server.headless=true" in words
-    assert how["env"]["ASTROCLIP_APP_INDEX"] == str(path)
+    assert environment["ASTROCLIP_APP_INDEX"] == str(path)
     monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: None)
     assert main(["app"]) == 1
     assert "pip install 'astroclip[app]'" in capsys.readouterr().err
+
+
+def test_who_ends_the_command_ends_the_page(tmp_path):
+    "A service that is stopped tells the command alone; no server may be left behind."
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    told = os.environ | dict(PYTHONPATH=str(Path(astroclip.__file__).parent.parent))
+    code = "import sys; from astroclip.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = subprocess.Popen([sys.executable, "-c", code, "app", "--quiet", "--port", str(port)], env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def listens():
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", port)) == 0
+
+    def waits(wanted):
+        for _ in range(300):
+            if wanted():
+                return True
+            time.sleep(0.2)
+
+    assert waits(listens)
+    command.terminate()
+    assert command.wait(60) == 0 and waits(lambda: not listens())
 
 
 def test_a_visitor_without_anything_to_see_is_told(predictor):
