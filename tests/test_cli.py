@@ -173,6 +173,10 @@ def test_ones_own_cutouts_have_places_magnitudes_and_chances(capsys, model, tmp_
     assert run(capsys, *asked)[0] == 0
     hits = Table.read(tmp_path / "hits.ecsv")
     assert ((hits["chance"] > 0) & (hits["chance"] <= 1)).all() and "g07" not in hits["id"].tolist()
+    few = [tmp_path / "mine" / f"g{i:02d}.fits" for i in range(5)]
+    assert run(capsys, "embed", model, *few, "-o", tmp_path / "few.h5", "--device", "cpu")[0] == 0
+    status, out, err = run(capsys, "search", tmp_path / "few.h5", "g01", "--chance")
+    assert status == 0 and "nan" in out and "fewer than 40 others" in err
     near = (f"{float(survey.ra[9])}", f"{float(survey.dec[9])}")
     status, _, err = run(capsys, "search", tmp_path / "i.h5", "--position", *near, "-k", 2)
     assert status == 0 and "g09" in err
