@@ -161,7 +161,11 @@ def test_ones_own_cutouts_have_places_magnitudes_and_chances(capsys, model, tmp_
     (tmp_path / "mine").mkdir()
     images = survey.images(slice(0, 60))
     for i, image in enumerate(images):
-        cutout_file(tmp_path / "mine" / f"g{i:02d}.fits", image, survey.ra[i], survey.dec[i])
+        fine = {}
+        if i == 3:  # the same light on pixels of half the size
+            image = np.repeat(np.repeat(image, 2, 1), 2, 2) / 4
+            fine = dict(CRPIX1=152.5, CRPIX2=152.5, CD1_1=-0.131 / 3600, CD2_2=0.131 / 3600)
+        cutout_file(tmp_path / "mine" / f"g{i:02d}.fits", image, survey.ra[i], survey.dec[i], **fine)
     assert run(capsys, "embed", model, tmp_path / "mine", "-o", tmp_path / "i.h5", "--device", "cpu")[0] == 0
     found = SimilarityIndex.load(tmp_path / "i.h5")
     np.testing.assert_allclose(found.table["ra"], survey.ra[:60], atol=1e-6)

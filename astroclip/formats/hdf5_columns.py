@@ -48,8 +48,13 @@ def check_hdf5(
 
 # %% ../../nbs/formats/10_hdf5_columns.ipynb #0a547337
 @lru_cache(maxsize=64)
-def places_of_chunks(path, size, time, name):
-    "(rows in a chunk, places of the chunks) of a dataset; None where a chunk holds no whole rows."
+def places_of_chunks(
+    path: str,
+    size: int,  # bytes of the file
+    time: int,  # of its last change, ns
+    name: str,  # of a dataset
+):  # (rows in a chunk, (chunks,) places in the file), or None where they have to be decoded
+    "Where the chunks of a dataset lie, if they are unpacked and hold whole rows; remembered for this file."
     with h5py.File(path, "r") as file:
         data, made = file[name], file.id.get_create_plist()
         about, row = data.id.get_create_plist(), data.dtype.itemsize * int(np.prod(data.shape[1:]))

@@ -129,17 +129,18 @@ def read_rows(
 
 # %% ../../nbs/inputs/20_objects.ipynb #d333996a
 def circle_magnitudes(
-    cutout,  # Cutout
-) -> np.ndarray:  # (3,) AB, g, r, z; NaN where it has no fluxes
+    cutout,  # Cutout, on native pixels whatever those of its file are
+) -> np.ndarray:  # (3,) AB, g, r, z; NaN where there are no fluxes, or a hole in the circle
     "How bright a galaxy is in a circle around the middle of its cutout."
     from astroclip.data.images import PIXEL_SCALE
-    from astroclip.data.photometry import APERTURE, aperture_fluxes, magnitudes
+    from astroclip.data.photometry import APERTURE, aperture_fluxes, aperture_weights, magnitudes
 
-    same = APERTURE * PIXEL_SCALE / cutout.pixel_scale  # the circle on pixels of this scale
     image = np.asarray(cutout.image, np.float64)
-    if cutout.kind != "flux" or not 0 < same <= image.shape[-1] * PIXEL_SCALE:
+    if cutout.kind != "flux" or APERTURE > image.shape[-1] * PIXEL_SCALE:
         return np.full(3, np.nan)
-    return magnitudes(aperture_fluxes(image[None], same)[0])
+    inside = aperture_weights(image.shape[-1], APERTURE) > 0
+    holes = cutout.missing is not None and np.max(cutout.missing) > 0 and (image[:, inside] == 0).any()
+    return np.full(3, np.nan) if holes else magnitudes(aperture_fluxes(image[None], APERTURE)[0])
 
 
 def sky_columns(
