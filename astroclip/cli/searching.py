@@ -267,13 +267,13 @@ def hits_of_queries(
     where: dict | None,
 ) -> list[tuple]:  # [(name, Table)]
     "A table for everything that is asked."
-    from astroclip.search.matched import LEAST_TWINS
-
     asked, examples = questions_of(index, args)
     options = dict(where=where, side=args.modality, apart=getattr(args, "apart", None))
     options |= dict(chance=getattr(args, "chance", False)) | examples
     found = [(name, index.search(query, args.k, **options)) for name, query in asked]
     if options["chance"] and any(np.isnan(hits["chance"]).any() for _, hits in found):
+        from astroclip.search.matched import LEAST_TWINS  # here, or every search would load torch
+
         say(f"chance nan: fewer than {LEAST_TWINS} others with magnitudes to compare with, or none known")
     return found
 
