@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import astroclip
-from astroclip.app.cards import chance_text
+from astroclip.app.cards import chance_text, redshift_html
 from astroclip.app.galaxies import SHOWCASE, galaxies_of, open_galaxies
 from astroclip.app.hits import TABLES, answer_table, find_galaxies, marks_bytes, table_bytes
 from astroclip.app.questions import Question, from_address, to_address
@@ -324,11 +324,11 @@ def sample():
     return Survey(find_root(Path(__file__).parent) / "data" / "sample" / "survey.h5")
 
 
-def fits_cutout(image, ra=150.0):
+def fits_cutout(image, ra=150.0, scale=0.262):
     from astropy.io import fits
 
     hdu = fits.PrimaryHDU(image.astype(np.float32))
-    for key, value in dict(BANDS="grz", CRPIX1=76.5, CRPIX2=76.5, CRVAL1=ra, CRVAL2=2.0, CD1_1=-0.262 / 3600, CD2_2=0.262 / 3600, CD1_2=0.0, CD2_1=0.0, CTYPE1="RA---TAN", CTYPE2="DEC--TAN", BUNIT="nanomaggy").items():
+    for key, value in dict(BANDS="grz", CRPIX1=76.5, CRPIX2=76.5, CRVAL1=ra, CRVAL2=2.0, CD1_1=-scale / 3600, CD2_2=scale / 3600, CD1_2=0.0, CD2_1=0.0, CTYPE1="RA---TAN", CTYPE2="DEC--TAN", BUNIT="nanomaggy").items():
         hdu.header[key] = value
     file = io.BytesIO()
     hdu.writeto(file)
@@ -605,3 +605,31 @@ def test_a_visitor_without_anything_to_see_is_told(predictor):
 
     with pytest.raises(ValueError, match="."):
         visitor_of(predictor, "empty", Cutout(np.zeros((3, 152, 152), np.float32), np.nan, np.nan))
+
+
+# ---------------------------------------------------------------- what a first visitor found wrong
+
+
+def test_the_scale_of_a_photograph_leaves_a_fits_file_alone(page, predictor):
+    "The widget says 0.262; this file says 0.131, and the page sees it as the command line does."
+    wide = np.kron(sample().images([3])[0], np.ones((1, 2, 2), np.float32)) / 4
+    content = fits_cutout(wide, scale=0.131)
+    (row,) = read_upload("fine.fits", content, pixel_scale=0.262)
+    assert row.item.pixel_scale == pytest.approx(0.131) and row.item.image.shape[-1] == 152
+    at = page()
+    at.segmented_control(key="w-source").set_value("files").run()
+    at.file_uploader(key="upload").set_value([("fine.fits", content, "application/fits")]).run()
+    own = visitor_of(predictor, "fine.fits", read_upload("fine.fits", content)[0].item)
+    assert not at.exception and any("ac-hero" in x and redshift_html(own.facts.get, "from its file") in x for x in html(at))
+
+
+def test_a_third_file_is_refused_and_not_left_out(page):
+    content = fits_cutout(sample().images([3])[0])
+    at = page()
+    at.segmented_control(key="w-source").set_value("files").run()
+    files = [(name, content, "application/fits") for name in ("a.fits", "b.fits", "c.fits")]
+    at.file_uploader(key="upload").set_value(files).run()
+    assert not at.exception and not cards(at) and "two images of one galaxy" in at.error[0].value
+    third = [files[0], ("s.csv", csv_spectrum(sample(), 3), "text/csv"), ("rubbish.txt.fits", b"meow", "text/plain")]
+    at.file_uploader(key="upload").set_value(third).run()
+    assert not cards(at) and "rubbish.txt.fits" in at.error[0].value

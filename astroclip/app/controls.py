@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['INDEX_VARIABLE', 'MODEL_VARIABLE', 'LATE', 'SOURCES', 'shared_galaxies', 'shared_predictor', 'galaxies_here',
            'networks_for', 'first_galaxy', 'opened_anew', 'session_question', 'write_address', 'change', 'take', 'show',
-           'choose_galaxy', 'typed', 'any_galaxy', 'index_controls', 'visitor_of_files', 'upload_controls',
-           'sky_controls', 'source_controls', 'word_of', 'side_controls', 'cut_taken', 'cone_taken', 'cut_controls',
-           'marked', 'mark_taken', 'apply_marks', 'forget_marks', 'ranked_question']
+           'choose_galaxy', 'typed', 'any_galaxy', 'index_controls', 'upload_controls', 'sky_controls',
+           'source_controls', 'word_of', 'side_controls', 'cut_taken', 'cone_taken', 'cut_controls', 'marked',
+           'mark_taken', 'apply_marks', 'forget_marks', 'ranked_question']
 
 # %% ../../nbs/app/70_controls.ipynb #c1a79087
 import hashlib
@@ -31,7 +31,7 @@ from astroclip.app.questions import (
     from_address,
     to_address,
 )
-from .visitors import MOST_BYTES, Visitor, fetched_visitor, read_upload, visitor_of
+from .visitors import MOST_BYTES, Visitor, fetched_visitor, read_files, visitor_of
 
 # %% ../../nbs/app/70_controls.ipynb #3e1d1cec
 INDEX_VARIABLE, MODEL_VARIABLE = "ASTROCLIP_APP_INDEX", "ASTROCLIP_APP_MODEL"  # variables of the environment
@@ -197,28 +197,6 @@ def index_controls(
     st.button("Another one, at random", key="random", on_click=any_galaxy, args=(galaxies,), **how)
 
 # %% ../../nbs/app/70_controls.ipynb #fe4dc2ba
-def visitor_of_files(
-    galaxies: Galaxies,
-    files: list,  # (name, content), at most two
-    pixel_scale: float,  # arcsec
-    row: int = 0,  # which object of a file with several
-) -> Visitor:
-    "The galaxy of an image, a spectrum, or of both; `ValueError` is the sentence that its owner is told."
-    found, names = {}, []
-    for name, content in files:
-        rows = read_upload(name, content, pixel_scale)
-        if not 0 <= row < len(rows):
-            raise ValueError(f"{name[-60:]} holds {len(rows)} objects: choose one of 1 to {len(rows)}")
-        one = rows[row]
-        if one.modality in found:
-            raise ValueError(
-                f"two files of kind {one.modality}: give one image, one spectrum, or one of each"
-            )
-        found[one.modality] = one.item
-        names.append(name[-60:] + (f" [{row + 1} of {len(rows)}]" if len(rows) > 1 else ""))
-    return visitor_of(networks_for(galaxies), " + ".join(names), found.get("image"), found.get("spectrum"))
-
-
 def upload_controls(galaxies: Galaxies):
     "An image, a spectrum or both from the visitor's disk."
     state = st.session_state
@@ -234,14 +212,14 @@ def upload_controls(galaxies: Galaxies):
         state.visitor, state.seen = None, None
         state.said.pop("upload", None)
         return
-    told = [(file.name, file.getvalue()) for file in files[:2]]
+    told = [(file.name, file.getvalue()) for file in files]
     digest = hashlib.sha256(b"".join(content for _, content in told)).hexdigest()
     seen = (digest, scale, row, [name for name, _ in told])
     if state.get("seen") != seen:
         state.seen, state.visitor = seen, None
         try:
             with st.spinner("Looking at it …"):
-                state.visitor = visitor_of_files(galaxies, told, scale, row)
+                state.visitor = visitor_of(networks_for(galaxies), *read_files(told, scale, row))
             state.said.pop("upload", None)
         except (ValueError, OSError) as error:
             state.said["upload"] = " ".join(str(error).split())

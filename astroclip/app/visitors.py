@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_BYTES', 'MOST_UNPACKED', 'MOST_OBJECTS', 'known_suffix', 'read_upload', 'Visitor', 'drawn_spectrum',
-           'drawn_image', 'drawn_of_file', 'visitor_of', 'place_of_text', 'fetched_visitor']
+           'drawn_image', 'read_files', 'drawn_of_file', 'visitor_of', 'place_of_text', 'fetched_visitor']
 
 # %% ../../nbs/app/40_visitors.ipynb #a1f095ae
 import tempfile
@@ -19,6 +19,7 @@ from ..inputs.objects import READABLE, read_rows
 from ..data.images import Cutout, to_rgb
 from ..data.spectrum_grid import WAVELENGTH, Spectrum
 from ..files.fits_files import is_readable, unpack
+from ..files.pictures import PICTURES
 
 # %% ../../nbs/app/40_visitors.ipynb #192652a8
 MOST_BYTES = 20_000_000  # of a file
@@ -41,7 +42,7 @@ def known_suffix(
 def read_upload(
     name: str,  # as its owner calls it
     content: bytes,
-    pixel_scale: float | None = None,  # arcsec, for a picture that does not say it
+    pixel_scale: float | None = None,  # arcsec, of a JPEG or PNG: FITS files say their own
 ) -> list:  # rows with an item: Cutout or Spectrum
     "The objects of a file that somebody sent; `ValueError` is the sentence that he is told."
     if len(content) > MOST_BYTES:
@@ -50,15 +51,17 @@ def read_upload(
         )
     suffix = known_suffix(name)
     try:
-        size = len(unpack(content))
+        plain = unpack(content)
     except Exception as error:  # packers raise some ten types on damage
         raise ValueError(f"{name[-60:]} cannot be unpacked ({type(error).__name__}): send it again") from None
-    if size > MOST_UNPACKED:
-        raise ValueError(f"{name[-60:]} unpacks to {size / 1e6:.0f} MB: at most {MOST_UNPACKED / 1e6:.0f} MB")
+    if len(plain) > MOST_UNPACKED:
+        size = f"{len(plain) / 1e6:.0f} MB: at most {MOST_UNPACKED / 1e6:.0f} MB"
+        raise ValueError(f"{name[-60:]} unpacks to {size}")
+    scale = dict(pixel_scale=pixel_scale) if pixel_scale and plain.startswith(PICTURES) else {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"upload{suffix}"
         path.write_bytes(content)
-        rows = read_rows(path, **({} if pixel_scale is None else dict(pixel_scale=pixel_scale)))
+        rows = read_rows(path, **scale)
     for row in rows:
         row.reason = row.reason.replace(str(path), name[-60:]).replace(path.name, name[-60:])
     good = [row for row in rows if row.item is not None]
@@ -97,6 +100,26 @@ def drawn_image(
     "The JPEG picture of an image, whatever it came as."
     rgb = cutout.image if cutout.kind == "rgb" else to_rgb(cutout.image[None])[0]
     return jpeg_of(rgb, 152, 85)
+
+# %% ../../nbs/app/40_visitors.ipynb #26839e22
+def read_files(
+    files: list,  # (name, content)
+    pixel_scale: float | None = None,  # arcsec, of a JPEG or PNG
+    row: int = 0,  # which object of a file with several
+) -> tuple[str, Cutout | None, Spectrum | None]:  # name, image, spectrum
+    "The galaxy of an image, a spectrum, or of both; `ValueError` is the sentence that its owner is told."
+    found, names = {}, []
+    for name, content in files:
+        rows = read_upload(name, content, pixel_scale)
+        if not 0 <= row < len(rows):
+            raise ValueError(f"{name[-60:]} holds {len(rows)} objects: choose one of 1 to {len(rows)}")
+        one = rows[row]
+        if one.modality in found:
+            kind = {"image": "images", "spectrum": "spectra"}[one.modality]
+            raise ValueError(f"two {kind} of one galaxy: give one image, one spectrum, or one of each")
+        found[one.modality] = one.item
+        names.append(name[-60:] + (f" [{row + 1} of {len(rows)}]" if len(rows) > 1 else ""))
+    return " + ".join(names), found.get("image"), found.get("spectrum")
 
 # %% ../../nbs/app/40_visitors.ipynb #60f08ec9
 def drawn_of_file(
