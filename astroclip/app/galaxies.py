@@ -103,6 +103,15 @@ class Galaxies:
         rows, x = galaxy_features(self.own)
         return rows, white_features(x, MarkSettings())
 
+    @cached_property
+    def kinds(self) -> list[str]:
+        "The modalities of the file."
+        return np.unique(self.own.modality).tolist()
+
+    def whole(self, id) -> bool:
+        "Has a galaxy a vector of each modality, as a mark needs it?"
+        return all(id in self.where[kind] for kind in self.kinds)
+
     @property
     def sides(self) -> list[str]:
         "What can be asked: image, spectrum, both, as far as the index has them."
