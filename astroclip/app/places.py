@@ -51,7 +51,7 @@ def admitted_places(
     question: Question,
 ) -> np.ndarray | None:  # (n,) bool, for the galaxies that have a place; None: no cuts
     "The galaxies of the map that the cuts admit."
-    where = {name: cut for name, cut in conditions(question).items() if name != "modality"}
+    where = {name: cut for name, cut in conditions(question, galaxies).items() if name != "modality"}
     if not where:
         return None
     return allowed(galaxies.index, where)[[galaxies.row(id) for id in galaxies.shown.ids.tolist()]]

@@ -166,11 +166,12 @@ def fitted(
 
 def conditions(
     question: Question,
+    galaxies: Galaxies,
 ) -> dict:  # as `SimilarityIndex.search` takes it
     "The cuts of a question."
     where = {"modality": question.among} | dict(question.cuts)
     where |= {"cone": question.cone} if question.cone else {}
-    return where | ({"flag": False} if question.unflagged else {})
+    return where | ({"flag": galaxies.unflagged} if question.unflagged else {})
 
 # %% ../../nbs/app/30_questions.ipynb #c9cbfe1b
 PLAIN = {name: str(value) for name, value in vars(Question()).items()}  # what an address need not say
