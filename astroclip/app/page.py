@@ -140,7 +140,7 @@ def link_control(question: Question):
     "The permanent link."
     from urllib.parse import urlencode
 
-    with st.popover("Link", icon=":material/link:"):
+    with st.expander("Link", icon=":material/link:"):
         st.caption(
             "The whole question, for a colleague or for later. A file that you brought along is not in it."
         )
@@ -153,7 +153,7 @@ def table_control(
     found: FoundGalaxies,
 ):
     "The table of the answers as a file."
-    with st.popover("Table", icon=":material/download:"):
+    with st.expander("Table", icon=":material/download:"):
         suffix = st.segmented_control("Format", list(TABLES), default=".csv", key="format") or ".csv"
         table = answer_table(galaxies, found)
         st.download_button(
@@ -187,7 +187,7 @@ def marks_control(
     question: Question,
 ):
     "Marks as a file, and back."
-    with st.popover("Marks", icon=":material/checklist:"):
+    with st.expander("Marks", icon=":material/checklist:"):
         st.caption(
             "A small JSON file with your yes and no, to share and to repeat. What asks counts as a yes; "
             "a file that you brought along is not in it."
@@ -326,7 +326,7 @@ def sidebar(
     return visitor, remote
 
 
-SIDE = "document.querySelector('[data-testid=stSidebar][aria-expanded=true] button')"
+SIDE = "document.querySelector('button[aria-controls=stSidebar][aria-expanded=true]')"  # closes it
 UPWARDS = f"""<script>
 document.querySelector('[data-testid=stMain]').scrollTo(0, 0)
 if (innerWidth < 769) {SIDE}?.click() // TURN
