@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from astropy.table import Table
 
-from .galaxies import Galaxies
+from .galaxies import Galaxies, fully_seen
 from .questions import Question, conditions
 from ..files.identifiers import is_among
 from ..core.outputs import TABLES, limits_of_format, write_table
@@ -85,7 +85,7 @@ def teaching_marks(
     "The galaxies that teach a ranking; nobody where marks, if there are any, only move the query."
     asks = question.galaxy if question.taught and not visits else ""
     more, yes, no = (
-        [id for id in map(galaxies.id_of, ids) if galaxies.whole(id)]
+        [id for id in map(galaxies.id_of, ids) if fully_seen(galaxies, id)]
         for ids in (filter(None, [asks]), question.yes, question.no)
     )
     more = [*dict.fromkeys([*(id for id in more if id not in no), *yes])]
@@ -284,7 +284,7 @@ def marks_bytes(
     "The marks of a question as the content of a file; the galaxy that asks is its first yes."
     yes, no = ([galaxies.id_of(x) for x in marks] for marks in (question.yes, question.no))
     own = [galaxies.id_of(question.galaxy)] if question.galaxy else []
-    yes = [*dict.fromkeys([*(id for id in own if id not in no and galaxies.whole(id)), *yes])]
+    yes = [*dict.fromkeys([*(id for id in own if id not in no and fully_seen(galaxies, id)), *yes])]
     with tempfile.TemporaryDirectory() as folder:
         return save_marks(Marks(yes, no, galaxies.sha256), Path(folder) / "marks.json").read_bytes()
 

@@ -211,7 +211,7 @@ def marks_control(
             max_upload_size=1,
         )
 
-
+# %% ../../nbs/app/80_page.ipynb #27909a4b
 def teaching(question: Question):
     "What the marks do."
     yes, no = len(question.yes), len(question.no)
@@ -340,7 +340,7 @@ def rise():
         state.rises = state.get("rises", 0) + 1  # another text, or the browser leaves it as it is
         st.html(UPWARDS.replace("TURN", str(state.rises)), unsafe_allow_javascript=True)
 
-
+# %% ../../nbs/app/80_page.ipynb #9046c9c3
 def page():
     "All of it."
     st.set_page_config("astroclip: galaxies that are alike", page_icon(), layout="wide")
@@ -352,7 +352,7 @@ def page():
         st.error(" ".join(str(error).split()))
         return
     session_question(galaxies, ranges)
-    predicted = "predicted_redshift" in galaxies.columns
+    predicted = "predicted_redshift" in galaxies.index.table.colnames
     st.html(header_html(galaxies.simulated, predicted))
     if st.session_state.said.get("link"):
         st.warning(st.session_state.said["link"], icon=":material/link_off:")

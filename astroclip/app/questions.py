@@ -127,7 +127,7 @@ def cut_ranges(
                 found[column] = (math.floor(100 * x.min()) / 100, math.ceil(100 * x.max()) / 100)
     return found
 
-
+# %% ../../nbs/app/30_questions.ipynb #43f96432
 def fitted(
     question: Question,
     galaxies: Galaxies,
@@ -171,7 +171,9 @@ def conditions(
     "The cuts of a question."
     where = {"modality": question.among} | dict(question.cuts)
     where |= {"cone": question.cone} if question.cone else {}
-    return where | ({"flag": galaxies.unflagged} if question.unflagged else {})
+    if question.unflagged:  # where a flag is a sentence, none is an empty one
+        where["flag"] = "" if galaxies.index.table["flag"].dtype.kind in "UO" else False
+    return where
 
 # %% ../../nbs/app/30_questions.ipynb #c9cbfe1b
 PLAIN = {name: str(value) for name, value in vars(Question()).items()}  # what an address need not say

@@ -190,7 +190,7 @@ def drawn_of_file(
     except ValueError:
         return None, None
 
-
+# %% ../../nbs/app/40_visitors.ipynb #361d63cb
 @lru_cache(maxsize=2000)
 def drawn_once(
     path: Path,
