@@ -765,10 +765,10 @@ def test_errors_are_in_plain_words_and_once(page):
 
 
 def test_the_first_ranking_by_marks_is_prepared_behind_the_first_page(page, showcase):
-    from astroclip.app.controls import REST, shared_galaxies
+    from astroclip.app.controls import HEAD_START, shared_galaxies
 
     shared_galaxies.clear()
     page()
     galaxies = shared_galaxies("", 0.0)[0]
-    time.sleep(REST + 3)
+    time.sleep(HEAD_START + 3)
     assert "features" in vars(galaxies)
