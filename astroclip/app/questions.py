@@ -192,7 +192,8 @@ def misfits(
             lost.append(f"{key} cannot be read")
     if asked.galaxy and not question.galaxy:
         name = re.sub(r"[^\w .+-]", "", asked.galaxy)[:40]  # a stranger's text
-        lost.append(f"no galaxy {name} is here, another one asks")
+        instead = "" if question.taught and question.yes else ", another one asks"
+        lost.append(f"no galaxy {name} is here{instead}")
     for key in ("by", "among"):
         if key in to_address(asked) and getattr(asked, key) != getattr(question, key):
             lost.append(f"nothing here has a side {getattr(asked, key)}")
