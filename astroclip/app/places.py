@@ -66,7 +66,7 @@ def admitted_places(
         return None
     return allowed(galaxies.index, where)[[galaxies.row(id) for id in galaxies.shown.ids.tolist()]]
 
-
+# %% ../../nbs/app/75_places.ipynb #63761e80
 def map_frame(
     galaxies: Galaxies,
     color: str,  # column; "" = none
