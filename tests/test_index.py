@@ -9,7 +9,8 @@ from astropy.table import MaskedColumn, Table
 
 from astroclip import SimilarityIndex
 from astroclip.core.outputs import TABLES, write_table
-from astroclip.search.exact import candidates, encode, is_proven, ordered_candidates, search_exact
+from astroclip.search.exact import SURE, candidates, dithers, encode, is_proven, ordered_candidates
+from astroclip.search.exact import search_exact
 from astroclip.search.matched import photometric_twins
 from astroclip.search.queries import allowed, apart_from, sky_positions, viewer_links
 
@@ -81,8 +82,26 @@ def test_the_bound_holds_for_every_score():
     codes, query = encode(X), X[:30]
     score, rows = candidates(query, X, N, codes=codes)
     true = np.take_along_axis(query.astype(np.float64) @ X.T.astype(np.float64), rows, 1)
-    assert np.abs(score - true).max() < 6 / np.sqrt(D) * np.hypot(codes.lost, encode(query).lost)
+    asked = encode(query, asked=True)
+    most = SURE * np.hypot(codes.scale.max(), asked.scale * (1 + codes.lost))
+    assert (np.abs(score - true).max(1) < np.minimum(most, codes.lost + asked.lost * (1 + codes.lost))).all()
     assert not is_proven(query, codes, true[:, 9], true[:, 9]).any()
+
+
+def test_rounding_does_not_conspire():
+    "All numbers a little above zero beside a large one: rounded to the nearest, all would be lost alike."
+    some = np.random.default_rng(5)
+    bank, query = some.random((6000, 512)), some.random((60, 512))
+    bank[:, 0] += 300
+    bank, query = unit(bank), unit(np.concatenate([np.zeros((60, 1)), query[:, 1:]], 1))
+    true = np.argsort(-(query.astype(np.float64) @ bank.T.astype(np.float64)), 1, kind="stable")[:, :10]
+    rows, _, good = ordered_candidates(query, bank, 10, codes=encode(bank))
+    np.testing.assert_array_equal(rows[good], true[good])
+    np.testing.assert_array_equal(search_exact(query, bank, 10, codes=encode(bank))[0], true)
+    codes = encode(bank)
+    lost = bank.astype(np.float64) / codes.scale[:, None] - (codes.codes - dithers(512, False)[0])  # steps
+    error = query.astype(np.float64) @ lost.T
+    assert np.abs(error).max() < SURE and abs(error.mean()) < 1  # rounded to the nearest: 4.7, and 4.1
 
 
 def test_equal_rows_come_in_the_order_of_the_index():

@@ -64,7 +64,7 @@ class SearchEntrant:
 def by_bytes(bank) -> SearchEntrant:
     "Ours: candidates in bytes, order in float64."
     codes = encode(bank)
-    each = bank.shape[1] * (bank.itemsize + 1) + 4
+    each = bank.shape[1] * (bank.itemsize + 1) + 8
     return SearchEntrant(lambda query, k: search_exact(query, bank, k, codes=codes)[0], each)
 
 
