@@ -362,3 +362,21 @@ def test_surveys_that_cannot_be_labelled(survey_file, tmp_path):
         del file["ra"]
     with pytest.raises(ValueError, match="votes are joined by position"):
         label_survey(survey_file / "survey.h5", galaxy_zoo=survey_file / "zoo.csv")
+
+
+@pytest.mark.parametrize("kind, odd", [("uint64", -5), ("int64", 2**63 + 5)])
+def test_an_identifier_that_the_catalogue_cannot_hold_keeps_its_row(tmp_path, kind, odd):
+    "Four galaxies, the first with a name beyond the catalogue's type: four labels, none of a neighbour."
+    ids = np.array([odd, 11, 12, 13], "uint64" if odd > 0 else "int64")
+    found = dict(targetid=np.array([13, 12, 11], kind), log_mstar=np.array([10.3, 10.2, 10.1]))
+    joined, counts = join_labels(found, targetid=ids)
+    assert np.array_equal(joined["log_mstar"], [np.nan, 10.1, 10.2, 10.3], equal_nan=True)
+    assert counts["left"].tolist() == [4, 3]
+    with h5py.File(tmp_path / "survey.h5", "w") as file:
+        file["targetid"] = ids
+    names = {"LOG_MSTAR": [10.1, 10.2, 10.3]} | {m: [18.0] * 3 for m in ("MAG_G", "MAG_R", "MAG_Z")}
+    names |= {"TARGETID": np.array([11, 12, 13], kind), "Z_MW": [0.01] * 3, "TAGE_MW": [5.0] * 3, "AVG_SFR": [1.0] * 3}
+    pd.DataFrame(names).to_parquet(tmp_path / "fits.parquet")
+    label_survey(tmp_path / "survey.h5", tmp_path / "fits.parquet")
+    with h5py.File(tmp_path / "survey.h5") as file:
+        assert np.allclose(file["label/log_mstar"], [np.nan, 10.1, 10.2, 10.3], equal_nan=True)

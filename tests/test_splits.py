@@ -91,6 +91,16 @@ def test_an_id_in_two_parts_has_none():
     with pytest.raises(ValueError, match="not in it"):
         listed_parts([5], [], [], "an empty list")
 
+def test_an_id_that_the_list_cannot_hold_is_not_in_it():
+    "No row is dropped: the parts of the others stay theirs."
+    for asked, ids in (
+        (np.array([-5, 1, 2, 3]), np.array([1, 2, 3], "u8")),
+        (np.array([2**63 + 5, 1, 2, 3], "u8"), np.array([1, 2, 3])),
+    ):
+        assert listed_parts(asked, ids, [0, 2, 1], "a list", unknown=True).tolist() == [NONE, TRAIN, TEST, VALIDATION]
+        with pytest.raises(ValueError, match=f"1 of 4 target ids are not in it, the first is {asked[0]}"):
+            listed_parts(asked, ids, [0, 2, 1], "a list")
+
 def test_a_cell_is_never_divided_and_its_number_alone_decides():
     rng = np.random.default_rng(2)
     ra, dec = rng.uniform(0, 360, 50_000), np.degrees(np.arcsin(rng.uniform(-1, 1, 50_000)))

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.faults import writing
 from ..files.fits_files import reading
-from ..files.identifiers import as_identifiers, same_type
+from ..files.identifiers import as_identifiers, find_rows
 from ..formats.catalog_tables import catalog_columns
 from ..formats.sky_pairs import match_positions
 from .labels import ANSWERS, QUESTIONS
@@ -256,11 +256,7 @@ def join_labels(
     "Labels in the order of the survey, NaN (or no votes) where there are none."
     if targetid is not None:
         ids = as_identifiers(found["targetid"], "target ids of the catalogue")
-        asked = as_identifiers(targetid, "target ids")
-        asked = same_type(asked, ids, "target ids") if len(asked) and len(ids) else asked
-        order = np.argsort(ids, kind="stable")
-        at = np.searchsorted(ids[order], asked).clip(max=max(len(ids) - 1, 0))
-        row = np.where(ids[order][at] == asked, order[at], -1) if len(ids) else np.full(len(asked), -1)
+        row = find_rows(ids, as_identifiers(targetid, "target ids"), "target ids")
         words = "found by target id"
     else:
         mine, theirs, _ = match_positions(ra, dec, found["ra"], found["dec"], radius_arcsec, one_to_one=True)

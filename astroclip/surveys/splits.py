@@ -16,7 +16,7 @@ import numpy as np
 from ..core.provenance import file_hash
 from ..core.faults import write_atomic
 from ..core.outputs import check_output
-from ..files.identifiers import as_identifiers, same_type
+from ..files.identifiers import as_identifiers, find_rows
 from ..metrics.sphere import healpix_index
 
 # %% ../../nbs/surveys/32_splits.ipynb #2c5a1f66
@@ -104,10 +104,8 @@ def listed_parts(
         first = ids[1:][both][0]
         raise ValueError(f"{where}: {both.sum()} target ids stand in two parts, the first is {first}")
     asked = as_identifiers(targetid, "target ids")
-    if len(asked) and len(ids):
-        asked = same_type(asked, ids, "target ids")
-    at = np.searchsorted(ids, asked).clip(max=max(len(ids) - 1, 0))
-    found = ids[at] == asked if len(ids) else np.zeros(len(asked), bool)
+    at = find_rows(ids, asked, "target ids")
+    found = at >= 0
     if not found.all() and not unknown:
         missing = (
             f"{(~found).sum()} of {len(asked)} target ids are not in it, the first is {asked[~found][0]}"
