@@ -173,14 +173,11 @@ def freeze_split(
     overwrite: bool = False,
 ) -> tuple:  # SHA-256, table of leaks
     "Split a survey, count what leaks, write both."
-    for given, option, wanted in (
-        (groups is not None, "--groups", "paper"),
-        (buffer_arcsec, "--buffer", "sky"),
-    ):
+    options = (("--groups", groups is not None, "paper"), ("--buffer", buffer_arcsec != 0, "sky"))
+    for option, given, wanted in options:
         if given and str(rule) != wanted:
-            raise ValueError(
-                f"{option} belongs to rule {wanted}, and the rule is {rule}: leave one of them out"
-            )
+            text = f"and the rule is {rule}: leave it out, or give --rule {wanted}"
+            raise ValueError(f"{option} belongs to rule {wanted}, {text}")
     output, report = check_names(source, output, rule, report, groups, overwrite)
     own = str(rule) == "paper" and groups is None
     try:
