@@ -274,6 +274,7 @@ def range_words(
     "A range, its ends in the column's kind as `matches` takes them; an end beyond all numbers is open."
     words, kind = [], values.dtype.kind
     for sign, bound, whole in zip((">=", "<="), bounds, (math.ceil, math.floor)):
+        bound = bound.item() if hasattr(bound, "item") else bound
         if kind not in "iuf" or not isinstance(bound, Real) or not -(2**63) < bound < 2**63:
             continue
         told = whole(bound) if kind in "iu" else float(one_value(float(bound), values.dtype, here))
@@ -296,7 +297,7 @@ def value_words(
     told = [literal(v) for v in wanted if v is not None]
     return [f"({' or '.join(f'{here} == {t}' for t in told)})"] if told and None not in told else []
 
-
+# %% ../../nbs/search/37_queries.ipynb #f78a276b
 def filter_words(
     where,  # what `search` takes
     columns: dict,  # of `column_words`
