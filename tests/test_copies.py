@@ -1,6 +1,7 @@
 """Every copy of the pairs that circulates, read into one schema; and catalogues in HATS, written and read."""
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -22,6 +23,7 @@ from astroclip.formats.hats_writer import INDEX, ORDER, HatsWriter, partitions, 
 from astroclip.formats.mmu_files import mmu_images, mmu_spectra, write_mmu
 from astroclip.formats.original_file import write_original
 from astroclip.formats.parquet_rows import ParquetFiles
+from astroclip.formats.sources import check_numbered
 from astroclip.surveys.pairs import batches, open_pairs
 
 
@@ -406,6 +408,90 @@ def test_repeated_targets_are_counted_and_kept(tmp_path, galaxies):
     write_mmu(tmp_path / "n", g["ra"], g["dec"], mmu_images(g["image"], ["g", "r", "z"], np.arange(6)))
     survey = open_pairs(tmp_path)
     assert len(survey) == 8 and survey.provenance["repeated_targets"] == 2
+
+
+@pytest.mark.parametrize("write", [write_mmu, as_hats])
+def test_catalogues_written_again_in_the_same_process_are_joined_again(tmp_path, galaxies, write):
+    g, n, rng = {k: v[:20] for k, v in galaxies.items()}, 20, np.random.default_rng(3)
+    for _ in range(2):  # the second time into the same files, in other orders
+        for name in ("desi", "north"):
+            order = rng.permutation(n)
+            columns = mmu_images(g["image"], ["g", "r", "z"], np.arange(n))
+            if name == "desi":
+                columns = mmu_spectra(g["flux"], g["ivar"], WAVELENGTH, g["redshift"], g["targetid"])
+            columns = {k: np.asarray(v)[order] for k, v in columns.items()}
+            if write is as_hats:
+                shutil.rmtree(tmp_path / name, ignore_errors=True)
+            write(tmp_path / name, g["ra"][order], g["dec"][order], columns)
+        survey = open_pairs(tmp_path)
+        of = [g["targetid"].tolist().index(t) for t in survey.targetid]
+        np.testing.assert_array_equal(survey.images(), g["image"][of])
+        np.testing.assert_array_equal(survey.flux(), g["flux"][of])
+
+
+@pytest.mark.parametrize("form", ["parquet", "mmu", "text"])
+def test_a_name_beyond_the_signed_integers_is_refused_not_negative(tmp_path, form):
+    ids = np.array([5, 2**63 + 4], np.uint64)
+    pixels, flux = np.zeros((2, 3, 152, 152), "f4"), np.ones((2, N_PIXELS), "f4")
+    if form == "parquet":
+        columns = dict(image=pixels.transpose(0, 3, 2, 1), spectrum=flux[..., None], redshift=np.ones(2), targetid=ids)
+        pq.write_table(pa.table({k: nested_lists(v) for k, v in columns.items()}), tmp_path / "a.parquet")
+    else:
+        spectra = mmu_spectra(flux, flux, WAVELENGTH, np.ones(2), ids)
+        spectra["object_id"] = ids if form == "mmu" else ids.astype(str)
+        write_mmu(tmp_path / "desi", np.arange(2.0), np.ones(2), spectra)
+        write_mmu(tmp_path / "n", np.arange(2.0), np.ones(2), mmu_images(pixels, ["g", "r", "z"], np.arange(2)))
+    with pytest.raises(ValueError, match=r"\(9223372036854775812\) is beyond 2\^63 - 1"):
+        open_pairs(tmp_path)
+
+
+def test_a_folder_with_a_file_missing_is_refused_and_the_files_of_it_still_open(copies, tmp_path):
+    (tmp_path / "data").mkdir()
+    files = [tmp_path / "data" / f"train-{i:05d}-of-00003.parquet" for i in range(3)]
+    for path in files:
+        shutil.copy(copies["one_file"], path)
+    assert len(open_pairs(tmp_path)) == 3 * 28
+    files[1].unlink()
+    with pytest.raises(FileNotFoundError, match="data lacks 1 of 3 files, the first is train-00001-of-00003: fetch"):
+        open_pairs(tmp_path)
+    assert len(open_pairs(files[0])) == 28  # on purpose
+    with pytest.raises(FileNotFoundError, match="lacks 2 of 3 files, the first is x-train-00000-of-00003"):
+        check_numbered(["a/x-train-00001-of-00003.arrow", "a/test-00000-of-00001.arrow", "b/part-7.arrow"])
+    check_numbered(["a/train-00000-of-00002-ab.parquet", "a/train-00001-of-00002-cd.parquet"])
+
+
+@pytest.mark.parametrize("gone", ["4", "8"])
+def test_an_original_without_one_of_its_groups_is_refused(copies, tmp_path, gone):
+    path = tmp_path / "paper.h5"
+    path.write_bytes(Path(copies["original"]).read_bytes())
+    with h5py.File(path, "a") as file:
+        del file[gone]
+    with pytest.raises(ValueError, match=f"paper.h5 has no group '{gone}'.*fetch it again"):
+        open_pairs(path)
+    assert open_pairs(copies["original"]).provenance["groups"] == 10
+
+
+@pytest.mark.parametrize("name, split", [("my-test", 0), ("a_valid", 0), ("test", 2), ("validation", 1)])
+def test_a_folder_is_a_split_by_its_whole_name_only(copies, tmp_path, name, split):
+    (tmp_path / name).mkdir()
+    shutil.copy(copies["one_file"], tmp_path / name / "pairs.parquet")
+    assert set(open_pairs(tmp_path / name, split="own").split) == {split}
+
+
+def test_a_plus_in_the_name_of_a_folder(copies, tmp_path):
+    place = tmp_path / "a+b"
+    for name in ("mmu_hats", "mmu_hdf5"):
+        shutil.copytree(copies[name], place / name)
+        spectra, north, south = (f"{place}/{name}/{part}" for part in ("desi", "north", "south"))
+        expected = open_pairs(copies[name])
+        for given in ((place / name,), (spectra, [north, south]), (f"hats://{spectra}+{north}+{south}",)):
+            survey = open_pairs(*given)
+            np.testing.assert_array_equal(survey.targetid, expected.targetid)
+            np.testing.assert_array_equal(survey.read("arcsec"), expected.read("arcsec"))
+    shutil.copy(copies["ours"], place / "s.h5")
+    assert len(open_pairs(place / "s.h5")) == N
+    (tmp_path / "a").mkdir()  # a shorter name that is there too changes nothing
+    assert len(open_pairs(f"{place}/mmu_hdf5/desi", f"{place}/mmu_hdf5/north")) < N
 
 
 def test_one_wrong_bit_in_a_page_is_found(copies, tmp_path):

@@ -17,7 +17,7 @@ from ..core.faults import write_atomic
 from ..core.outputs import check_output
 from ..formats.hdf5_columns import NotASurvey
 from .hub_folder import hub_batches, write_hub_folder
-from ..formats.sources import HubCopy, is_address
+from ..formats.sources import HubCopy, check_apart, is_address
 from ..surveys.pairs import TRAIN, Survey, open_survey, read_rows
 
 # %% ../../nbs/bulk/36_conversion.ipynb #7e356b2b
@@ -113,6 +113,7 @@ def convert_pairs(
     "Any copy of the pairs -> our survey file, or a folder that the hub takes; checked against the source."
     output = Path(output)
     inputs = [] if is_address(source) else [source]
+    check_apart(output, source)
     to_file = output.suffix.lower() in (".h5", ".hdf5")
     if to_file:
         check_output(output, inputs, overwrite)

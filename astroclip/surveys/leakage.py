@@ -12,6 +12,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from ..core.outputs import check_output, write_table
+from ..formats.sources import check_apart
 from ..metrics.sphere import chord_of, unit_sphere
 from .pairs import Survey
 from .splits import PART_NAMES, TEST, TRAIN, VALIDATION, sky_cells, split_rows, write_split
@@ -123,8 +124,10 @@ def freeze_split(
     overwrite: bool = False,
 ) -> tuple:  # SHA-256, table of leaks
     "Split a survey, count what leaks, write both."
+    check_apart(output, source)
     output = check_output(output, inputs=[source] if Path(source).exists() else [], overwrite=overwrite)
     if report is not None:
+        check_apart(report, source, "--report")
         report = check_output(report, inputs=[output], overwrite=overwrite, option="--report")
     own = str(rule) == "paper" and groups is None
     try:

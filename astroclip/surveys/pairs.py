@@ -109,9 +109,8 @@ def facts_about(
         attrs = {k: file.attrs[k] for k in file.attrs if is_plain(file.attrs.get_id(k).dtype)}
     kept = dict(source=str(path), format=str(attrs.get("schema", "original file of the paper, HDF5")))
     if "targetid" not in file:
-        kept |= dict(
-            axes="x, y, band, turned to band, y, x", zwarn="no column", release="1.1.5", licence="MIT"
-        )
+        axes, groups = "x, y, band, turned to band, y, x", sum(g.isdigit() for g in file)
+        kept |= dict(axes=axes, groups=groups, zwarn="no column", release="1.1.5", licence="MIT")
     return attrs, kept | json.loads(str(attrs.get("provenance", "{}")))
 
 
