@@ -20,6 +20,7 @@ from astroclip.files.fits_files import UnreadableFile
 from astroclip.formats.column_parts import Picked, rows_in_file
 from astroclip.formats.hats_files import HatsCatalog, nested_lists, nested_table
 from astroclip.formats.hats_writer import INDEX, ORDER, HatsWriter, partitions, write_hats
+from astroclip.formats.hdf5_columns import NotASurvey
 from astroclip.formats.mmu_files import mmu_images, mmu_spectra, write_mmu
 from astroclip.formats.original_file import write_original
 from astroclip.formats.parquet_rows import ParquetFiles
@@ -445,6 +446,16 @@ def test_a_name_beyond_the_signed_integers_is_refused_not_negative(tmp_path, for
         open_pairs(tmp_path)
 
 
+def test_names_without_a_sign_go_into_a_file_and_into_no_folder(tmp_path, galaxies):
+    ids = np.uint64(2**63) + np.arange(4, dtype=np.uint64)
+    write_ours(tmp_path / "a.h5", {k: v[:4] for k, v in galaxies.items()} | dict(targetid=ids))
+    made = convert_pairs(tmp_path / "a.h5", tmp_path / "b.h5")
+    assert_same(open_pairs(made).targetid, ids)
+    with pytest.raises(ValueError, match="beyond 2\\^63 - 1"):
+        convert_pairs(tmp_path / "a.h5", tmp_path / "folder")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "b.h5"]
+
+
 def test_a_folder_with_a_file_missing_is_refused_and_the_files_of_it_still_open(copies, tmp_path):
     (tmp_path / "data").mkdir()
     files = [tmp_path / "data" / f"train-{i:05d}-of-00003.parquet" for i in range(3)]
@@ -625,6 +636,50 @@ def test_any_copy_converts_into_ours(copies, tmp_path, name, output):
         assert survey.read("good_redshift").sum() == N - 4 and survey.provenance["zwarn"] == "true means good"
     if output == "folder" and name == "save_to_disk":
         assert np.bincount(open_pairs(made, split="own").split).tolist() == [32, 0, 8]
+
+
+@pytest.fixture(scope="module")
+def with_others(copies, tmp_path_factory):
+    "The galaxies of one Parquet file with columns of somebody else's beside them."
+    table, n = pq.read_table(copies["one_file"]), 28
+    others = dict(
+        name=["x" * (60 + i) for i in range(n)],  # longer in the second row group than in the first
+        place=["Ångström galaxié"] * n,
+        snr=np.arange(n) / 7,
+        vector=[[1.0, float(i)] for i in range(n)],
+        ragged=[[1.0] * (1 + i // 9) for i in range(n)],  # one length in each row group of nine
+        lists=[[1.0] * (i % 3) for i in range(n)],
+        structure=[dict(a=1, b="x")] * n,
+        nothing=pa.nulls(n),
+        when=pa.array(range(n), pa.timestamp("us")),
+        flag=[None if i == 20 else 2**60 + 1 for i in range(n)],
+    )
+    for name, values in others.items():
+        table = table.append_column(name, values if isinstance(values, pa.Array) else pa.array(values))
+    path = tmp_path_factory.mktemp("others") / "train-00000-of-00001.parquet"
+    pq.write_table(table, path, row_group_size=9)
+    return path
+
+
+@pytest.mark.parametrize("output", ("survey.h5", "folder"))
+def test_columns_that_cannot_be_copied_are_named_and_all_else_is_whole(with_others, tmp_path, output):
+    with pytest.warns(UserWarning) as said:
+        made = convert_pairs(with_others, tmp_path / output)
+    said = [str(w.message) for w in said if "left out" in str(w.message)]
+    assert [text.split()[1] for text in said] == ["ragged", "lists", "structure", "nothing", "when", "flag"]
+    assert "shapes [(1,), (2,), (3,), (4,)]" in said[0] and "datetime64" in said[4]
+    assert open_pairs(made).provenance["left_out"] == said
+    assert pixel_hash(made) == pixel_hash(with_others)
+    back = convert_pairs(made, tmp_path / "back.h5") if output == "folder" else convert_pairs(made, tmp_path / "back")
+    for copy in (made, back):
+        order = np.argsort(open_pairs(copy).targetid)
+        first = np.argsort(open_pairs(with_others).targetid)
+        for name in ("name", "place", "snr", "vector"):
+            got, given = (open_pairs(x).read(name) for x in (copy, with_others))
+            got = np.char.decode(got, "utf-8") if got.dtype.kind == "S" else got
+            np.testing.assert_array_equal(got[order], given[first])
+    with pytest.raises(NotASurvey, match="has no column 'when'|has no dataset 'when'"):
+        open_pairs(made).read("when")
 
 
 def test_a_collection_leads_to_its_catalog(tmp_path):
