@@ -24,7 +24,7 @@ from astroclip.formats.hdf5_columns import NotASurvey
 from astroclip.formats.mmu_files import mmu_images, mmu_spectra, write_mmu
 from astroclip.formats.original_file import write_original
 from astroclip.formats.parquet_rows import ParquetFiles
-from astroclip.formats.sources import check_numbered
+from astroclip.formats.sources import check_numbered, joined_parts
 from astroclip.surveys.pairs import batches, open_pairs
 
 
@@ -501,6 +501,7 @@ def test_a_plus_in_the_name_of_a_folder(copies, tmp_path):
             np.testing.assert_array_equal(survey.read("arcsec"), expected.read("arcsec"))
     shutil.copy(copies["ours"], place / "s.h5")
     assert len(open_pairs(place / "s.h5")) == N
+    assert joined_parts("x" * 5000 + "+y") == ["x" * 5000, "y"]  # no name of a file, and no error of the system
     (tmp_path / "a").mkdir()  # a shorter name that is there too changes nothing
     assert len(open_pairs(f"{place}/mmu_hdf5/desi", f"{place}/mmu_hdf5/north")) < N
 

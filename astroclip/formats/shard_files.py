@@ -200,7 +200,8 @@ def usable_files(
         )
     paths, twice = without_repeats(paths)
     if twice and on_bad == "refuse":
-        raise ValueError(f"{'; '.join(twice)}: keep one of the two, or on_bad='skip' reads the first")
+        more = f" (and so are {len(twice) - 1} more)" if len(twice) > 1 else ""
+        raise ValueError(f"{twice[0]}{more}: keep one of the two, or on_bad='skip' reads the first")
     files, gaps = [], gaps_between(paths, use, whole)
     if gaps and on_bad == "refuse":
         fix = "fetch them, name the files that you want, or on_bad='skip' goes on without"

@@ -33,7 +33,7 @@ def joined_parts(source) -> list[str]:
     pieces, parts = str(source).split("+"), []
     while pieces:
         names = ["+".join(pieces[:n]).strip() for n in range(1, len(pieces) + 1)]
-        there = [n for n, name in enumerate(names, 1) if Path(name.removeprefix("hats://")).exists()]
+        there = [n for n, name in enumerate(names, 1) if os.path.exists(name.removeprefix("hats://"))]
         taken = max(there, default=1)
         parts.append(names[taken - 1])
         pieces = pieces[taken:]
@@ -117,7 +117,7 @@ def stamp_of(
     for part in joined_parts(source):
         path = Path(part.removeprefix("hats://"))
         inside = [Path(at) / name for at, _, names in os.walk(path, followlinks=True) for name in names]
-        files = [p.resolve() for p in (inside or [path]) if p.is_file()]
+        files = [p.resolve() for p in (inside or [path]) if os.path.isfile(p)]
         about = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(files)]
         found.append((part, tuple(about)))
     return tuple(found)
