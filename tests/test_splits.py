@@ -257,7 +257,7 @@ def test_a_split_and_its_report_never_replace_what_was_read(survey_file, tmp_pat
         freeze_split(survey_file, tmp_path / "q.csv", report=tmp_path / "q.csv")
     assert (pairs.read_bytes(), frozen.read_bytes()) == before and not (tmp_path / "q.csv").exists()
     (tmp_path / "copy").mkdir()
-    with pytest.raises(ValueError, match="would be read as an input"):  # a folder of Parquet is read whole
+    with pytest.raises(ValueError, match="would be read as a part"):  # a folder of Parquet is read whole
         freeze_split(tmp_path / "copy", tmp_path / "copy" / "split.parquet")
 
 

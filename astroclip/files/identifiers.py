@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'values_and_gaps', 'objects', 'is_gap', 'rows_of', 'whole_numbers', 'integers', 'text_of', 'from_objects',
-           'as_identifiers', 'as_targetids', 'held_by', 'same_type', 'is_among', 'find_rows', 'target_ids',
-           'brick_names']
+           'as_identifiers', 'signed_identifiers', 'as_targetids', 'held_by', 'same_type', 'is_among', 'find_rows',
+           'target_ids', 'brick_names']
 
 # %% ../../nbs/files/15_identifiers.ipynb #a014211a
 import numbers
@@ -179,6 +179,23 @@ def as_identifiers(
     if empty.any():
         raise ValueError(f"{name}: {rows_of(empty)}: empty text, and every galaxy needs a name")
     return x
+
+# %% ../../nbs/files/15_identifiers.ipynb #62f3c13d
+def signed_identifiers(
+    x,  # N of them in any container
+    name="targetid",  # for the message
+) -> np.ndarray:  # (N,) int64
+    "Identifiers as integers of 64 bits with a sign; `ValueError` for those that do not fit, and for text."
+    x = as_identifiers(x, name)
+    if x.dtype.kind == "U" and len(x):
+        raise ValueError(f"{name} are text ({x[0]!s:.40}): expected integers")
+    bad = x > np.uint64(2**63 - 1) if x.dtype == np.uint64 else np.zeros(len(x), bool)
+    if bad.any():
+        raise ValueError(
+            f"{name}: {rows_of(bad)} ({x[bad][0]}) is beyond 2^63 - 1, the largest that DESI's signed "
+            "names reach, and would become negative: leave out those rows or give other numbers"
+        )
+    return x.astype(np.int64)
 
 # %% ../../nbs/files/15_identifiers.ipynb #827020e2
 def as_targetids(

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from ..core.outputs import check_output, table_format, write_table
+from ..formats.sources import check_apart
 from ..metrics.sphere import chord_of, unit_sphere
 from .pairs import Survey
 from .splits import PART_NAMES, RULES, TEST, TRAIN, VALIDATION
@@ -178,6 +179,9 @@ def freeze_split(
         if given and str(rule) != wanted:
             text = f"and the rule is {rule}: leave it out, or give --rule {wanted}"
             raise ValueError(f"{option} belongs to rule {wanted}, {text}")
+    check_apart(output, source)
+    if report is not None:
+        check_apart(report, source, "--report")
     output, report = check_names(source, output, rule, report, groups, overwrite)
     own = str(rule) == "paper" and groups is None
     try:
