@@ -1,5 +1,6 @@
 """From a list of targets to galaxies and to answers: order, identifiers, holes, faults, interruptions, no network."""
 
+import io
 import os
 import random
 import signal
@@ -151,6 +152,86 @@ def test_one_bad_object_never_stops_the_rest(server, how):
     assert "outside the footprint of ls-dr9-south" in reasons[4]
     assert "neither an identifier nor a position" in reasons[5]
     assert [one.wanted.row for one in found] == list(range(7))
+
+
+@pytest.mark.parametrize(
+    "changed, says",
+    [
+        (dict(targetid=float(BIG + 1)), "is no integer: its digits cannot be trusted, and this may be the target"),
+        (dict(targetid=None), "sent the identifier None"),
+        (dict(flux=[10**400] * 7781), "hold something else than numbers"),
+        (dict(redshift_warning=10**30), "redshift_warning has more than 64 bits"),
+        (dict(coadd_fiberstatus=[]), "cannot be read (TypeError"),
+    ],
+)
+def test_a_record_of_nonsense_costs_its_row(how, changed, says):
+    records = [sparcl_record(s) for s in TOYS[:3]]
+    records[1] |= changed
+    with StandIn(sparcl_service(records) | {"/viewer/": cutout_service(sky)}) as server:
+        found = astroclip.fetch(targetid=[BIG, BIG + 1, BIG + 2], **how | dict(services=usual_services(server.url)))
+    assert [one.spectrum is None for one in found] == [False, True, False] and says in found[1].reason
+    assert [one.image is None for one in found] == [False, True, False]
+    assert found.table()["targetid"].tolist() == [BIG, BIG + 1, BIG + 2]
+
+
+def test_an_identifier_of_more_than_64_bits_costs_its_row(shell, tmp_path):
+    (tmp_path / "t.csv").write_text(f"targetid\n{BIG}\n{2**63 + 5}\n")
+    status, out, err = shell("fetch", "t.csv", "-o", "out")
+    assert status == 0 and "2 objects: 1 images, 1 spectra, 1 not complete" in out, err
+    table = Table.read(tmp_path / "out" / "targets.ecsv")
+    assert table["targetid"].tolist() == [BIG, None] and "9223372036854775813 is no TARGETID" in table["reason"][1]
+
+
+def test_a_spectrum_that_fits_in_no_file_costs_its_row(shell, server, tmp_path):
+    records = [sparcl_record(s) for s in TOYS[:2]]
+    server.routes |= sparcl_service([records[0], records[1] | dict(survey="s\u00fcd")])
+    status, out, err = shell("fetch", "--targetid", BIG, "--targetid", BIG + 1, "-o", "out")
+    assert status == 0 and "2 objects: 2 images, 1 spectra, 1 not complete" in out, err
+    assert "fits in no file" in Table.read(tmp_path / "out" / "targets.ecsv")["reason"][1]
+
+
+def test_a_cutout_of_nonsense_costs_its_row(server, how):
+    "Its header has a word where the size of a pixel is expected."
+
+    def odd(heard):
+        reply = cutout_service(sky)(heard)
+        if heard["ra"].startswith("151."):
+            with fits.open(io.BytesIO(reply.body)) as hdus:
+                hdus[0].header["CD2_2"] = "abc"
+                hdus.writeto(content := io.BytesIO())
+            reply.body = content.getvalue()
+        return reply
+
+    server.routes["/viewer/"] = odd
+    found = astroclip.fetch(targetid=[BIG, BIG + 1, BIG + 2], **how)
+    assert [one.image is None for one in found] == [False, True, False] and found[1].spectrum is not None
+    assert "no image: " in found[1].reason and "cannot be read (TypeError" in found[1].reason
+
+
+@pytest.mark.parametrize("rows", [[dict(plate=266)], ["abc"], [dict(plate=266, mjd=1, fiberid=7, ra=None, dec=2.0)]])
+def test_a_row_of_nonsense_from_skyserver_costs_its_row(server, how, rows):
+    usual = server.routes[next(path for path in server.routes if "SkyServerWS" in path)]
+
+    def odd(heard):
+        return json_reply([dict(Rows=rows)]) if "186." in heard["cmd"] else usual(heard)
+
+    server.routes["/dr17/SkyServerWS/"] = odd
+    found = astroclip.fetch(ra=[185.0, 186.0, 185.0], dec=[30.0] * 3, **how)
+    assert [one.spectrum is None for one in found] == [False, True, False]
+    assert "no spectrum: " in found[1].reason and found[1].image is not None
+
+
+def test_what_is_no_fault_of_an_object_passes(how, monkeypatch):
+    def full(*given, **more):
+        raise OSError(28, "No space left on device")
+
+    def stopped(*given, **more):
+        raise KeyboardInterrupt
+
+    for fault, kind in ((full, OSError), (stopped, KeyboardInterrupt)):
+        monkeypatch.setattr("astroclip.surveys.remote.cutout_at", fault)
+        with pytest.raises(kind):
+            astroclip.fetch(targetid=BIG, **how)
 
 
 def test_a_cutout_that_breaks_costs_its_row(server, how):

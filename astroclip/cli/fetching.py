@@ -22,7 +22,7 @@ from ..surveys.remote import FetchedObject, Manner, fetch_each, fetched_row, fet
 from ..web.wanted import Wanted, names_targets, table_of_targets, target_columns, wanted_objects
 from ..web.cutouts import LAYERS
 from ..web.desi_healpix import REDUCTIONS
-from ..web.downloads import Downloads
+from ..web.downloads import Downloads, or_reason
 
 # %% ../../nbs/cli/15_fetching.ipynb #6697b9f9
 def write_if_new(
@@ -97,8 +97,14 @@ def write_object(
         line["image"] = f"images/{name}.fits"
         write_if_new(one.path.read_bytes(), folder / line["image"])
     if one.spectrum is not None:
+        content, reason = or_reason(spectrum_fits, one.spectrum)
+        if reason:
+            line["reason"] = "; ".join(
+                filter(None, [line["reason"], f"its spectrum fits in no file: {reason}"])
+            )
+            return line
         line["spectrum"] = f"spectra/{name}.fits"
-        write_if_new(spectrum_fits(one.spectrum), folder / line["spectrum"])
+        write_if_new(content, folder / line["spectrum"])
     return line
 
 

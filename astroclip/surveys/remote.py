@@ -22,7 +22,7 @@ from ..web.wanted import Wanted, wanted_objects
 from ..web import desi_healpix, sparcl
 from ..web.cutouts import CUTOUTS, SkyLayer, cutout_at
 from ..web.desi_healpix import DESI_URL
-from ..web.downloads import Downloads, NotCached, NotThere, ServiceDown
+from ..web.downloads import Downloads, NotCached, ServiceDown, or_reason
 from ..web.sdss import SDSS_URL, SKYSERVER_URL, fibers_near, spectrum_of
 from ..web.sparcl import SPARCL_URL
 
@@ -144,15 +144,15 @@ class Patience:
     ) -> tuple:  # (answer, "") or (None, reason)
         "An answer or a reason; `ServiceDown` when the patience is spent."
         try:
-            answer = call(*args, **more)
-            self.failed = 0
+            answer, reason = or_reason(call, *args, **more)
         except ServiceDown as error:
             self.failed += 1 if error.status == 500 else 10
             if self.failed >= 10 * self.most:
                 raise
             return None, str(error)
-        except (NotThere, NotCached, ValueError) as error:
-            return None, str(error)
+        if reason:
+            return None, reason
+        self.failed = 0
         return (None, answer) if isinstance(answer, str) else (answer, "")
 
 # %% ../../nbs/surveys/70_remote.ipynb #b3537c66
@@ -306,7 +306,9 @@ def fetch_each(
             if manner.spectra:
                 spectra = spectra_of_block(block, manner, downloads, patience["sdss"])
             for one in block:
-                yield complete_object(one, spectra.get(one.row), manner, downloads, patience["cutouts"])
+                about = one, spectra.get(one.row), manner, downloads, patience["cutouts"]
+                found, reason = or_reason(complete_object, *about)
+                yield found or FetchedObject(one, one.ra, one.dec, reasons=[reason])
                 bar.update()
 
 # %% ../../nbs/surveys/70_remote.ipynb #7bd2a6fd

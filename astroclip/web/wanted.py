@@ -121,7 +121,10 @@ def targetids_of(
             found.append(None)
             continue
         try:
-            found += as_targetids([value])
+            (targetid,) = as_targetids([value])
+            if not -(2**63) <= targetid < 2**63:
+                raise ValueError(f"{targetid} is no TARGETID: it needs more than 64 bits")
+            found.append(targetid)
         except ValueError as error:
             found.append(error)
     return found
