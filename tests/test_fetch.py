@@ -460,7 +460,7 @@ def test_a_killed_fetch_resumes_without_asking_again(server, tmp_path):
 def test_predict_takes_a_list_of_targets(shell, server, tmp_path):
     (tmp_path / "t.csv").write_text(f"targetid\n{BIG + 1}\n17\n{BIG}\n")
     status, out, err = shell("predict", "t.csv", "-o", "results.ecsv", "--device", "cpu")
-    assert status == 0 and "fetched into results.fetched: 3 objects: 2 images, 2 spectra" in err, err
+    assert status == 0 and "fetched into results.ecsv.fetched: 3 objects: 2 images, 2 spectra" in err, err
     table = Table.read(tmp_path / "results.ecsv")
     assert table["id"].astype(str).tolist() == [str(BIG + 1), "17", str(BIG)]
     assert "SPARCL has no spectrum" in table["reason"][1]
@@ -476,17 +476,58 @@ def test_fetched_files_keep_their_time_so_that_predict_recognises_them(shell, tm
     assert shell("fetch", "--targetid", BIG, "-o", "a")[0] == 0
     files = sorted(p for p in (tmp_path / "a").rglob("*") if p.is_file())
     then = [p.stat().st_mtime_ns for p in files]
-    assert len(files) == 3 and shell("fetch", "--targetid", BIG, "-o", "a")[0] == 0
+    assert len(files) == 4 and shell("fetch", "--targetid", BIG, "-o", "a")[0] == 0
     assert [p.stat().st_mtime_ns for p in files] == then
 
 
-def test_a_folder_used_again_for_other_objects_keeps_none_of_the_old(shell, tmp_path):
-    "Both lists call their object x, and both images have as many bytes."
-    for i in (0, 4):
-        (tmp_path / "t.csv").write_text(f"id,targetid\nx,{BIG + i}\n")
-        assert shell("fetch", "t.csv", "-o", "a")[0] == 0
-        assert read_cutout(tmp_path / "a" / "images" / "x.fits").ra == pytest.approx(150.0 + i)
-        assert read_spectra(tmp_path / "a" / "spectra" / "x.fits")[0].id == str(BIG + i)
+def test_a_folder_belongs_to_one_list(shell, tmp_path):
+    "Both lists call their object x, and both images have as many bytes; each has an object that the other lacks."
+    for name, i in (("a", 0), ("b", 4)):
+        (tmp_path / f"{name}.csv").write_text(f"id,targetid\nx,{BIG + i}\n{name},{BIG + i + 1}\n")
+    assert shell("fetch", "a.csv", "-o", "g")[0] == 0 and shell("fetch", "a.csv", "-o", "g")[0] == 0
+    kept = {p: p.read_bytes() for p in (tmp_path / "g").rglob("*") if p.is_file()}
+    for words in (["fetch", "b.csv"], ["fetch", "a.csv", "--no-images"], ["fetch", "a.csv", "--image-release", "dr10"]):
+        status, out, err = shell(*words, "-o", "g")
+        assert status == 1 and "g holds another list, or this one fetched with other options" in err, err
+        assert {p: p.read_bytes() for p in (tmp_path / "g").rglob("*") if p.is_file()} == kept
+    assert shell("fetch", "b.csv", "-o", "g", "--overwrite")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "g").rglob("*.fits")) == ["b.fits", "b.fits", "x.fits", "x.fits"]
+    assert read_cutout(tmp_path / "g" / "images" / "x.fits").ra == pytest.approx(154.0)
+    assert read_spectra(tmp_path / "g" / "spectra" / "x.fits")[0].id == str(BIG + 4)
+
+
+def test_files_of_somebody_else_are_left_alone(shell, tmp_path):
+    (tmp_path / "t.csv").write_text(f"targetid\n{BIG}\n")
+    for words, folder in ((["fetch", "t.csv", "-o", "own"], "own"), (["predict", "t.csv", "-o", "r.ecsv"], "r.ecsv.fetched")):
+        for own in ("targets.ecsv", f"images/{BIG}.fits"):
+            path = tmp_path / folder / own
+            path.parent.mkdir(parents=True)
+            path.write_text("mine")
+            status, out, err = shell(*words, "--overwrite")
+            assert status == 1 and "were not fetched into it" in err and path.read_text() == "mine", err
+            path.unlink()
+            path.parent.rmdir()
+
+
+def test_answers_point_to_their_own_targets(shell, tmp_path):
+    "Two lists, two outputs of one stem: each answer names the row of its own list."
+    for name, i in (("a", 0), ("b", 1)):
+        (tmp_path / f"{name}.csv").write_text(f"targetid\n{BIG + i}\n")
+    for name, out in (("a", "r.ecsv"), ("b", "r.fits")):
+        assert shell("predict", f"{name}.csv", "-o", out, "--device", "cpu")[0] == 0
+    for out, i in (("r.ecsv", 0), ("r.fits", 1)):
+        (row,) = Table.read(tmp_path / out)
+        listed = Table.read(tmp_path / str(row["file"]))
+        assert listed["targetid"][row["row"]] == BIG + i and str(row["id"]) == str(BIG + i)
+    status, out, err = shell("predict", "b.csv", "-o", "r.ecsv", "--device", "cpu", "--overwrite")
+    assert status == 0 and str(Table.read(tmp_path / "r.ecsv")["id"][0]) == str(BIG + 1), err
+
+
+@pytest.mark.parametrize("words", [["fetch", "t.csv", "-o", "out"], ["predict", "t.csv", "-o", "r.ecsv"]])
+def test_a_list_without_rows_is_one_sentence(shell, tmp_path, words):
+    (tmp_path / "t.csv").write_text("targetid,ra,dec\n")
+    status, out, err = shell(*words)
+    assert status == 1 and "the list of targets has no row" in err, err
 
 
 def test_a_spectrum_file_holds_a_64_bit_identifier(shell, tmp_path):

@@ -122,10 +122,11 @@ COMMANDS["fetch"] = (
         arg("--targetid", action="append", help="of one target of DESI; may be repeated"),
         arg("--ra", type=float, help="of one position, in degrees"),
         arg("--dec", type=float, help="of one position, in degrees"),
-        arg("-o", "--output", required=True, help="folder to write; the same command resumes"),
+        arg("-o", "--output", required=True, help="folder to write, for one list; the same command resumes"),
         arg("--no-images", action="store_true", help="spectra alone"),
         arg("--no-spectra", action="store_true", help="images alone"),
         *FETCHING,
+        arg("--overwrite", action="store_true", help="replace another list that was fetched into the folder"),
     ],
 )
 
