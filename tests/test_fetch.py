@@ -472,6 +472,16 @@ def test_predict_takes_a_list_of_targets(shell, server, tmp_path):
     assert np.array_equal(again["redshift"][0], table["redshift"][0])
 
 
+def test_a_pair_of_two_places_is_flagged(shell, tmp_path):
+    (tmp_path / "t.csv").write_text(f"targetid,ra,dec\n{BIG},200.0,2.0\n{BIG},150.0002,2.0\n{BIG},150.001,2.0\n")
+    assert shell("predict", "t.csv", "-o", "r.ecsv", "--device", "cpu")[0] == 0
+    table = Table.read(tmp_path / "r.ecsv")
+    far = ["two places: the spectrum was taken" in reason for reason in np.ma.filled(table["reason"], "")]
+    assert table["input"].tolist() == ["both"] * 3 and far == [True, False, True]
+    assert "179,8" in table["reason"][0] and " 3.6 arcsec from the centre of the image" in table["reason"][2]
+    assert table["flag"][[0, 2]].all()
+
+
 def test_fetched_files_keep_their_time_so_that_predict_recognises_them(shell, tmp_path):
     assert shell("fetch", "--targetid", BIG, "-o", "a")[0] == 0
     files = sorted(p for p in (tmp_path / "a").rglob("*") if p.is_file())
