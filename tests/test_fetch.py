@@ -15,12 +15,13 @@ from astropy.io import fits
 from astropy.table import MaskedColumn, Table
 
 import astroclip
+from astroclip.cli.fetching import kind_of_table, spectrum_fits
 from astroclip.cli.main import main
 from astroclip.data.images import read_cutout
 from astroclip.files.spectrum_files import read_spectra
 from astroclip.surveys.remote import BLOCK, Manner, Patience, fetch_each, usual_services
 from astroclip.web.wanted import wanted_objects
-from astroclip.web.cutouts import cutout_service
+from astroclip.web.cutouts import cutout_fits, cutout_service
 from astroclip.web.downloads import Downloads, ServiceDown
 from astroclip.web.services import desi_files, desi_service, sdss_service, sparcl_record, sparcl_service, toy_spectrum
 from astroclip.web.stand_in import Reply, StandIn, json_reply
@@ -470,6 +471,51 @@ def test_predict_takes_a_list_of_targets(shell, server, tmp_path):
     assert status == 0 and len(server.log) == asked, err
     again = Table.read(tmp_path / "again.ecsv")
     assert np.array_equal(again["redshift"][0], table["redshift"][0])
+
+
+LISTS = {
+    "comment.csv": f"# from a catalogue\ntargetid,mag\n{BIG},17\n",
+    "german.csv": f"TARGETID;mag\n{BIG};17,5\n",
+    "tabs.txt": f"\ufeffid\ttargetid\nx\t{BIG}\n",
+    "vizier.csv": "RAJ2000,DEJ2000\n150.0,2.0\n",
+    "bright.csv": "ra,dec,flux\n150.0,2.0,31.5\n",
+    "list.fits": Table(dict(TARGETID=np.array([BIG]), FLUX_R=[31.5])),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_predict_takes_every_list_that_fetch_takes(shell, tmp_path, name):
+    content = LISTS[name]
+    content.write(tmp_path / name) if isinstance(content, Table) else (tmp_path / name).write_text(content)
+    assert shell("fetch", name, "-o", "out")[0] == 0
+    status, out, err = shell("predict", name, "-o", "r.ecsv", "--device", "cpu")
+    assert status == 0 and "fetched into r.ecsv.fetched: 1 objects: 1 images" in err, err
+    assert Table.read(tmp_path / "r.ecsv")["input"][0] in ("both", "image")
+
+
+def test_what_is_no_list_says_what_a_list_needs(shell, tmp_path):
+    (tmp_path / "a.csv").write_text(f"targetid\n{BIG}\n")
+    (tmp_path / "b.csv").write_text(f"targetid\n{BIG + 1}\n")
+    (tmp_path / "other.csv").write_text("name,mag\nM 81,7\n")
+    Table(dict(name=["M 81"], mag=[7.0])).write(tmp_path / "other.fits")
+    for words, says in (
+        (["a.csv", "b.csv"], "is asked alone"),
+        (["other.csv"], "no list of targets (columns targetid, or ra and dec, or plate, mjd and fiberid)"),
+        (["other.fits"], "no list of targets (columns targetid, or ra and dec"),
+    ):
+        status, out, err = shell("predict", *words, "-o", "r.ecsv")
+        assert status == 1 and says in err and not (tmp_path / "r.ecsv").exists(), err
+
+
+def test_files_of_survey_spectra_are_no_lists_of_targets(tmp_path):
+    "They name targets too, beside their pixels."
+    for i, (name, content) in enumerate(desi_files(TOYS[:1]).items()):
+        (tmp_path / f"{i}.fits").write_bytes(content)
+        assert kind_of_table(tmp_path / f"{i}.fits")[0] == "" or "coadd" not in name
+    (tmp_path / "s.fits").write_bytes(spectrum_fits(TOYS[0]))
+    (tmp_path / "c.fits").write_bytes(cutout_fits(sky(150.0, 2.0, 152), 150.0, 2.0))
+    (tmp_path / "w.csv").write_text("targetid,wavelength,flux\n5,4000,1\n5,4001,1\n")
+    assert [kind_of_table(tmp_path / name)[0] for name in ("s.fits", "c.fits", "w.csv")] == [""] * 3
 
 
 def test_a_pair_of_two_places_is_flagged(shell, tmp_path):
