@@ -11,6 +11,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from astropy import units
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import MaskedColumn, Table
 
@@ -121,6 +123,30 @@ def test_holes_are_none_and_text_is_exact():
     assert [w.targetid for w in wanted_objects(table=frame)] == [BIG, None]
     assert wanted_objects(targetid=str(BIG))[0].targetid == BIG
     assert wanted_objects(targetid=np.int64(BIG))[0].targetid == BIG
+
+
+def test_floats_are_taken_for_plates_and_never_for_targets(how):
+    "A gap makes floats of a column; SDSS's numbers are small."
+    frame = pd.DataFrame(dict(plate=[266, None], mjd=[51602, None], fiberid=[7, None], ra=[None, 186.0], dec=[None, 30.0]))
+    assert frame["plate"].dtype == float
+    wanted = wanted_objects(table=frame)
+    assert [w.fiber for w in wanted] == [(266, 51602, 7), None] and [w.why for w in wanted] == ["", ""]
+    odd = dict(plate=[266.5, np.inf, 266.0], mjd=[51602] * 3, fiberid=[7, 7, -7])
+    assert all("neither an identifier nor a position" in w.why for w in wanted_objects(table=odd))
+    assert astroclip.fetch(table=frame, images=False, **how)[0].spectrum.redshift == pytest.approx(0.07)
+
+
+def test_an_angle_is_taken_with_its_unit():
+    place = SkyCoord(150.0, 2.0, unit="deg")
+    many = SkyCoord([150.0, 151.0], [2.0, 3.0], unit="deg")
+    for ra, dec, expected in (
+        (place.ra, place.dec, [(150.0, 2.0)]),
+        (many.ra, many.dec, [(150.0, 2.0), (151.0, 3.0)]),
+        (10 * units.hourangle, np.pi / 4 * units.rad, [(150.0, 45.0)]),
+        ([10 * units.hourangle], [2 * units.deg], [(150.0, 2.0)]),
+        (units.Quantity([10.0], "hourangle"), units.Quantity([120.0], "arcmin"), [(150.0, 2.0)]),
+    ):
+        assert [(w.ra, w.dec) for w in wanted_objects(ra=ra, dec=dec)] == [pytest.approx(pair) for pair in expected]
 
 
 def test_an_archive_that_sends_the_neighbour_is_not_believed(how):
@@ -322,6 +348,10 @@ def test_desi_files_by_position(how):
         assert {(one.release, one.survey, one.program) for one in found} == {("DESI-EDR", "sv3", "bright")}
         blind = astroclip.fetch(targetid=BIG, archive="files", **how | dict(services=services))
         assert "found by position" in blind[0].reason
+        server.log.clear()
+        place = astroclip.fetch(ra=185.0, dec=30.0, archive="files", **how | dict(services=services))
+        assert "its TARGETID: give both" in place[0].reason and place[0].image is not None
+        assert paths(server) == ["/viewer/fits-cutout"]
 
 
 def test_bad_questions(how):

@@ -53,7 +53,7 @@ IMAGES = [
 FETCHING = [
     arg("--release", help="of the spectra: DESI-EDR or DESI-DR1 (default: DESI-EDR)"),
     arg("--image-release", help="of the images: dr9 or dr10 (default: dr9)"),
-    arg("--archive", help="of the spectra: sparcl, or files, by position (default: sparcl)"),
+    arg("--archive", help="of the spectra: sparcl, or files, by TARGETID and position (default: sparcl)"),
     arg("--offline", action="store_true", help="ask nobody: only what was fetched before"),
 ]
 CONDITION = "column=value, column=low:high or column=a,b; may be repeated"

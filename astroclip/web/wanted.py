@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAMED_AS', 'LIST_NEEDS', 'TEXT_LISTS', 'Wanted', 'name_of_object', 'text_table', 'table_of_targets', 'target_columns',
-           'names_targets', 'targetids_of', 'degrees_of', 'texts_in', 'fibers_of', 'wanted_row', 'wanted_objects']
+           'names_targets', 'targetids_of', 'degrees_of', 'texts_in', 'whole_numbers_of', 'fibers_of', 'wanted_row',
+           'one_or_many', 'wanted_objects']
 
 # %% ../../nbs/web/75_wanted.ipynb #6c5d6fed
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import numpy as np
 
 from ..files.identifiers import as_identifiers, as_targetids, values_and_gaps
 from ..metrics.sphere import on_sky
+from .downloads import or_reason
+from .sdss import whole_number
 
 # %% ../../nbs/web/75_wanted.ipynb #cc48c6bb
 @dataclass(frozen=True)
@@ -149,16 +152,16 @@ def targetids_of(
 def degrees_of(
     column,  # (N,) as given
 ) -> np.ndarray:  # (N,) float, NaN where there is none
-    "Angles in degrees: numbers as they are, unless the column has another unit."
+    "Angles in degrees: numbers as they are, unless they or their column have another unit."
     unit = getattr(column, "unit", None)
     values, gaps = values_and_gaps(column)
     numbers = np.full(len(values), np.nan)
     for i in np.flatnonzero(~gaps):
         try:
-            numbers[i] = float(values[i])
-        except (TypeError, ValueError):
+            numbers[i] = float(values[i].to_value("deg") if hasattr(values[i], "to_value") else values[i])
+        except (TypeError, ValueError, OverflowError):
             continue
-    if unit is not None and str(unit) not in ("deg", ""):
+    if unit is not None and str(unit) not in ("deg", "degree", "degrees", ""):
         from astropy import units
 
         numbers = (numbers * units.Unit(unit)).to_value("deg")
@@ -176,6 +179,19 @@ def texts_in(
     return texts.tolist()
 
 # %% ../../nbs/web/75_wanted.ipynb #7cb7bf04
+def whole_numbers_of(
+    column,  # (N,) as given
+    name: str,
+) -> list:  # of int, None where there is none
+    "Plates, days or fibres: integers, text, or the floats that a column with gaps is made of."
+    found = []
+    for value, gap in zip(*values_and_gaps(column)):
+        text = value.decode() if isinstance(value, bytes) else str(value)
+        number, _ = or_reason(whole_number, int(text) if text.strip().isdecimal() else value, name)
+        found.append(None if gap else number)
+    return found
+
+
 def fibers_of(
     columns: dict,  # of `target_columns`
     n: int,
@@ -183,8 +199,8 @@ def fibers_of(
     "The fibres of SDSS, where all three numbers are there."
     if not {"plate", "mjd", "fiber"} <= set(columns):
         return [None] * n
-    rows = zip(*(targetids_of(columns[name]) for name in ("plate", "mjd", "fiber")))
-    return [row if all(isinstance(x, int) for x in row) else None for row in rows]
+    rows = zip(*(whole_numbers_of(columns[name], name) for name in ("plate", "mjd", "fiber")))
+    return [None if None in row else row for row in rows]
 
 
 def wanted_row(
@@ -208,10 +224,21 @@ def wanted_row(
     return Wanted(row, one.id, None, ra, dec, None, why)
 
 # %% ../../nbs/web/75_wanted.ipynb #1593ba4e
+def one_or_many(
+    x,  # one value or (N,), with or without a unit
+):  # (N,)
+    "A single identifier or angle as a column of one."
+    if isinstance(x, (list, tuple)):
+        return x
+    if hasattr(x, "unit") and np.ndim(x) == 0:
+        return x.reshape(1)  # astropy's angles keep their unit
+    return [x] if isinstance(x, (str, bytes)) or np.ndim(x) == 0 else x
+
+
 def wanted_objects(
     targetid=None,  # one or (N,) TARGETIDs: integers or text
-    ra=None,  # one or (N,), degrees
-    dec=None,  # one or (N,), degrees
+    ra=None,  # one or (N,), degrees unless it has another unit
+    dec=None,  # one or (N,), degrees unless it has another unit
     table=None,  # path, astropy Table, DataFrame or dictionary; instead of the three above
 ) -> list[Wanted]:
     "What is asked for, in its order."
@@ -224,7 +251,7 @@ def wanted_objects(
         if not names_targets(columns):
             raise ValueError(f"the table names no objects: expected columns {LIST_NEEDS}")
     else:
-        columns = {k: [x] if isinstance(x, (str, bytes)) or np.ndim(x) == 0 else x for k, x in given.items()}
+        columns = {k: one_or_many(x) for k, x in given.items()}
         if ("ra" in columns) != ("dec" in columns):
             raise ValueError("a position needs both ra= and dec=")
     n = {len(column) for column in columns.values()}
