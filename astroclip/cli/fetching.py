@@ -260,7 +260,7 @@ def kind_of_table(
         return "files", table
     return "targets" if names_targets(target_columns(table)) else "table", table
 
-
+# %% ../../nbs/cli/15_fetching.ipynb #1318a770
 def fetch_beside(
     path: Path,  # a list of targets
     output: Path,  # of the answers

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Galaxy', 'of_files', 'of_survey', 'named_files', 'of_table', 'question_of', 'block_columns', 'blocks_of',
-           'open_sources', 'answer_blocks', 'named_columns', 'check_tables', 'predict']
+           'open_sources', 'answer_blocks', 'check_tables', 'named_columns', 'predict']
 
 # %% ../../nbs/cli/27_predicting.ipynb #463608de
 import hashlib
@@ -207,19 +207,7 @@ def answer_blocks(
         say(f"{reused} of {len(blocks)} blocks were there already")
     return blocks
 
-# %% ../../nbs/cli/27_predicting.ipynb #9d85adb8
-def named_columns(
-    columns: dict,  # name -> (n,)
-):  # astropy Table
-    "Answers with units and descriptions; texts stay objects, which take less room."
-    from astroclip.answers.columns import as_table
-
-    ids, reasons = columns.pop("id"), columns.pop("reason")
-    table = as_table(columns | dict(reason=np.full(len(ids), "")), ids)
-    table["reason"] = reasons
-    return table
-
-
+# %% ../../nbs/cli/27_predicting.ipynb #b4d29976
 def check_tables(
     sources,  # files and folders as they were given
     paths: list[Path],  # the files in them
@@ -238,6 +226,18 @@ def check_tables(
             "(columns image and spectrum), and no spectrum (columns wavelength and flux)"
         )
     return "targets" in kinds.values()
+
+# %% ../../nbs/cli/27_predicting.ipynb #9d85adb8
+def named_columns(
+    columns: dict,  # name -> (n,)
+):  # astropy Table
+    "Answers with units and descriptions; texts stay objects, which take less room."
+    from astroclip.answers.columns import as_table
+
+    ids, reasons = columns.pop("id"), columns.pop("reason")
+    table = as_table(columns | dict(reason=np.full(len(ids), "")), ids)
+    table["reason"] = reasons
+    return table
 
 
 def predict(

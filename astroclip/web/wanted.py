@@ -98,7 +98,7 @@ def table_of_targets(
         said = " ".join(str(error).split())[:150]
         raise ValueError(f"{path} is no table that can be read ({said})") from None
 
-
+# %% ../../nbs/web/75_wanted.ipynb #d30b9150
 def target_columns(
     table,  # path, astropy Table, pandas DataFrame or dictionary of columns
 ) -> dict:  # our name -> column as given
