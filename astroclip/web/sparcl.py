@@ -142,14 +142,15 @@ def sparcl_search(
         records = records_in(path)
         if len(records) >= limit:
             if len(some) == 1:
-                raise ValueError(f"SPARCL sent {limit} records of target {some[0]}: there may be more")
-            queue += [some[: len(some) // 2], some[len(some) // 2 :]]
+                found[some[0]] = f"SPARCL sent {limit} records of this target, and there may be more"
+            else:
+                queue += [some[: len(some) // 2], some[len(some) // 2 :]]
             continue
         nobodys = ""
         for record in in_our_names(records, names, release):
             targetid, reason = or_reason(target_of_record, record)
             nobodys = reason or nobodys
-            if not reason:
+            if targetid in some:
                 found.setdefault(targetid, []).append(record)
         if nobodys:
             found |= {i: f"{nobodys}, and this may be the target" for i in some if i not in found}
@@ -181,7 +182,7 @@ def spectrum_of_record(
     flags: list[str] = (),  # to be said of it
 ) -> Spectrum:
     "One record of SPARCL; `ValueError` says why it is no spectrum."
-    name = str(exact_id(record.get("targetid", record["specid"])))
+    name = str(target_of_record(record))
     given = {k: record.get(k) for k in ("wavelength", "flux", "ivar", "mask")}
     if given["mask"] is None:
         del given["mask"]
