@@ -590,7 +590,7 @@ def test_files_of_somebody_else_are_left_alone(shell, tmp_path):
             path.parent.mkdir(parents=True)
             path.write_text("mine")
             status, out, err = shell(*words, "--overwrite")
-            assert status == 1 and "were not fetched into it" in err and path.read_text() == "mine", err
+            assert status == 1 and "no note of a list" in err and path.read_text() == "mine", err
             path.unlink()
             path.parent.rmdir()
 

@@ -139,7 +139,7 @@ def claim_folder(
     theirs = json.loads(note.read_text()) if note.is_file() else None
     if theirs is None and any((folder / name).exists() for name in (LISTING, "images", "spectra")):
         raise FileExistsError(
-            f"{folder} has {LISTING}, images or spectra that were not fetched into it: "
+            f"{folder} has {LISTING}, images or spectra, and no note of a list that they were fetched for: "
             "give another name as -o"
         )
     if theirs and theirs["list"] != mine["list"]:
