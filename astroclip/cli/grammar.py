@@ -53,7 +53,7 @@ IMAGES = [
 FETCHING = [
     arg("--release", help="of the spectra: DESI-EDR or DESI-DR1 (default: DESI-EDR)"),
     arg("--image-release", help="of the images: dr9 or dr10 (default: dr9)"),
-    arg("--archive", help="of the spectra: sparcl, or files, by position (default: sparcl)"),
+    arg("--archive", help="of the spectra: sparcl, or files, by TARGETID and position (default: sparcl)"),
     arg("--offline", action="store_true", help="ask nobody: only what was fetched before"),
 ]
 CONDITION = "column=value, column=low:high or column=a,b; may be repeated"
@@ -122,10 +122,11 @@ COMMANDS["fetch"] = (
         arg("--targetid", action="append", help="of one target of DESI; may be repeated"),
         arg("--ra", type=float, help="of one position, in degrees"),
         arg("--dec", type=float, help="of one position, in degrees"),
-        arg("-o", "--output", required=True, help="folder to write; the same command resumes"),
+        arg("-o", "--output", required=True, help="folder to write, for one list; the same command resumes"),
         arg("--no-images", action="store_true", help="spectra alone"),
         arg("--no-spectra", action="store_true", help="images alone"),
         *FETCHING,
+        arg("--overwrite", action="store_true", help="replace another list that was fetched into the folder"),
     ],
 )
 
