@@ -339,7 +339,7 @@ def search(
 
     found = [hits for _, hits in tables]
     whole = vstack(found, metadata_conflicts="silent") if len(found) > 1 else found[0]
-    kept, said = limits_of_format(whole, output)
+    kept, said = limits_of_format(whole, args.output)
     write_table(kept, output)
     for line in said:
         say(line)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIEWER', 'column_in_degrees', 'sky_positions', 'cone_in_degrees', 'in_cone', 'row_mask', 'allowed',
-           'cone_without_units', 'vector_of', 'example_weights', 'examples_of', 'mixed_query', 'arcsec_apart',
+           'cone_without_units', 'vector_of', 'example_weights', 'examples_of', 'mixed_query', 'apart_in_arcsec',
            'apart_from', 'set_aside', 'hits_of', 'viewer_links']
 
 # %% ../../nbs/search/37_queries.ipynb #3c2fc411
@@ -197,7 +197,7 @@ def mixed_query(
     return as_vectors(q[None], "the examples together")[0]
 
 # %% ../../nbs/search/37_queries.ipynb #0d1498ca
-def arcsec_apart(
+def apart_in_arcsec(
     apart,  # arcsec, or an angle with a unit
 ) -> float:  # arcsec
     "How far apart answers shall be; `ValueError` for what is no such angle."
@@ -218,7 +218,7 @@ def apart_from(
     near: np.ndarray | None = None,  # (p, 3) positions that count as taken
 ) -> np.ndarray:  # (at most k,) answers to keep, in order
     "The first k answers that are neither the galaxy nor the place of an answer before."
-    chord, kept, seen = chord_of(arcsec_apart(apart)), [], set()
+    chord, kept, seen = chord_of(apart_in_arcsec(apart)), [], set()
     taken = np.zeros(len(ids), bool)  # is the place of an answer that of one before?
     known = np.zeros(len(ids), bool) if xyz is None else np.isfinite(xyz).all(1)
     if known.any():

@@ -18,7 +18,7 @@ from ..data.arrays import as_floats
 from ..files.identifiers import is_among
 from .parts import IndexParts, as_vectors, check_model, parts_of
 from .parts import read_index, with_rows, without_rows, write_index
-from .queries import allowed, apart_from, arcsec_apart, cone_without_units, examples_of
+from .queries import allowed, apart_from, apart_in_arcsec, cone_without_units, examples_of
 from .queries import hits_of, mixed_query, sky_positions, vector_of, viewer_links
 
 # %% ../../nbs/search/40_similarity.ipynb #7514df3b
@@ -222,7 +222,7 @@ def search(
     exact: bool = False,  # although the index has an engine
 ) -> Table | list[Table]:
     "The k most similar galaxies: rank, id, modality, similarity, then the index's columns."
-    k, apart = whole_number(k, "k"), None if apart is None else arcsec_apart(apart)
+    k, apart = whole_number(k, "k"), None if apart is None else apart_in_arcsec(apart)
     where = cone_without_units(index, where)
     keep = allowed(index, where, exclude)
     vectors, named, single = asked_vectors(index, query, like, unlike, weights, against, side)
