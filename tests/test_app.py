@@ -255,6 +255,18 @@ def test_columns_of_the_user_stay_in_what_is_taken_home():
     assert all(shown["simulated"]) and shown["index_simulated"].tolist() == shown["id"].tolist()
 
 
+def test_the_survey_is_asked_at_the_place_whatever_its_unit():
+    from astropy import units
+
+    from astroclip.app.page import picture_of
+
+    noise, n = np.random.default_rng(0), 40
+    table = dict(ra=np.full(n, 10.0) * units.hourangle, dec=np.full(n, -0.1) * units.rad)
+    some = galaxies_of(SimilarityIndex.build(noise.normal(size=(n, 8)), np.arange(n), table=table))
+    assert f"ra=150.0&amp;dec={np.degrees(-0.1):.6f}&amp;" in picture_of(some, 3, remote=True)
+    assert "legacysurvey" not in picture_of(some, 3)
+
+
 def test_marks_go_out_and_come_back(page, showcase):
     yes, no = tuple(map(str, showcase.order[:2])), tuple(map(str, showcase.order[2:4]))
     content = marks_bytes(showcase, Question("", yes=yes, no=no))

@@ -71,7 +71,7 @@ def words_of(
         return set(getattr(index, {"id": "ids"}.get(name, name)).tolist())
     return set(map(str, index.table[name])) if name in index.table.colnames else set()
 
-# %% ../../nbs/cli/30_searching.ipynb #be2b45d5
+# %% ../../nbs/cli/30_searching.ipynb #056a23ab
 DATE = re.compile(r"-?\d+(\.\d*)?|\d{4}-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d*)?)?)?)?)?")
 
 
@@ -86,7 +86,7 @@ def bounds_of_dates(
             return ends
     return [text]
 
-
+# %% ../../nbs/cli/30_searching.ipynb #be2b45d5
 def condition_of(
     text: str,  # "0.1:0.2", "a,b,c" or one value
     name: str,  # of the column

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VIEWER', 'column_in_degrees', 'sky_positions', 'cone_in_degrees', 'in_cone', 'row_mask', 'allowed',
            'cone_without_units', 'vector_of', 'example_weights', 'examples_of', 'mixed_query', 'apart_in_arcsec',
-           'apart_from', 'set_aside', 'hits_of', 'viewer_links']
+           'apart_from', 'set_aside', 'hits_of', 'sky_degrees', 'viewer_links']
 
 # %% ../../nbs/search/37_queries.ipynb #3c2fc411
 import math
@@ -267,16 +267,23 @@ def hits_of(
     return table
 
 
+def sky_degrees(
+    table: Table,  # N rows
+) -> np.ndarray | None:  # (N, 2) ra from 0 to 360 and dec, NaN where there is no position; None: no positions
+    "Positions of rows in degrees, whatever the unit of their columns."
+    xyz = sky_positions(table)
+    if xyz is None:
+        return None
+    ra = np.degrees(np.arctan2(xyz[:, 1], xyz[:, 0])) % 360
+    return np.stack([ra, np.degrees(np.arcsin(np.clip(xyz[:, 2], -1, 1)))], 1)
+
+
 def viewer_links(
     hits: Table,  # with positions
     simulated: bool = False,  # galaxies that are not on the sky
 ) -> list[str]:  # one a row, '' where there is none
     "Links to the survey's viewer at the places of galaxies."
-    xyz = None if simulated else sky_positions(hits)
-    if xyz is None:
+    places = None if simulated else sky_degrees(hits)
+    if places is None:
         return [""] * len(hits)
-    ra, dec = (
-        np.degrees(np.arctan2(xyz[:, 1], xyz[:, 0])) % 360,
-        np.degrees(np.arcsin(np.clip(xyz[:, 2], -1, 1))),
-    )
-    return [VIEWER.format(*place) if np.isfinite(place).all() else "" for place in zip(ra, dec)]
+    return [VIEWER.format(*place) if np.isfinite(place).all() else "" for place in places]
