@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CODES_LIMIT', 'MAGNITUDES', 'POSSIBLE_MAGNITUDES', 'MOST_STAND_INS', 'DOUBLE', 'best', 'nearest_rows',
            'asked_vectors', 'known_magnitudes', 'chance_of_hits', 'whole_number', 'distinct_rows', 'engine_words',
-           'beside', 'search', 'SimilarityIndex']
+           'tell_exact', 'beside', 'search', 'SimilarityIndex']
 
 # %% ../../nbs/search/40_similarity.ipynb #2fbf55e5
 from operator import index as integer
@@ -18,8 +18,8 @@ from ..data.arrays import as_floats
 from ..files.identifiers import is_among
 from .parts import IndexParts, as_vectors, check_model, parts_of
 from .parts import read_index, with_rows, without_rows, write_index
-from .queries import allowed, apart_from, apart_in_arcsec, cone_without_units, examples_of
-from .queries import hits_of, mixed_query, sky_positions, vector_of, viewer_links
+from .queries import allowed, apart_from, apart_in_arcsec, examples_of, hits_of
+from .queries import mixed_query, sky_positions, vector_of, viewer_links
 
 # %% ../../nbs/search/40_similarity.ipynb #7514df3b
 CODES_LIMIT = 8 << 30  # numbers of a bank that are kept as bytes, too
@@ -189,11 +189,25 @@ def distinct_rows(
 def engine_words(
     index: IndexParts,
     exact: bool = False,  # although the index has an engine
-) -> dict:  # engine, and recall10 where it was measured
+    admitted: int | None = None,  # rows that a condition leaves; None: there is no condition
+) -> dict:  # engine, and recall10 where it was measured, or a note
     "What the `meta` of an answer says about the search."
     engine = None if exact else index.engine
-    told = dict(engine="exact" if engine is None else engine.word)
-    return told | (dict(recall10=round(engine.recall[0], 4)) if engine and engine.recall else {})
+    if engine is None or admitted is not None and engine.reads_all(admitted, len(index)):
+        return dict(engine="exact")
+    if admitted is not None:
+        return dict(engine=engine.word, note="recall not measured under this condition")
+    return dict(engine=engine.word) | (dict(recall10=round(engine.recall[0], 4)) if engine.recall else {})
+
+
+def tell_exact(
+    before: IndexParts,
+    what: str,  # was done to it
+) -> None:
+    "Say that the engine of an index does not know another one's rows."
+    if before.engine is not None:
+        word = before.engine.word
+        print(f"{what}: the new index is searched exactly until its own engine is made: .use({word!r}, ...)")
 
 
 def beside(
@@ -223,8 +237,8 @@ def search(
 ) -> Table | list[Table]:
     "The k most similar galaxies: rank, id, modality, similarity, then the index's columns."
     k, apart = whole_number(k, "k"), None if apart is None else apart_in_arcsec(apart)
-    where = cone_without_units(index, where)
     keep = allowed(index, where, exclude)
+    told = engine_words(index, exact, None if where is None and exclude is None else int(keep.sum()))
     vectors, named, single = asked_vectors(index, query, like, unlike, weights, against, side)
     if named and not itself:
         keep &= ~is_among(index.ids, named, "query")
@@ -234,7 +248,7 @@ def search(
     else:
         pairs = [distinct_rows(index, v[None], k, keep, exact, apart, named, where) for v in vectors]
         pairs = [(rows[0], s[0]) for rows, s in pairs]
-    tables, told = [hits_of(index, rows, s) for rows, s in pairs], engine_words(index, exact)
+    tables = [hits_of(index, rows, s) for rows, s in pairs]
     for table, vector, found in zip(tables, vectors, pairs):
         table.meta |= told
         if chance:
@@ -276,12 +290,16 @@ class SimilarityIndex(IndexParts):
         return write_index(self, path, dtype)
 
     def add(self, embeddings, ids, modality="image", table=None, model=None) -> "SimilarityIndex":
-        "An index with further rows at its end; they have the same columns."
-        return type(self)(**vars(with_rows(self, embeddings, ids, modality, table, model)))
+        "An index with further rows at its end; they have the same columns. It has no engine yet."
+        more = type(self)(**vars(with_rows(self, embeddings, ids, modality, table, model)))
+        tell_exact(self, "add")
+        return more
 
     def delete(self, ids, modality=None) -> "SimilarityIndex":
-        "An index without some galaxies, or without one modality of them."
-        return type(self)(**vars(without_rows(self, ids, modality)))
+        "An index without some galaxies, or without one modality of them. It has no engine yet."
+        fewer = type(self)(**vars(without_rows(self, ids, modality)))
+        tell_exact(self, "delete")
+        return fewer
 
     def search(self, query=None, k: int = 10, where=None, exclude=None, **options) -> Table | list[Table]:
         "The k most similar galaxies as a table; options are those of the function `search`."
