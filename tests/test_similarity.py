@@ -80,7 +80,7 @@ def test_saved_and_loaded_is_the_same(index, tmp_path):
         (dict(embeddings=X * 0), "all zero"),
         (dict(ids=IDS[:5]), "5 values"),
         (dict(table={"redshift": [1.0]}), "1 values"),
-        (dict(table={"similarity": X[:, 0]}), "names of the result"),
+        *((dict(table={name: X[:, 0]}), "names of the result") for name in ("rank", "id", "modality", "similarity", "chance")),
         (dict(embeddings=X[:0], ids=IDS[:0]), "at least one"),
     ],
 )
