@@ -19,8 +19,8 @@ from .galaxies import Galaxies
 from .questions import Question, conditions
 from ..files.identifiers import is_among
 from ..core.outputs import TABLES, limits_of_format, write_table
-from ..search.marks import Marks, MarkSettings, marked_scores, read_marks, save_marks
-from ..search.queries import allowed, apart_from, hits_of, mixed_query, sky_positions
+from ..search.marks import Marks, MarkSettings, marked_scores, read_marks, save_marks, scored_hits
+from ..search.queries import allowed, apart_from, hits_of, mixed_query, set_aside, sky_positions
 from ..search.similarity import MAGNITUDES, chance_of_hits, nearest_rows
 
 # %% ../../nbs/app/35_hits.ipynb #e173a51d
@@ -154,13 +154,11 @@ def find_galaxies(
     if question.taught:
         own = [galaxies.id_of(question.galaxy)] if question.galaxy and visitor is None else []
         more = [*dict.fromkeys([*yes, *(id for id in own if id not in no)])]
-        if more and no:
+        more = [id for id in more if all(id in rows for rows in galaxies.where.values())]  # seen by all sides
+        if more and (no or yes and visitor is None):
             where = {name: cut for name, cut in conditions(question).items() if name != "modality"}
-            rows, score = taught_rows(
-                galaxies, more, no, allowed(index, where), question.k
-            )  # seen by all sides
-            hits = hits_of(index, rows, score)
-            hits.rename_column("similarity", "score")
+            rows, score = taught_rows(galaxies, more, no, allowed(index, where), question.k)
+            hits = scored_hits(index, rows, score)
             return FoundGalaxies(hits, "score", "", room, time.perf_counter() - begin)
     vector, asking = asking_vector(galaxies, question, visitor)
     if vector is None:
@@ -199,9 +197,10 @@ def answer_table(
     "What was found, with links."
     table = found.hits.copy()
     links = galaxies.index.links(table)
-    if any(links):
+    if any(links) and "viewer" not in table.colnames:
         table["viewer"] = links
     if galaxies.simulated:
+        set_aside(table, "simulated")
         table["simulated"] = True  # a table travels without its page
     return table
 

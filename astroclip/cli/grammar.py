@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['DEVICE', 'OVERWRITE', 'SEED', 'PROFILES', 'TRAINING', 'SURVEY', 'SKIP_BAD', 'RUN', 'HEADS', 'MODALITY', 'WHOLE',
-           'IMAGES', 'FETCHING', 'CONDITION', 'COMMANDS', 'DATA', 'arg', 'add_commands', 'parser']
+           'IMAGES', 'FETCHING', 'CONDITION', 'COMMANDS', 'DATA', 'NEGATIVE', 'arg', 'add_commands', 'parser',
+           'written_out']
 
 # %% ../../nbs/cli/48_grammar.ipynb #4d2d44a6
 import argparse
+import re
+from decimal import Decimal
 
 # %% ../../nbs/cli/48_grammar.ipynb #203a23b0
 def arg(
@@ -366,3 +369,11 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--version", action="store_true", help="print the version")
     add_commands(main, "command", COMMANDS)
     return main
+
+# %% ../../nbs/cli/48_grammar.ipynb #d8a00ab9
+NEGATIVE = re.compile(r"-(\d+\.|(\d+\.?\d*|\.\d+)[eE][-+]?\d{1,3})")
+
+
+def written_out(words) -> list[str]:  # as a shell gives them
+    "Words with negative numbers as argparse takes them: -5e-3 as -0.005, exactly."
+    return [format(Decimal(word), "f") if NEGATIVE.fullmatch(word) else word for word in words]
