@@ -234,6 +234,56 @@ def test_other_rows_are_another_run(tmp_path):
         embed_whole(tiny(), tmp_path / "images", tmp_path / "run", **SMALL)
 
 
+def some_rows(path, n=12, names=("targetid", "ra", "dec", "redshift", "image")):
+    with h5py.File(sample_path()) as f, h5py.File(path, "w") as g:
+        for name in names:
+            g[name] = f[name][:n]
+    return path
+
+
+def changed_redshift(file):
+    file["redshift"][11] = 9
+
+
+def changed_pixels(file):
+    file["image"][:] = file["image"][:][::-1]
+
+
+@pytest.mark.parametrize("change", [changed_redshift, changed_pixels])
+@pytest.mark.parametrize("time_too", [True, False])
+def test_rows_that_changed_under_their_names_are_another_run(tmp_path, change, time_too):
+    how = dict(part_rows=6, report=None)
+    path = some_rows(tmp_path / "survey.h5")
+    embed_whole(tiny(), path, tmp_path / "run", **how)
+    part_path(tmp_path / "run", 1).unlink()
+    about = os.stat(path)
+    with h5py.File(path, "a") as g:
+        change(g)
+    if not time_too:
+        os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    with pytest.raises(ValueError, match="parts of another run .source 'content .*, 1 files of state "):
+        embed_whole(tiny(), path, tmp_path / "run", **how)
+    assert missing_parts(tmp_path / "run", read_plan(tmp_path / "run")) == [1]
+
+
+def test_a_file_of_another_time_is_refused_even_where_the_sample_is_the_same(tmp_path):
+    path = some_rows(tmp_path / "survey.h5", 60)
+    embed_whole(tiny(), path, tmp_path / "run", **SMALL)
+    with h5py.File(path, "a") as g:
+        g["redshift"][1] = 9  # none of the rows whose values are noted
+    with pytest.raises(ValueError, match="parts of another run .source"):
+        embed_whole(tiny(), path, tmp_path / "run", **SMALL)
+
+
+def test_parts_of_an_older_version_are_not_taken_up(tmp_path):
+    path = some_rows(tmp_path / "survey.h5")
+    embed_whole(tiny(), path, tmp_path / "run", **SMALL)
+    manifest = tmp_path / "run" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"source": "survey.h5:12:[1, 2, 3]"}))
+    with pytest.raises(ValueError, match="an older version did not note what its rows held"):
+        embed_whole(tiny(), path, tmp_path / "run", **SMALL)
+
+
 @pytest.fixture
 def plan():
     return PartPlan(model="m", source="s", rows=10, dims=2, part_rows=4, batch_size=4)
