@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,9 +167,10 @@ def test_a_killed_run_is_taken_up_to_the_same_bits(place, tmp_path):
     assert content(out, "catalog/dataset") == content(place / "whole", "catalog/dataset")
 
 
-def test_two_processes_by_torchrun(place, tmp_path):
+@pytest.mark.parametrize("module, skipped", [("astroclip.cli.main", 0), ("astroclip.evaluation.embeddings", 1)])
+def test_two_processes_by_torchrun(place, tmp_path, module, skipped):
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    words += ["--master-port", "0", "-m", "astroclip.cli.main", *command(place, tmp_path / "run")]
+    words += ["--master-port", "0", "-m", module, *command(place, tmp_path / "run")[skipped:]]
     done = subprocess.run(words, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "process 0: " in done.stderr and "process 1: " in done.stderr and " left" in done.stderr
@@ -194,6 +196,84 @@ def test_the_command_says_what_is_there_and_does_nothing_twice(place, tmp_path, 
     said = capsys.readouterr()
     assert "5 of 5 parts are finished already" in said.err and "150 rows in 5 parts" in said.out
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def turn_bits(path, first=40):
+    content = bytearray(path.read_bytes())
+    content[first] ^= 255
+    path.write_bytes(content)
+
+
+def test_a_damaged_part_is_made_again(place, tmp_path, capsys):
+    assert main(command(place, tmp_path / "run")) == 0
+    turn_bits(part_path(tmp_path / "run", 3))
+    shutil.rmtree(tmp_path / "run" / "catalog")
+    capsys.readouterr()
+    assert main(command(place, tmp_path / "run")) == 0
+    said = capsys.readouterr()
+    assert "1 parts are damaged (3) and are made again" in said.err
+    assert "4 of 5 parts are finished already" in said.err and "a HATS catalogue of 150 rows" in said.out
+    assert content(tmp_path / "run") == content(place / "whole")
+    assert content(tmp_path / "run", "catalog/dataset") == content(place / "whole", "catalog/dataset")
+
+
+def lose_rows(catalog):
+    next(catalog.rglob("Npix=*.parquet")).unlink()
+
+
+def turn_bits_of_rows(catalog):
+    turn_bits(next(catalog.rglob("Npix=*.parquet")))
+
+
+def lose_description(catalog):
+    (catalog / "partition_info.csv").unlink()
+
+
+@pytest.mark.parametrize("spoil", [lose_rows, turn_bits_of_rows, lose_description])
+def test_a_catalogue_that_lost_something_is_made_again(place, tmp_path, capsys, spoil):
+    run = tmp_path / "run"
+    shutil.copytree(place / "whole", run)
+    spoil(run / "catalog")
+    said = []
+    assert write_sky_catalog(run, report=said.append) == (run / "catalog", 150, 0)
+    assert len(said) == 1 and "has lost files or is damaged: it is made again" in said[0]
+    assert content(run, "catalog/dataset") == content(place / "whole", "catalog/dataset")
+    assert write_sky_catalog(run, report=said.append)[1] == 150 and len(said) == 1
+
+
+def test_a_name_without_a_suffix_is_a_folder(place, tmp_path, capsys):
+    words = [str(w) for w in command(place, tmp_path / "run")]
+    words[words.index("-o") + 1] = str(tmp_path / "run")
+    assert main(words) == 0 and main(words) == 0  # new, and then there
+    assert "150 rows in 5 parts" in capsys.readouterr().out
+    words[2] = str(some_rows(tmp_path / "survey.h5"))
+    words[words.index("-o") + 1] = str(tmp_path / "other")
+    assert main(words) == 0 and (tmp_path / "other" / "catalog").is_dir()
+
+
+def test_identifiers_may_be_text(tmp_path):
+    path = some_rows(tmp_path / "survey.h5", names=("ra", "dec", "image"))
+    names = [f"J{i:03d}" for i in range(12)]
+    for k, values in enumerate((np.array(names, "S8"), names)):  # of fixed length, and of any
+        with h5py.File(path, "a") as g:
+            if "targetid" in g:
+                del g["targetid"]
+            g["targetid"] = values
+        run = tmp_path / f"run {k}"
+        embed_whole(tiny(), path, run, part_rows=5, report=None)
+        embed_whole(tiny(), path, run, part_rows=5, report=None)  # the fingerprint holds
+        assert whole_table(run)["id"].to_pylist() == names
+        catalog, kept, _ = write_sky_catalog(run)
+        found = pa.concat_tables([pq.read_table(p, columns=["id"]) for p in catalog.rglob("Npix=*.parquet")])
+        assert kept == 12 and sorted(found["id"].to_pylist()) == names
+
+
+def test_text_where_integers_are_needed_is_one_sentence():
+    from astroclip.formats.sources import hub_targets
+
+    assert hub_targets(np.array(["12", b"13"])).tolist() == [12, 13]
+    with pytest.raises(ValueError, match="targetid: 'J0' is no TARGETID"):
+        hub_targets(np.array([b"J0", b"J1"]))
 
 
 @pytest.mark.parametrize(

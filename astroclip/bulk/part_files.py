@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'PARTS', 'CATALOG', 'TYPES', 'NOTED', 'PartPlan', 'open_parts', 'read_plan', 'vector_column', 'vectors_of',
-           'part_path', 'write_part', 'is_finished_part', 'missing_parts', 'read_finished_parts']
+           'part_path', 'write_part', 'is_finished_part', 'readable_rows', 'drop_damaged_parts', 'missing_parts',
+           'read_finished_parts']
 
 # %% ../../nbs/bulk/10_part_files.ipynb #6932cd02
 import hashlib
@@ -178,6 +179,34 @@ def is_finished_part(
     return footer.num_rows == stop - start and said == plan.key
 
 # %% ../../nbs/bulk/10_part_files.ipynb #d051c225
+def readable_rows(
+    path,  # of a Parquet file
+) -> int:
+    "Its rows, if every page agrees with its checksum; -1 where one does not, or no file is there."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return sum(file.read_row_group(i).num_rows for i in range(file.num_row_groups))
+    except (OSError, pa.ArrowException):
+        return -1
+
+
+def drop_damaged_parts(
+    folder,  # of a run
+    plan: PartPlan,
+    rank: int = 0,
+    world: int = 1,
+) -> list[int]:
+    "Parts of a process that look finished and cannot be read; they are deleted, so that nobody takes them."
+    looked_at = [i for i in range(rank, plan.parts, world) if is_finished_part(folder, plan, i)]
+    damaged = [i for i in looked_at if readable_rows(part_path(folder, i)) < 0]
+    for i in damaged:
+        part_path(folder, i).unlink()
+    return damaged
+
+
 def missing_parts(
     folder,  # of a run
     plan: PartPlan,

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files.fits_files import UnreadableFile, reading
-from ..files.identifiers import as_identifiers
+from ..files.identifiers import as_identifiers, as_targetids
 from .column_parts import Chained, Changed, bounds
 from .hats_files import PROPERTY_FILES
 from .hdf5_columns import NoSuchColumn, NotASurvey
@@ -222,7 +222,7 @@ def hub_targets(
 ) -> np.ndarray:  # (n,) int64
     "Target ids, exact or refused."
     if values.dtype.kind in "US":
-        values = np.array([int(v) for v in values.tolist()])
+        values = np.array(as_targetids(values, "targetid"))
     return as_identifiers(values, "targetid").astype(np.int64)
 
 
