@@ -235,7 +235,7 @@ def embed_whole(
             embed_part(model, rows, place, plan, i, told)
     return plan
 
-# %% ../../nbs/bulk/20_whole_surveys.ipynb #7ef0c88f
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #13d049a0
 DESCRIBED = ("partition_info.csv", "dataset/_metadata", "dataset/_common_metadata")
 
 
@@ -256,7 +256,7 @@ def is_whole_catalog(
     whole = all((place / name).is_file() for name in DESCRIBED) and -1 not in rows
     return whole and sum(rows) == int(facts_of_catalog(place).get("hats_nrows", -1))
 
-
+# %% ../../nbs/bulk/20_whole_surveys.ipynb #7ef0c88f
 def wait_for_parts(
     folder,  # of the run
     plan: PartPlan,
