@@ -211,7 +211,7 @@ def test_a_damaged_part_is_made_again(place, tmp_path, capsys):
     capsys.readouterr()
     assert main(command(place, tmp_path / "run")) == 0
     said = capsys.readouterr()
-    assert "1 parts are damaged (3) and are made again" in said.err
+    assert "1 of 5 parts are damaged (3): they are made again" in said.err
     assert "4 of 5 parts are finished already" in said.err and "a HATS catalogue of 150 rows" in said.out
     assert content(tmp_path / "run") == content(place / "whole")
     assert content(tmp_path / "run", "catalog/dataset") == content(place / "whole", "catalog/dataset")
@@ -341,7 +341,7 @@ def test_rows_that_changed_under_their_names_are_another_run(tmp_path, change, t
         change(g)
     if not time_too:
         os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
-    with pytest.raises(ValueError, match="parts of another run .source 'content .*, 1 files of state "):
+    with pytest.raises(ValueError, match="parts of another run .source 'content .*, files .* -> 'content "):
         embed_whole(tiny(), path, tmp_path / "run", **how)
     assert missing_parts(tmp_path / "run", read_plan(tmp_path / "run")) == [1]
 

@@ -87,8 +87,7 @@ def fingerprint_of(
     stats = [(path.name, path.stat()) for path in files_of_source(source)]
     files = json.dumps([(name, about.st_size, about.st_mtime_ns) for name, about in stats])
     times = hashlib.sha256(files.encode()).hexdigest()[:12]
-    said = f"{NOTED}{content.hexdigest()[:12]}, {len(stats)} files of state {times}"
-    return f"{said}, {n} rows of {', '.join(sorted(names))}"
+    return f"{NOTED}{content.hexdigest()[:12]}, files {times}, {n} rows of {', '.join(sorted(names))}"
 
 # %% ../../nbs/bulk/15_bulk_rows.ipynb #61033df3
 def rows_of_shards(shards: Shards) -> BulkRows:

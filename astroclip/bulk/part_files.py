@@ -75,11 +75,11 @@ def open_parts(
     if path.exists():
         old = json.loads(path.read_text())
         new = json.loads(json.dumps(asdict(plan)))
-        changed = [f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in new if old.get(k) != new.get(k)]
+        changed = [k for k in new if old.get(k) != new.get(k)]
         if not changed:
             return folder
         if not overwrite:
-            said = "; ".join(text[:160] for text in changed)
+            said = "; ".join(f"{k} {str(old.get(k))[:60]!r} -> {str(new[k])[:60]!r}" for k in changed)
             if plan.source.startswith(NOTED) and not str(old.get("source")).startswith(NOTED):
                 said += "; an older version did not note what its rows held"
             raise ValueError(

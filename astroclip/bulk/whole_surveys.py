@@ -225,7 +225,7 @@ def embed_whole(
         damaged = drop_damaged_parts(place, plan, rank, world)
         if report and damaged:
             numbers = ", ".join(map(str, damaged[:5])) + (" ..." if len(damaged) > 5 else "")
-            report(f"{name}{len(damaged)} parts are damaged ({numbers}) and are made again")
+            report(f"{name}{len(damaged)} of {len(mine)} parts are damaged ({numbers}): they are made again")
         parts = missing_parts(place, plan, rank, world)
         if report and len(parts) < len(mine):
             report(f"{name}{len(mine) - len(parts)} of {len(mine)} parts are finished already")
