@@ -134,6 +134,7 @@ def test_one_to_one_is_the_greedy_walk(pairs):
         ([0, 1], [0, 91], "are ra and dec swapped"),
         ([0, 1], [0], "2 right ascensions and 1 declinations"),
         ([np.inf], [0], "no position"),
+        (["10:00:00"], [0], "a position is text .*10:00:00.*, expected degrees: convert it"),
         (np.ma.masked_invalid([np.nan]), [0], "no position"),
         (pd.Series([None, 1.0], dtype="Float64"), [0, 0], "1 rows have no position"),
     ],

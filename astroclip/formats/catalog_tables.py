@@ -195,7 +195,11 @@ def checked_positions(
         if hasattr(values, "isna"):
             values = np.where(values.isna(), np.nan, values.astype(object)).astype(float)
         values = getattr(values, "value", values)  # of a Quantity
-        columns.append(np.ma.filled(np.ma.asarray(values, float), np.nan).ravel() * factor)
+        try:
+            columns.append(np.ma.filled(np.ma.asarray(values, float), np.nan).ravel() * factor)
+        except ValueError as error:
+            text = f"a position is text ({error}), expected degrees"
+            raise ValueError(f"{name}: {text}: convert it, Angle(column, unit).deg") from None
     ra, dec = columns
     if len(ra) != len(dec):
         raise ValueError(f"{name}: {len(ra)} right ascensions and {len(dec)} declinations, expected as many")
