@@ -208,6 +208,8 @@ def test_a_damaged_part_is_made_again(place, tmp_path, capsys):
     assert main(command(place, tmp_path / "run")) == 0
     turn_bits(part_path(tmp_path / "run", 3))
     shutil.rmtree(tmp_path / "run" / "catalog")
+    with pytest.raises(OSError, match="part-000003.parquet cannot be read, it is damaged: the command that began"):
+        whole_table(tmp_path / "run")
     capsys.readouterr()
     assert main(command(place, tmp_path / "run")) == 0
     said = capsys.readouterr()

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..core.faults import make_folder, write_atomic
 from ..core.outputs import check_folder
-from ..files.fits_files import reading
+from ..files.fits_files import UnreadableFile, reading
 
 # %% ../../nbs/bulk/10_part_files.ipynb #080b0799
 MANIFEST = "manifest.json"
@@ -230,6 +230,11 @@ def read_finished_parts(
         said = f"{len(missing)} of {plan.parts} parts of {folder} are missing (the first: {missing[0]})"
         raise ValueError(f"{said}: the command that began the run makes them")
     for i in range(plan.parts):
-        with reading(part_path(folder, i), "Parquet"):
-            table = pq.read_table(part_path(folder, i), columns=columns, page_checksum_verification=True)
+        path = part_path(folder, i)
+        try:
+            with reading(path, "Parquet"):
+                table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+        except UnreadableFile:
+            text = "the command that began the run makes it again"
+            raise UnreadableFile(f"{path} cannot be read, it is damaged: {text}") from None
         yield table
