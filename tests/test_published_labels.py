@@ -10,6 +10,8 @@ import pytest
 from astropy.io import fits
 from astropy.table import MaskedColumn, Table
 
+from astroclip.bulk.doors import sample_services, write_provabgs, write_votes
+from astroclip.core.config import sample_path
 from astroclip.formats.catalog_tables import catalogue_files, catalog_columns, read_flags
 from astroclip.surveys.labels import ANSWERS, QUESTIONS, match_votes, read_catalogue
 from astroclip.surveys.pairs import Survey
@@ -23,6 +25,9 @@ from astroclip.surveys.published_labels import (
     read_provabgs,
     read_redshifts,
 )
+from astroclip.surveys.remote import fetch, usual_services
+from astroclip.web.downloads import Downloads
+from astroclip.web.stand_in import StandIn
 
 
 def lost(counts):
@@ -476,3 +481,39 @@ def test_a_kind_that_is_not_read_is_said_and_a_folder_is_no_survey(tmp_path):
     (tmp_path / "hub").mkdir()
     with pytest.raises(ValueError, match="hub is a folder, and labels go into a survey file: make one with"):
         label_survey(tmp_path / "hub", tmp_path / "t.csv")
+
+
+def test_a_rehearsal_has_the_faults_of_the_published_catalogues(tmp_path):
+    "What the writers spoil the readers leave out, and every other galaxy keeps its own values."
+    survey, rows = Survey(sample_path()), slice(40)
+    write_provabgs(tmp_path / "provabgs.hdf5", survey, rows, np.random.default_rng(3))
+    failed, dark = np.random.default_rng(3).random((2, 40)) < 0.1
+    found, counts = read_provabgs(tmp_path / "provabgs.hdf5")
+    assert counts["left"][0] == 41 and 0 < (failed | dark).sum() < 40
+    assert sorted(found["targetid"]) == sorted(survey.targetid[rows][~(failed | dark)])
+    joined, _ = join_labels(found, targetid=survey.targetid[rows])
+    good = np.isfinite(joined["log_mstar"])
+    for name in ("log_mstar", "log_z_mw", "t_age_mw", "log_sfr", "log_ssfr"):
+        assert np.allclose(joined[name][good], survey.label(name)[rows][good], atol=1e-4)
+    write_votes(tmp_path / "votes.csv", survey, rows, np.random.default_rng(4))
+    wrong, few = np.random.default_rng(4).random((2, 40)) < 0.1
+    found, counts = read_galaxy_zoo(tmp_path / "votes.csv")
+    kept = ~(wrong | few)
+    assert np.array_equal(found["ra"], survey.ra[rows][kept])
+    for question in QUESTIONS:
+        assert np.array_equal(found["votes"][question], survey.votes(question)[rows][kept])
+
+
+def test_one_galaxy_from_three_archives(tmp_path):
+    survey = Survey(sample_path())
+    place = dict(targetid=survey.targetid[[2]], ra=survey.ra[[2]], dec=survey.dec[[2]])
+    with StandIn(sample_services(survey, slice(4))) as server:
+        how = dict(downloads=Downloads(tmp_path, pause=0), services=usual_services(server.url), progress=False)
+        how |= dict(images=False)
+        one = fetch(survey.targetid[2], **how)[0].spectrum
+        two = fetch(table=place, archive="files", **how)[0].spectrum
+        three = fetch(table=dict(plate=[266], mjd=[51602], fiberid=[3]), **how)[0].spectrum
+    assert np.array_equal(one.flux, survey.flux([2])[0]) and np.allclose(two.flux, one.flux, atol=1e-4)
+    expected, ivar = one.on_grid(three.wavelength)
+    assert np.allclose(three.flux[ivar > 0], expected[ivar > 0], atol=0.02)  # its grid is in single precision
+    assert {one.redshift} == {two.redshift} and three.redshift == pytest.approx(one.redshift)

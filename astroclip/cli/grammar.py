@@ -87,7 +87,9 @@ COMMANDS = {  # name: (what it does, an example, its arguments)
             arg(
                 "sources", nargs="+", help="one survey.h5, image files of Stein et al., or files and folders"
             ),
-            arg("-o", "--output", required=True, help="index file; FOLDER/ for a whole survey in parts"),
+            arg(
+                "-o", "--output", required=True, help="index file (.h5); a folder for a whole survey in parts"
+            ),
             MODALITY,
             *IMAGES,
             arg("--batch-size", type=int, default=256, help="galaxies at a time (default: 256)"),

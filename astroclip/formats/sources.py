@@ -20,7 +20,7 @@ import numpy as np
 
 from ..core.outputs import resolved
 from ..files.fits_files import UnreadableFile, reading
-from ..files.identifiers import signed_identifiers
+from ..files.identifiers import as_targetids, signed_identifiers
 from .column_parts import Chained, Changed, bounds
 from .hats_files import PROPERTY_FILES
 from .hdf5_columns import NoSuchColumn, NotASurvey
@@ -287,7 +287,7 @@ def hub_targets(
 ) -> np.ndarray:  # (n,) int64
     "Target ids, exact or refused."
     if values.dtype.kind in "US":
-        values = np.array([int(v) for v in values.tolist()])
+        values = np.array(as_targetids(values, "targetid"))
     return signed_identifiers(values, "targetid")
 
 
