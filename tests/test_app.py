@@ -220,6 +220,54 @@ def test_the_probe_of_the_page_is_the_probe_of_the_library(showcase):
     assert np.allclose(found.hits["score"], expected["score"], atol=1e-5)
 
 
+def test_the_page_learns_from_the_first_mark_as_it_was_measured(showcase):
+    "The galaxy that asks and one yes are two yes against galaxies without a mark, as in `taught_ndcg`."
+    from astroclip.search.marks import Marks, search_marks
+
+    own, one, other = showcase.order[:3]
+    for marked, yes, no in ((dict(yes=(str(one),)), [one, own], []), (dict(no=(str(other),)), [own], [other])):
+        found = find_galaxies(showcase, Question(str(own), taught=True, **marked))
+        assert found.word == "score" and found.ids == search_marks(showcase.own, Marks(yes, no), 12)["id"].tolist()
+    vector = showcase.index.vector(own, "image")
+    for marked in (dict(yes=(str(one),)), dict(no=(str(one),))):  # a visitor's galaxy cannot be learnt from
+        assert find_galaxies(showcase, Question(taught=True, **marked), visitor=vector).word == "similarity"
+    alone = find_galaxies(showcase, Question(str(own), taught=True))
+    assert alone.word == "similarity"  # nothing is marked
+
+
+def test_a_galaxy_with_one_side_alone_is_an_example_and_teaches_nothing():
+    noise = np.random.default_rng(0)
+    ids, sides = [*range(40), *range(1, 40)], ["image"] * 40 + ["spectrum"] * 39
+    some = galaxies_of(SimilarityIndex.build(noise.normal(size=(79, 8)), ids, sides))
+    found = find_galaxies(some, Question("0", "image", "image", 5, no=("3",), taught=True))
+    assert found.word == "similarity" and len(found.ids) == 5 and 3 not in found.ids
+    assert find_galaxies(some, Question("0", "image", "image", 5, yes=("3",), taught=True)).word == "score"
+
+
+def test_columns_of_the_user_stay_in_what_is_taken_home():
+    noise, n = np.random.default_rng(0), 40
+    table = dict(ra=noise.uniform(0, 360, n), dec=noise.uniform(-60, 60, n), viewer=[f"note {i}" for i in range(n)])
+    some = galaxies_of(SimilarityIndex.build(noise.normal(size=(n, 8)), np.arange(n), table=table | dict(score=np.arange(n))))
+    found = find_galaxies(some, Question("0", "image", "image", 5, yes=("3",), taught=True))
+    assert found.hits["index_score"].tolist() == found.ids
+    assert answer_table(some, found)["viewer"].tolist() == [f"note {i}" for i in found.ids]
+    index = SimilarityIndex.build(noise.normal(size=(n, 8)), np.arange(n), table=dict(simulated=np.arange(n)), simulated=True)
+    shown = answer_table(galaxies_of(index), find_galaxies(galaxies_of(index), Question("0", "image", "image", 5)))
+    assert all(shown["simulated"]) and shown["index_simulated"].tolist() == shown["id"].tolist()
+
+
+def test_the_survey_is_asked_at_the_place_whatever_its_unit():
+    from astropy import units
+
+    from astroclip.app.page import picture_of
+
+    noise, n = np.random.default_rng(0), 40
+    table = dict(ra=np.full(n, 10.0) * units.hourangle, dec=np.full(n, -0.1) * units.rad)
+    some = galaxies_of(SimilarityIndex.build(noise.normal(size=(n, 8)), np.arange(n), table=table))
+    assert f"ra=150.0&amp;dec={np.degrees(-0.1):.6f}&amp;" in picture_of(some, 3, remote=True)
+    assert "legacysurvey" not in picture_of(some, 3)
+
+
 def test_marks_go_out_and_come_back(page, showcase):
     yes, no = tuple(map(str, showcase.order[:2])), tuple(map(str, showcase.order[2:4]))
     content = marks_bytes(showcase, Question("", yes=yes, no=no))

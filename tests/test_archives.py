@@ -250,10 +250,20 @@ def test_identifiers_that_are_floats_are_refused_on_both_sides(downloads):
     for floats in (3.0, [3.0], np.array([3.0]), [5, 3.0]):
         with pytest.raises(ValueError, match="are floats"):
             sparcl.spectra_of_targets(floats, downloads)
-    records = [sparcl_record(toy_spectrum(5)) | {"targetid": 5.0}]
+    records = [sparcl_record(toy_spectrum(5)) | {"targetid": 5.0}, sparcl_record(toy_spectrum(6))]
     with StandIn(sparcl_service(records)) as server:
-        with pytest.raises(ValueError, match="no integer"):
-            sparcl.spectra_of_targets([5], downloads, url=server.url)
+        got = sparcl.spectra_of_targets([5, 6], downloads, url=server.url)
+    assert "identifier 5.0, which is no integer" in got[5] and same(got[6], toy_spectrum(6))
+
+
+def test_a_target_with_more_records_than_are_sent_costs_itself(downloads, monkeypatch):
+    monkeypatch.setattr(sparcl, "RECORDS", 2)
+    monkeypatch.setattr(sparcl, "MOST_RECORDS", 3)
+    one = sparcl_record(toy_spectrum(5))
+    many = [one | {"sparcl_id": f"{k:04d}"} for k in range(4)]
+    with StandIn(sparcl_service(many + [sparcl_record(toy_spectrum(6))])) as server:
+        got = sparcl.spectra_of_targets([5, 6], downloads, url=server.url)
+    assert "sent 3 records of this target, and there may be more" in got[5] and same(got[6], toy_spectrum(6))
 
 
 def test_sparcls_own_client_understands_the_stand_in(downloads, monkeypatch):

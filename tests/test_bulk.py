@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,9 +167,10 @@ def test_a_killed_run_is_taken_up_to_the_same_bits(place, tmp_path):
     assert content(out, "catalog/dataset") == content(place / "whole", "catalog/dataset")
 
 
-def test_two_processes_by_torchrun(place, tmp_path):
+@pytest.mark.parametrize("module, skipped", [("astroclip.cli.main", 0), ("astroclip.evaluation.embeddings", 1)])
+def test_two_processes_by_torchrun(place, tmp_path, module, skipped):
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    words += ["--master-port", "0", "-m", "astroclip.cli.main", *command(place, tmp_path / "run")]
+    words += ["--master-port", "0", "-m", module, *command(place, tmp_path / "run")[skipped:]]
     done = subprocess.run(words, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "process 0: " in done.stderr and "process 1: " in done.stderr and " left" in done.stderr
@@ -194,6 +196,86 @@ def test_the_command_says_what_is_there_and_does_nothing_twice(place, tmp_path, 
     said = capsys.readouterr()
     assert "5 of 5 parts are finished already" in said.err and "150 rows in 5 parts" in said.out
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def turn_bits(path, first=40):
+    content = bytearray(path.read_bytes())
+    content[first] ^= 255
+    path.write_bytes(content)
+
+
+def test_a_damaged_part_is_made_again(place, tmp_path, capsys):
+    assert main(command(place, tmp_path / "run")) == 0
+    turn_bits(part_path(tmp_path / "run", 3))
+    shutil.rmtree(tmp_path / "run" / "catalog")
+    with pytest.raises(OSError, match="part-000003.parquet cannot be read, it is damaged: the command that began"):
+        whole_table(tmp_path / "run")
+    capsys.readouterr()
+    assert main(command(place, tmp_path / "run")) == 0
+    said = capsys.readouterr()
+    assert "1 of 5 parts are damaged (3): they are made again" in said.err
+    assert "4 of 5 parts are finished already" in said.err and "a HATS catalogue of 150 rows" in said.out
+    assert content(tmp_path / "run") == content(place / "whole")
+    assert content(tmp_path / "run", "catalog/dataset") == content(place / "whole", "catalog/dataset")
+
+
+def lose_rows(catalog):
+    next(catalog.rglob("Npix=*.parquet")).unlink()
+
+
+def turn_bits_of_rows(catalog):
+    turn_bits(next(catalog.rglob("Npix=*.parquet")))
+
+
+def lose_description(catalog):
+    (catalog / "partition_info.csv").unlink()
+
+
+@pytest.mark.parametrize("spoil", [lose_rows, turn_bits_of_rows, lose_description])
+def test_a_catalogue_that_lost_something_is_made_again(place, tmp_path, capsys, spoil):
+    run = tmp_path / "run"
+    shutil.copytree(place / "whole", run)
+    spoil(run / "catalog")
+    said = []
+    assert write_sky_catalog(run, report=said.append) == (run / "catalog", 150, 0)
+    assert len(said) == 1 and "has lost files or is damaged: it is made again" in said[0]
+    assert content(run, "catalog/dataset") == content(place / "whole", "catalog/dataset")
+    assert write_sky_catalog(run, report=said.append)[1] == 150 and len(said) == 1
+
+
+def test_a_name_without_a_suffix_is_a_folder(place, tmp_path, capsys):
+    words = [str(w) for w in command(place, tmp_path / "run")]
+    words[words.index("-o") + 1] = str(tmp_path / "run")
+    assert main(words) == 0 and main(words) == 0  # new, and then there
+    assert "150 rows in 5 parts" in capsys.readouterr().out
+    words[2] = str(some_rows(tmp_path / "survey.h5"))
+    words[words.index("-o") + 1] = str(tmp_path / "other")
+    assert main(words) == 0 and (tmp_path / "other" / "catalog").is_dir()
+
+
+def test_identifiers_may_be_text(tmp_path):
+    path = some_rows(tmp_path / "survey.h5", names=("ra", "dec", "image"))
+    names = [f"J{i:03d}" for i in range(12)]
+    for k, values in enumerate((np.array(names, "S8"), names)):  # of fixed length, and of any
+        with h5py.File(path, "a") as g:
+            if "targetid" in g:
+                del g["targetid"]
+            g["targetid"] = values
+        run = tmp_path / f"run {k}"
+        embed_whole(tiny(), path, run, part_rows=5, report=None)
+        embed_whole(tiny(), path, run, part_rows=5, report=None)  # the fingerprint holds
+        assert whole_table(run)["id"].to_pylist() == names
+        catalog, kept, _ = write_sky_catalog(run)
+        found = pa.concat_tables([pq.read_table(p, columns=["id"]) for p in catalog.rglob("Npix=*.parquet")])
+        assert kept == 12 and sorted(found["id"].to_pylist()) == names
+
+
+def test_text_where_integers_are_needed_is_one_sentence():
+    from astroclip.formats.sources import hub_targets
+
+    assert hub_targets(np.array(["12", b"13"])).tolist() == [12, 13]
+    with pytest.raises(ValueError, match="targetid: 'J0' is no TARGETID"):
+        hub_targets(np.array([b"J0", b"J1"]))
 
 
 @pytest.mark.parametrize(
@@ -232,6 +314,56 @@ def test_other_rows_are_another_run(tmp_path):
     write_shards(tmp_path / "images", 90, per_file=30, size=24)
     with pytest.raises(ValueError, match="source"):
         embed_whole(tiny(), tmp_path / "images", tmp_path / "run", **SMALL)
+
+
+def some_rows(path, n=12, names=("targetid", "ra", "dec", "redshift", "image")):
+    with h5py.File(sample_path()) as f, h5py.File(path, "w") as g:
+        for name in names:
+            g[name] = f[name][:n]
+    return path
+
+
+def changed_redshift(file):
+    file["redshift"][11] = 9
+
+
+def changed_pixels(file):
+    file["image"][:] = file["image"][:][::-1]
+
+
+@pytest.mark.parametrize("change", [changed_redshift, changed_pixels])
+@pytest.mark.parametrize("time_too", [True, False])
+def test_rows_that_changed_under_their_names_are_another_run(tmp_path, change, time_too):
+    how = dict(part_rows=6, report=None)
+    path = some_rows(tmp_path / "survey.h5")
+    embed_whole(tiny(), path, tmp_path / "run", **how)
+    part_path(tmp_path / "run", 1).unlink()
+    about = os.stat(path)
+    with h5py.File(path, "a") as g:
+        change(g)
+    if not time_too:
+        os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    with pytest.raises(ValueError, match="parts of another run .source 'content .*, files .* -> 'content "):
+        embed_whole(tiny(), path, tmp_path / "run", **how)
+    assert missing_parts(tmp_path / "run", read_plan(tmp_path / "run")) == [1]
+
+
+def test_a_file_of_another_time_is_refused_even_where_the_sample_is_the_same(tmp_path):
+    path = some_rows(tmp_path / "survey.h5", 60)
+    embed_whole(tiny(), path, tmp_path / "run", **SMALL)
+    with h5py.File(path, "a") as g:
+        g["redshift"][1] = 9  # none of the rows whose values are noted
+    with pytest.raises(ValueError, match="parts of another run .source"):
+        embed_whole(tiny(), path, tmp_path / "run", **SMALL)
+
+
+def test_parts_of_an_older_version_are_not_taken_up(tmp_path):
+    path = some_rows(tmp_path / "survey.h5")
+    embed_whole(tiny(), path, tmp_path / "run", **SMALL)
+    manifest = tmp_path / "run" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"source": "survey.h5:12:[1, 2, 3]"}))
+    with pytest.raises(ValueError, match="an older version did not note what its rows held"):
+        embed_whole(tiny(), path, tmp_path / "run", **SMALL)
 
 
 @pytest.fixture

@@ -290,3 +290,101 @@ def test_the_three_trainings_from_the_command_line(capsys, tmp_path):
         assert run(capsys, "align", sample_path(), tmp_path / folder, *towers, *flags, *common)[0] == 0
         assert (tmp_path / folder / "astroclip" / "model.safetensors").is_file()
     fails(capsys, "train-image", sample_path(), tmp_path / "i", *common, says="there already")
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory):
+    "An index with columns that are easily harmed: long numbers, dates, truth values, names that are ours too."
+    from astropy.table import MaskedColumn, Table
+    from astropy.time import Time
+
+    n, noise = 40, np.random.default_rng(0)
+    table = Table(dict(ra=150 + np.arange(n) / 100, dec=np.full(n, -0.005), query=[f"q{i}" for i in range(n)]))
+    table["mjd"], table["flux"] = 58849.162456789 + np.arange(n), 123495.789 + np.arange(n)
+    table["viewer"], table["score"] = [f"my note {i}" for i in range(n)], np.arange(n) * 1.0
+    table["date"] = np.array("2020-01-01T00:30", "M8[m]") + np.arange(n) * np.timedelta64(1, "D")
+    table["day"] = table["date"].astype("M8[D]")
+    table["seen"], table["start"] = Time(table["date"].astype(str)), Time(58849.0 + np.arange(n), format="mjd")
+    table["good"] = MaskedColumn(np.ones(n, bool), mask=np.arange(n) % 2 == 0)
+    table["size"] = noise.normal(size=(n, 2))
+    path = tmp_path_factory.mktemp("notes") / "notes.h5"
+    return SimilarityIndex.build(noise.normal(size=(n, 8)), np.arange(n), table=table).save(path)
+
+
+def test_a_written_table_has_every_digit(capsys, notes, tmp_path):
+    from astropy.table import Table
+
+    for suffix in (".csv", ".fits", ".ecsv"):
+        status, out, err = run(capsys, "search", notes, 3, "-k", 5, "-o", tmp_path / f"x{suffix}")
+        assert status == 0 and "58849.2" in out or "588" in out, err
+        back, format = tmp_path / f"x{suffix}", {".csv": "ascii.csv", ".ecsv": "ascii.ecsv"}.get(suffix, "fits")
+        hits = Table.read(back, format=format)
+        np.testing.assert_array_equal(hits["mjd"], 58849.162456789 + np.asarray(hits["id"]))
+        np.testing.assert_array_equal(hits["flux"], 123495.789 + np.asarray(hits["id"]))
+        assert [str(v) for v in hits["viewer"].astype(str)] == [f"my note {i}" for i in hits["id"]]
+        assert hits["good"].mask.tolist() == [i % 2 == 0 for i in hits["id"]]
+        assert (".ecsv keeps good" in err) == (suffix == ".fits")
+    none = ("search", notes, 3, "--where", "score=99:", "-o")
+    assert run(capsys, *none, tmp_path / "none.csv")[0] == 0
+    assert len((tmp_path / "none.csv").read_text().splitlines()) == 1
+
+
+def test_a_search_keeps_its_inputs_and_the_users_columns(capsys, model, index, notes, tmp_path):
+    from astropy.table import Table
+
+    mine = tmp_path / "like.fits"
+    cutout_file(mine, np.ones((3, 96, 96)), 10.0, 2.0)
+    before = mine.read_bytes()
+    for side in ("--like", "--unlike"):
+        asked = ("search", index, side, mine, "-o", mine, "--overwrite", "--model", model)
+        fails(capsys, *asked, says="is also an input")
+    assert mine.read_bytes() == before
+    status, _, err = run(capsys, "search", notes, 3, 4, "-k", 2, "-o", tmp_path / "two.ecsv")
+    assert status == 0, err
+    two = Table.read(tmp_path / "two.ecsv")
+    assert two["query"].astype(str).tolist() == ["3", "3", "4", "4"]
+    assert two["index_query"].tolist() == [f"q{i}" for i in two["id"]]
+
+
+def test_marks_take_nothing_that_they_would_pass_over(capsys, notes, tmp_path):
+    from astroclip.search.marks import Marks, index_hash, save_marks
+
+    path = save_marks(Marks([1, 2], [3], index_hash(SimilarityIndex.load(notes))), tmp_path / "m.json")
+    status, out, _ = run(capsys, "search", notes, "--marks", path, "-k", 2)
+    assert status == 0 and "index_score" in out
+    for words in (["--unlike", "nonsense"], ["--apart", 5], ["--modality", "image"], ["--row", 0], ["--like", 4]):
+        fails(capsys, "search", notes, "--marks", path, *words, says=f"give no {words[0]} with it")
+
+
+@pytest.mark.parametrize(
+    "condition, ids",
+    [
+        ("day=2020-01-03:2020-01-05", [2, 3, 4]),
+        ("day=2020-01-03", [2]),
+        ("day=2020-01-03,2020-01-07", [2, 6]),
+        ("day=:2020-01-02", [0, 1]),
+        ("date=2020-01-03T00:30:2020-01-04T00:31", [2, 3]),
+        ("date=2020-01-03T00:31:2020-01-04T00:30", [3]),
+        ("date=2020-02-08T00:30:", [38, 39]),
+        ("date=2020-02-08T00:30", [38]),
+        ("seen=2020-01-03T00:30:2020-01-04T00:30", [2, 3]),
+        ("seen=2020-02-08:", [38, 39]),
+        ("start=58850:58851", [1, 2]),
+        ("start=2020-01-03:2020-01-04", [2, 3]),
+    ],
+)
+def test_dates_can_be_ranged(capsys, notes, condition, ids):
+    status, out, err = run(capsys, "search", notes, "--position", 150.2, "-5e-3", "-k", 40, "--where", condition)
+    assert status == 0 and 'is 0.0" from 150.2 -0.005' in err
+    found = sorted(int(line.split()[1]) for line in out.splitlines()[2:])
+    assert found == [i for i in ids if i != 20]
+
+
+def test_dates_that_are_none(capsys, notes):
+    fails(capsys, "search", notes, 3, "--where", "day=monday:friday", says="day holds dates")
+    fails(capsys, "search", notes, 3, "--where", "seen=monday:", says="seen holds times")
+
+
+@pytest.mark.parametrize("apart", ["nan", "-1", "1.3e6"])
+def test_a_distance_that_is_none(capsys, notes, apart):
+    fails(capsys, "search", notes, 3, f"--apart={apart}", says="expected an angle in arcsec")

@@ -1,6 +1,7 @@
 """Every copy of the pairs that circulates, read into one schema; and catalogues in HATS, written and read."""
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -19,9 +20,11 @@ from astroclip.files.fits_files import UnreadableFile
 from astroclip.formats.column_parts import Picked, rows_in_file
 from astroclip.formats.hats_files import HatsCatalog, nested_lists, nested_table
 from astroclip.formats.hats_writer import INDEX, ORDER, HatsWriter, partitions, write_hats
+from astroclip.formats.hdf5_columns import NotASurvey
 from astroclip.formats.mmu_files import mmu_images, mmu_spectra, write_mmu
 from astroclip.formats.original_file import write_original
 from astroclip.formats.parquet_rows import ParquetFiles
+from astroclip.formats.sources import check_numbered, joined_parts
 from astroclip.surveys.pairs import batches, open_pairs
 
 
@@ -408,6 +411,101 @@ def test_repeated_targets_are_counted_and_kept(tmp_path, galaxies):
     assert len(survey) == 8 and survey.provenance["repeated_targets"] == 2
 
 
+@pytest.mark.parametrize("write", [write_mmu, as_hats])
+def test_catalogues_written_again_in_the_same_process_are_joined_again(tmp_path, galaxies, write):
+    g, n, rng = {k: v[:20] for k, v in galaxies.items()}, 20, np.random.default_rng(3)
+    for _ in range(2):  # the second time into the same files, in other orders
+        for name in ("desi", "north"):
+            order = rng.permutation(n)
+            columns = mmu_images(g["image"], ["g", "r", "z"], np.arange(n))
+            if name == "desi":
+                columns = mmu_spectra(g["flux"], g["ivar"], WAVELENGTH, g["redshift"], g["targetid"])
+            columns = {k: np.asarray(v)[order] for k, v in columns.items()}
+            if write is as_hats:
+                shutil.rmtree(tmp_path / name, ignore_errors=True)
+            write(tmp_path / name, g["ra"][order], g["dec"][order], columns)
+        survey = open_pairs(tmp_path)
+        of = [g["targetid"].tolist().index(t) for t in survey.targetid]
+        np.testing.assert_array_equal(survey.images(), g["image"][of])
+        np.testing.assert_array_equal(survey.flux(), g["flux"][of])
+
+
+@pytest.mark.parametrize("form", ["parquet", "mmu", "text"])
+def test_a_name_beyond_the_signed_integers_is_refused_not_negative(tmp_path, form):
+    ids = np.array([5, 2**63 + 4], np.uint64)
+    pixels, flux = np.zeros((2, 3, 152, 152), "f4"), np.ones((2, N_PIXELS), "f4")
+    if form == "parquet":
+        columns = dict(image=pixels.transpose(0, 3, 2, 1), spectrum=flux[..., None], redshift=np.ones(2), targetid=ids)
+        pq.write_table(pa.table({k: nested_lists(v) for k, v in columns.items()}), tmp_path / "a.parquet")
+    else:
+        spectra = mmu_spectra(flux, flux, WAVELENGTH, np.ones(2), ids)
+        spectra["object_id"] = ids if form == "mmu" else ids.astype(str)
+        write_mmu(tmp_path / "desi", np.arange(2.0), np.ones(2), spectra)
+        write_mmu(tmp_path / "n", np.arange(2.0), np.ones(2), mmu_images(pixels, ["g", "r", "z"], np.arange(2)))
+    with pytest.raises(ValueError, match=r"\(9223372036854775812\) is beyond 2\^63 - 1"):
+        open_pairs(tmp_path)
+
+
+def test_names_without_a_sign_go_into_a_file_and_into_no_folder(tmp_path, galaxies):
+    ids = np.uint64(2**63) + np.arange(4, dtype=np.uint64)
+    write_ours(tmp_path / "a.h5", {k: v[:4] for k, v in galaxies.items()} | dict(targetid=ids))
+    made = convert_pairs(tmp_path / "a.h5", tmp_path / "b.h5")
+    assert_same(open_pairs(made).targetid, ids)
+    with pytest.raises(ValueError, match="beyond 2\\^63 - 1"):
+        convert_pairs(tmp_path / "a.h5", tmp_path / "folder")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "b.h5"]
+
+
+def test_a_folder_with_a_file_missing_says_so_and_the_files_of_it_open(copies, tmp_path):
+    (tmp_path / "data").mkdir()
+    files = [tmp_path / "data" / f"train-{i:05d}-of-00003.parquet" for i in range(3)]
+    for path in files:
+        shutil.copy(copies["one_file"], path)
+    assert len(open_pairs(tmp_path)) == 3 * 28
+    files[1].unlink()
+    with pytest.warns(UserWarning, match="data lacks 1 of 3 files, the first is train-00001-of-00003: fetch"):
+        assert len(open_pairs(tmp_path)) == 2 * 28
+    assert len(open_pairs(files[0])) == 28  # on purpose
+    with pytest.warns(UserWarning, match="lacks 2 of 3 files, the first is x-train-00000-of-00003"):
+        check_numbered(["a/x-train-00001-of-00003.arrow", "a/test-00000-of-00001.arrow", "b/part-7.arrow"])
+    check_numbered(["a/train-00000-of-00002-ab.parquet", "a/train-00001-of-00002-cd.parquet"])
+
+
+@pytest.mark.parametrize("gone", ["4", "8"])
+def test_an_original_without_one_of_its_groups_is_refused(copies, tmp_path, gone):
+    path = tmp_path / "paper.h5"
+    path.write_bytes(Path(copies["original"]).read_bytes())
+    with h5py.File(path, "a") as file:
+        del file[gone]
+    with pytest.raises(ValueError, match=f"paper.h5 has no group '{gone}'.*fetch it again"):
+        open_pairs(path)
+    assert open_pairs(copies["original"]).provenance["groups"] == 10
+
+
+@pytest.mark.parametrize("name, split", [("my-test", 0), ("a_valid", 0), ("test", 2), ("validation", 1)])
+def test_a_folder_is_a_split_by_its_whole_name_only(copies, tmp_path, name, split):
+    (tmp_path / name).mkdir()
+    shutil.copy(copies["one_file"], tmp_path / name / "pairs.parquet")
+    assert set(open_pairs(tmp_path / name, split="own").split) == {split}
+
+
+def test_a_plus_in_the_name_of_a_folder(copies, tmp_path):
+    place = tmp_path / "a+b"
+    for name in ("mmu_hats", "mmu_hdf5"):
+        shutil.copytree(copies[name], place / name)
+        spectra, north, south = (f"{place}/{name}/{part}" for part in ("desi", "north", "south"))
+        expected = open_pairs(copies[name])
+        for given in ((place / name,), (spectra, [north, south]), (f"hats://{spectra}+{north}+{south}",)):
+            survey = open_pairs(*given)
+            np.testing.assert_array_equal(survey.targetid, expected.targetid)
+            np.testing.assert_array_equal(survey.read("arcsec"), expected.read("arcsec"))
+    shutil.copy(copies["ours"], place / "s.h5")
+    assert len(open_pairs(place / "s.h5")) == N
+    assert joined_parts("x" * 5000 + "+y") == ["x" * 5000, "y"]  # no name of a file, and no error of the system
+    (tmp_path / "a").mkdir()  # a shorter name that is there too changes nothing
+    assert len(open_pairs(f"{place}/mmu_hdf5/desi", f"{place}/mmu_hdf5/north")) < N
+
+
 def test_one_wrong_bit_in_a_page_is_found(copies, tmp_path):
     path = sorted((copies["hub_folder"] / "data").glob("train*.parquet"))[0]
     damaged = bytearray(path.read_bytes())
@@ -539,6 +637,50 @@ def test_any_copy_converts_into_ours(copies, tmp_path, name, output):
         assert survey.read("good_redshift").sum() == N - 4 and survey.provenance["zwarn"] == "true means good"
     if output == "folder" and name == "save_to_disk":
         assert np.bincount(open_pairs(made, split="own").split).tolist() == [32, 0, 8]
+
+
+@pytest.fixture(scope="module")
+def with_others(copies, tmp_path_factory):
+    "The galaxies of one Parquet file with columns of somebody else's beside them."
+    table, n = pq.read_table(copies["one_file"]), 28
+    others = dict(
+        name=["x" * (60 + i) for i in range(n)],  # longer in the second row group than in the first
+        place=["Ångström galaxié"] * n,
+        snr=np.arange(n) / 7,
+        vector=[[1.0, float(i)] for i in range(n)],
+        ragged=[[1.0] * (1 + i // 9) for i in range(n)],  # one length in each row group of nine
+        lists=[[1.0] * (i % 3) for i in range(n)],
+        structure=[dict(a=1, b="x")] * n,
+        nothing=pa.nulls(n),
+        when=pa.array(range(n), pa.timestamp("us")),
+        flag=[None if i == 20 else 2**60 + 1 for i in range(n)],
+    )
+    for name, values in others.items():
+        table = table.append_column(name, values if isinstance(values, pa.Array) else pa.array(values))
+    path = tmp_path_factory.mktemp("others") / "train-00000-of-00001.parquet"
+    pq.write_table(table, path, row_group_size=9)
+    return path
+
+
+@pytest.mark.parametrize("output", ("survey.h5", "folder"))
+def test_columns_that_cannot_be_copied_are_named_and_all_else_is_whole(with_others, tmp_path, output):
+    with pytest.warns(UserWarning) as said:
+        made = convert_pairs(with_others, tmp_path / output)
+    said = [str(w.message) for w in said if "left out" in str(w.message)]
+    assert [text.split()[1] for text in said] == ["ragged", "lists", "structure", "nothing", "when", "flag"]
+    assert "shapes [(1,), (2,), (3,), (4,)]" in said[0] and "datetime64" in said[4]
+    assert open_pairs(made).provenance["left_out"] == said
+    assert pixel_hash(made) == pixel_hash(with_others)
+    back = convert_pairs(made, tmp_path / "back.h5") if output == "folder" else convert_pairs(made, tmp_path / "back")
+    for copy in (made, back):
+        order = np.argsort(open_pairs(copy).targetid)
+        first = np.argsort(open_pairs(with_others).targetid)
+        for name in ("name", "place", "snr", "vector"):
+            got, given = (open_pairs(x).read(name) for x in (copy, with_others))
+            got = np.char.decode(got, "utf-8") if got.dtype.kind == "S" else got
+            np.testing.assert_array_equal(got[order], given[first])
+    with pytest.raises(NotASurvey, match="has no column 'when'|has no dataset 'when'"):
+        open_pairs(made).read("when")
 
 
 def test_a_collection_leads_to_its_catalog(tmp_path):

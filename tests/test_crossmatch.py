@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from astropy import units
 from astropy.coordinates import SkyCoord, search_around_sky
-from astropy.table import Table
+from astropy.io import fits
+from astropy.table import QTable, Table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -133,6 +134,7 @@ def test_one_to_one_is_the_greedy_walk(pairs):
         ([0, 1], [0, 91], "are ra and dec swapped"),
         ([0, 1], [0], "2 right ascensions and 1 declinations"),
         ([np.inf], [0], "no position"),
+        (["10:00:00"], [0], "a position is text .*10:00:00.*, expected degrees: convert it"),
         (np.ma.masked_invalid([np.nan]), [0], "no position"),
         (pd.Series([None, 1.0], dtype="Float64"), [0, 0], "1 rows have no position"),
     ],
@@ -142,6 +144,55 @@ def test_positions_that_are_none_are_refused(ra, dec, words):
         match_positions(ra, dec, [0], [0], 1)
     with pytest.raises(ValueError, match=words):
         match_positions([0], [0], ra, dec, 1)
+
+
+@pytest.mark.parametrize("engine", ["kdtree", "lsdb"])
+def test_positions_in_other_units_are_converted(request, engine):
+    if engine == "lsdb":
+        request.getfixturevalue("cluster")
+    ra, dec = np.array([10.0, 200.0]), np.array([-5.0, 30.0])
+    right = Table(dict(ra=ra + 1e-5, dec=dec, m=[1, 2]))
+    expected = crossmatch(Table(dict(ra=ra, dec=dec)), right, 1.0)["arcsec"]
+    pairs = (("rad", "rad"), ("hourangle", "deg"), ("arcmin", "deg"), ("deg", "deg"))
+    for cls in (Table, QTable) if engine == "kdtree" else (Table,):
+        for unit, other in pairs if engine == "kdtree" else pairs[:1]:
+            left = cls(dict(ra=(ra * units.deg).to(unit), dec=(dec * units.deg).to(other)))
+            found = crossmatch(left, right, 1.0, engine)
+            assert found["m"].tolist() == [1, 2] and np.allclose(found["arcsec"], expected, atol=1e-7)
+            assert str(found["ra_left"].unit) == unit  # the column itself stays as it was
+    with pytest.raises(ValueError, match="left: a position in the unit m, expected an angle"):
+        crossmatch(Table(dict(ra=ra * units.m, dec=dec)), right, 1.0, engine)
+
+
+@pytest.mark.filterwarnings("ignore:.*did not parse as fits unit")
+def test_a_unit_that_astropy_does_not_know_is_degrees_or_refused(tmp_path):
+    table = Table(dict(ra=[10.0], dec=[2.0]))
+    for unit in ("degrees", "furlong"):
+        hdu = fits.BinTableHDU(table)
+        hdu.header["TUNIT1"], hdu.header["TUNIT2"] = unit, unit
+        hdu.writeto(tmp_path / f"{unit}.fits")
+    assert len(crossmatch(tmp_path / "degrees.fits", table, 1.0)) == 1
+    with pytest.raises(ValueError, match="a position in the unit furlong"):
+        crossmatch(tmp_path / "furlong.fits", table, 1.0)
+
+
+def test_a_radius_may_say_its_unit():
+    left, right = Table(dict(ra=[10.0], dec=[0.0])), Table(dict(ra=[10.0 + 1.5 / 3600], dec=[0.0]))
+    for radius, n in ((1 * units.arcsec, 0), (2 * units.arcsec, 1), (0.03 * units.arcmin, 1), (1e-5 * units.rad, 1)):
+        assert len(crossmatch(left, right, radius)) == n
+    for radius in (1 * units.m, None, "wide", [1, 2]):
+        with pytest.raises(ValueError, match="a radius of .* expected arcsec as a number, or an angle"):
+            crossmatch(left, right, radius)
+
+
+def test_files_by_their_names(tmp_path):
+    table = pd.DataFrame(dict(targetid=[2**62 + 1, None], ra=[1.0, 2.0], dec=[3.0, 4.0]), dtype="Int64")
+    table.to_csv(tmp_path / "a.csv.gz", index=False)
+    assert crossmatch(tmp_path / "a.csv.gz", table, 1.0)["targetid_left"].tolist()[0] == 2**62 + 1
+    table.to_csv(tmp_path / "a.txt", index=False)
+    with pytest.raises(ValueError, match="a.txt: its name tells no format of a table, expected .csv") as found:
+        crossmatch(tmp_path / "a.txt", table, 1.0)
+    assert "\n" not in str(found.value)
 
 
 @pytest.mark.parametrize("radius", [0, -1, np.nan, np.inf, 648001])
@@ -260,6 +311,58 @@ def test_two_processes_that_the_call_starts_itself():
     pd.testing.assert_frame_equal(crossmatch(left, right, 10.0), two, rtol=0, atol=1e-8)
 
 
+FAR = [
+    (slice(0, 40), slice(2500, 2540)),  # far apart: no cell of the sky in common
+    (slice(0, 0), slice(0, 40)),
+    (slice(0, 40), slice(0, 0)),
+    (slice(0, 0), slice(0, 0)),
+]
+
+
+@pytest.mark.parametrize("rows, others", FAR, ids=["far", "no left", "no right", "neither"])
+@pytest.mark.parametrize("kind", [pd.DataFrame, Table.from_pandas], ids=["pandas", "astropy"])
+def test_tables_that_share_nothing_give_the_columns_and_no_row(cluster, rows, others, kind):
+    left, right = crowded(1)
+    left, right = kind(left[rows]), kind(right[others])
+    for rule in RULES[::2]:
+        one, two = (crossmatch(left, right, 0.01, engine=engine, **rule) for engine in ("kdtree", "lsdb"))
+        assert len(one) == len(two) == 0 and type(one) is type(two)
+        assert list(getattr(one, "colnames", one.columns)) == list(getattr(two, "colnames", two.columns))
+    with pytest.raises(ValueError, match="the left table has no columns ra and dec"):
+        crossmatch(pd.DataFrame(dict(alpha=[], delta=[])), right, 1.0, "lsdb")
+
+
+def awkward(seed=1):
+    "Tables whose names collide with what a join adds."
+    left, right = crowded(seed)
+    return left.assign(arcsec=7.0, ra_left=5.0, keep=left.name), right.assign(arcsec=8.0)
+
+
+@pytest.mark.parametrize("engine", ["kdtree", "lsdb"])
+@pytest.mark.parametrize("kind", [pd.DataFrame, Table.from_pandas], ids=["pandas", "astropy"])
+def test_no_column_is_lost_whatever_its_name(request, engine, kind):
+    if engine == "lsdb":
+        request.getfixturevalue("cluster")
+    left, right = (kind(x) for x in awkward())
+    found = crossmatch(left, right, 10.0, engine)
+    names = list(getattr(found, "colnames", found.columns))
+    assert len(set(names)) == len(names) == 4 + 2 + 1 + 3 + 1 and names[-1] == "arcsec"
+    assert set(found["arcsec_left"]) == {7.0} and set(found["arcsec_right"]) == {8.0}
+    assert set(found["ra_left"]) == {5.0} and np.array_equal(found["name_left"], found["keep"])
+    plain = crossmatch(*crowded(1), 10.0)
+    assert np.allclose(found["ra_left_left"], plain["ra_left"]) and np.allclose(found["arcsec"], plain["arcsec"])
+    chained = crossmatch(found, right, 10.0, columns=(("ra_left_left", "dec_left"), None))
+    assert np.array_equal(chained["arcsec_left_left"], found["arcsec"][: len(chained)])
+    with pytest.raises(ValueError, match="give two suffixes"):
+        crossmatch(left, right, 10.0, engine, suffixes=("", ""))
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused():
+    twice = pd.DataFrame([[1.0, 1.0, 2, 3]], columns=["ra", "dec", "z", "z"])
+    with pytest.raises(ValueError, match="the right table has two columns of one name"):
+        crossmatch(pd.DataFrame(dict(ra=[1.0], dec=[1.0])), twice, 1.0)
+
+
 @pytest.fixture(scope="module")
 def hats(cluster, tmp_path_factory):
     import lsdb
@@ -295,6 +398,26 @@ def test_folders_of_hats_match_like_tables(hats, rule, tmp_path):
         answers.append(crossmatch(left, folder / "right", 10.0, "lsdb"))
     for found in answers:
         pd.testing.assert_frame_equal(named(found), expected, rtol=0, atol=1e-8)
+
+
+def test_folders_keep_every_column_and_say_what_is_not_written(hats, tmp_path):
+    import lsdb
+
+    folder, left, right = hats
+    strange, far = right.assign(arcsec=8.0, name_left=5.0), pd.DataFrame(dict(name=[1], ra=[40.0], dec=[-70.0]))
+    columns = list(crossmatch(left, strange, 10.0).columns)
+    found = crossmatch(folder / "left", strange, 10.0, "lsdb")
+    assert list(found.columns) == columns and set(found["arcsec_right"]) == set([8.0])
+    assert set(found["name_left"]) == {5.0} and "name_left_left" in columns
+    output = crossmatch(folder / "left", strange, 10.0, "lsdb", output=tmp_path / "out")
+    assert len(lsdb.open_catalog(output).compute()) == len(found)
+    with pytest.raises(FileExistsError, match="out is there already: give another folder as output"):
+        crossmatch(folder / "left", strange, 10.0, "lsdb", output=tmp_path / "out")
+    for table in (far, far[:0], left[:1].assign(ra=left.ra[:1] + 0.01)):
+        nothing = crossmatch(folder / "left", table, 0.01, "lsdb")
+        assert len(nothing) == 0 and list(nothing.columns) == list(crossmatch(left, table, 0.01).columns)
+        with pytest.raises(ValueError, match="none was not written, no rows match"):
+            crossmatch(folder / "left", table, 0.01, "lsdb", output=tmp_path / "none")
 
 
 def test_a_margin_that_is_too_narrow_is_refused_and_can_be_made(hats, tmp_path):

@@ -1,5 +1,6 @@
 """From a list of targets to galaxies and to answers: order, identifiers, holes, faults, interruptions, no network."""
 
+import io
 import os
 import random
 import signal
@@ -10,16 +11,19 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from astropy import units
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import MaskedColumn, Table
 
 import astroclip
+from astroclip.cli.fetching import kind_of_table, spectrum_fits
 from astroclip.cli.main import main
 from astroclip.data.images import read_cutout
 from astroclip.files.spectrum_files import read_spectra
 from astroclip.surveys.remote import BLOCK, Manner, Patience, fetch_each, usual_services
 from astroclip.web.wanted import wanted_objects
-from astroclip.web.cutouts import cutout_service
+from astroclip.web.cutouts import cutout_fits, cutout_service
 from astroclip.web.downloads import Downloads, ServiceDown
 from astroclip.web.services import desi_files, desi_service, sdss_service, sparcl_record, sparcl_service, toy_spectrum
 from astroclip.web.stand_in import Reply, StandIn, json_reply
@@ -121,6 +125,30 @@ def test_holes_are_none_and_text_is_exact():
     assert wanted_objects(targetid=np.int64(BIG))[0].targetid == BIG
 
 
+def test_floats_are_taken_for_plates_and_never_for_targets(how):
+    "A gap makes floats of a column; SDSS's numbers are small."
+    frame = pd.DataFrame(dict(plate=[266, None], mjd=[51602, None], fiberid=[7, None], ra=[None, 186.0], dec=[None, 30.0]))
+    assert frame["plate"].dtype == float
+    wanted = wanted_objects(table=frame)
+    assert [w.fiber for w in wanted] == [(266, 51602, 7), None] and [w.why for w in wanted] == ["", ""]
+    odd = dict(plate=[266.5, np.inf, 266.0], mjd=[51602] * 3, fiberid=[7, 7, -7])
+    assert all("neither an identifier nor a position" in w.why for w in wanted_objects(table=odd))
+    assert astroclip.fetch(table=frame, images=False, **how)[0].spectrum.redshift == pytest.approx(0.07)
+
+
+def test_an_angle_is_taken_with_its_unit():
+    place = SkyCoord(150.0, 2.0, unit="deg")
+    many = SkyCoord([150.0, 151.0], [2.0, 3.0], unit="deg")
+    for ra, dec, expected in (
+        (place.ra, place.dec, [(150.0, 2.0)]),
+        (many.ra, many.dec, [(150.0, 2.0), (151.0, 3.0)]),
+        (10 * units.hourangle, np.pi / 4 * units.rad, [(150.0, 45.0)]),
+        ([10 * units.hourangle], [2 * units.deg], [(150.0, 2.0)]),
+        (units.Quantity([10.0], "hourangle"), units.Quantity([120.0], "arcmin"), [(150.0, 2.0)]),
+    ):
+        assert [(w.ra, w.dec) for w in wanted_objects(ra=ra, dec=dec)] == [pytest.approx(pair) for pair in expected]
+
+
 def test_an_archive_that_sends_the_neighbour_is_not_believed(how):
     "It answers every question with the record of another target."
     wrong = sparcl_record(TOYS[1])
@@ -151,6 +179,86 @@ def test_one_bad_object_never_stops_the_rest(server, how):
     assert "outside the footprint of ls-dr9-south" in reasons[4]
     assert "neither an identifier nor a position" in reasons[5]
     assert [one.wanted.row for one in found] == list(range(7))
+
+
+@pytest.mark.parametrize(
+    "changed, says",
+    [
+        (dict(targetid=float(BIG + 1)), "is no integer: its digits cannot be trusted, and this may be the target"),
+        (dict(targetid=None), "sent the identifier None"),
+        (dict(flux=[10**400] * 7781), "hold something else than numbers"),
+        (dict(redshift_warning=10**30), "redshift_warning has more than 64 bits"),
+        (dict(coadd_fiberstatus=[]), "cannot be read (TypeError"),
+    ],
+)
+def test_a_record_of_nonsense_costs_its_row(how, changed, says):
+    records = [sparcl_record(s) for s in TOYS[:3]]
+    records[1] |= changed
+    with StandIn(sparcl_service(records) | {"/viewer/": cutout_service(sky)}) as server:
+        found = astroclip.fetch(targetid=[BIG, BIG + 1, BIG + 2], **how | dict(services=usual_services(server.url)))
+    assert [one.spectrum is None for one in found] == [False, True, False] and says in found[1].reason
+    assert [one.image is None for one in found] == [False, True, False]
+    assert found.table()["targetid"].tolist() == [BIG, BIG + 1, BIG + 2]
+
+
+def test_an_identifier_of_more_than_64_bits_costs_its_row(shell, tmp_path):
+    (tmp_path / "t.csv").write_text(f"targetid\n{BIG}\n{2**63 + 5}\n")
+    status, out, err = shell("fetch", "t.csv", "-o", "out")
+    assert status == 0 and "2 objects: 1 images, 1 spectra, 1 not complete" in out, err
+    table = Table.read(tmp_path / "out" / "targets.ecsv")
+    assert table["targetid"].tolist() == [BIG, None] and "9223372036854775813 is no TARGETID" in table["reason"][1]
+
+
+def test_a_spectrum_that_fits_in_no_file_costs_its_row(shell, server, tmp_path):
+    records = [sparcl_record(s) for s in TOYS[:2]]
+    server.routes |= sparcl_service([records[0], records[1] | dict(survey="s\u00fcd")])
+    status, out, err = shell("fetch", "--targetid", BIG, "--targetid", BIG + 1, "-o", "out")
+    assert status == 0 and "2 objects: 2 images, 1 spectra, 1 not complete" in out, err
+    assert "fits in no file" in Table.read(tmp_path / "out" / "targets.ecsv")["reason"][1]
+
+
+def test_a_cutout_of_nonsense_costs_its_row(server, how):
+    "Its header has a word where the size of a pixel is expected."
+
+    def odd(heard):
+        reply = cutout_service(sky)(heard)
+        if heard["ra"].startswith("151."):
+            with fits.open(io.BytesIO(reply.body)) as hdus:
+                hdus[0].header["CD2_2"] = "abc"
+                hdus.writeto(content := io.BytesIO())
+            reply.body = content.getvalue()
+        return reply
+
+    server.routes["/viewer/"] = odd
+    found = astroclip.fetch(targetid=[BIG, BIG + 1, BIG + 2], **how)
+    assert [one.image is None for one in found] == [False, True, False] and found[1].spectrum is not None
+    assert "no image: " in found[1].reason and "cannot be read (TypeError" in found[1].reason
+
+
+@pytest.mark.parametrize("rows", [[dict(plate=266)], ["abc"], [dict(plate=266, mjd=1, fiberid=7, ra=None, dec=2.0)]])
+def test_a_row_of_nonsense_from_skyserver_costs_its_row(server, how, rows):
+    usual = server.routes[next(path for path in server.routes if "SkyServerWS" in path)]
+
+    def odd(heard):
+        return json_reply([dict(Rows=rows)]) if "186." in heard["cmd"] else usual(heard)
+
+    server.routes["/dr17/SkyServerWS/"] = odd
+    found = astroclip.fetch(ra=[185.0, 186.0, 185.0], dec=[30.0] * 3, **how)
+    assert [one.spectrum is None for one in found] == [False, True, False]
+    assert "no spectrum: " in found[1].reason and found[1].image is not None
+
+
+def test_what_is_no_fault_of_an_object_passes(how, monkeypatch):
+    def full(*given, **more):
+        raise OSError(28, "No space left on device")
+
+    def stopped(*given, **more):
+        raise KeyboardInterrupt
+
+    for fault, kind in ((full, OSError), (stopped, KeyboardInterrupt)):
+        monkeypatch.setattr("astroclip.surveys.remote.cutout_at", fault)
+        with pytest.raises(kind):
+            astroclip.fetch(targetid=BIG, **how)
 
 
 def test_a_cutout_that_breaks_costs_its_row(server, how):
@@ -240,6 +348,10 @@ def test_desi_files_by_position(how):
         assert {(one.release, one.survey, one.program) for one in found} == {("DESI-EDR", "sv3", "bright")}
         blind = astroclip.fetch(targetid=BIG, archive="files", **how | dict(services=services))
         assert "found by position" in blind[0].reason
+        server.log.clear()
+        place = astroclip.fetch(ra=185.0, dec=30.0, archive="files", **how | dict(services=services))
+        assert "its TARGETID: give both" in place[0].reason and place[0].image is not None
+        assert paths(server) == ["/viewer/fits-cutout"]
 
 
 def test_bad_questions(how):
@@ -379,7 +491,7 @@ def test_a_killed_fetch_resumes_without_asking_again(server, tmp_path):
 def test_predict_takes_a_list_of_targets(shell, server, tmp_path):
     (tmp_path / "t.csv").write_text(f"targetid\n{BIG + 1}\n17\n{BIG}\n")
     status, out, err = shell("predict", "t.csv", "-o", "results.ecsv", "--device", "cpu")
-    assert status == 0 and "fetched into results.fetched: 3 objects: 2 images, 2 spectra" in err, err
+    assert status == 0 and "fetched into results.ecsv.fetched: 3 objects: 2 images, 2 spectra" in err, err
     table = Table.read(tmp_path / "results.ecsv")
     assert table["id"].astype(str).tolist() == [str(BIG + 1), "17", str(BIG)]
     assert "SPARCL has no spectrum" in table["reason"][1]
@@ -391,21 +503,117 @@ def test_predict_takes_a_list_of_targets(shell, server, tmp_path):
     assert np.array_equal(again["redshift"][0], table["redshift"][0])
 
 
+LISTS = {
+    "comment.csv": f"# from a catalogue\ntargetid,mag\n{BIG},17\n",
+    "german.csv": f"TARGETID;mag\n{BIG};17,5\n",
+    "tabs.txt": f"\ufeffid\ttargetid\nx\t{BIG}\n",
+    "vizier.csv": "RAJ2000,DEJ2000\n150.0,2.0\n",
+    "bright.csv": "ra,dec,flux\n150.0,2.0,31.5\n",
+    "list.fits": Table(dict(TARGETID=np.array([BIG]), FLUX_R=[31.5])),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_predict_takes_every_list_that_fetch_takes(shell, tmp_path, name):
+    content = LISTS[name]
+    content.write(tmp_path / name) if isinstance(content, Table) else (tmp_path / name).write_text(content)
+    assert shell("fetch", name, "-o", "out")[0] == 0
+    status, out, err = shell("predict", name, "-o", "r.ecsv", "--device", "cpu")
+    assert status == 0 and "fetched into r.ecsv.fetched: 1 objects: 1 images" in err, err
+    assert Table.read(tmp_path / "r.ecsv")["input"][0] in ("both", "image")
+
+
+def test_what_is_no_list_says_what_a_list_needs(shell, tmp_path):
+    (tmp_path / "a.csv").write_text(f"targetid\n{BIG}\n")
+    (tmp_path / "b.csv").write_text(f"targetid\n{BIG + 1}\n")
+    (tmp_path / "other.csv").write_text("name,mag\nM 81,7\n")
+    Table(dict(name=["M 81"], mag=[7.0])).write(tmp_path / "other.fits")
+    for words, says in (
+        (["a.csv", "b.csv"], "is asked alone"),
+        (["other.csv"], "no list of targets (columns targetid, or ra and dec, or plate, mjd and fiberid)"),
+        (["other.fits"], "no list of targets (columns targetid, or ra and dec"),
+    ):
+        status, out, err = shell("predict", *words, "-o", "r.ecsv")
+        assert status == 1 and says in err and not (tmp_path / "r.ecsv").exists(), err
+
+
+def test_files_of_survey_spectra_are_no_lists_of_targets(tmp_path):
+    "They name targets too, beside their pixels."
+    for i, (name, content) in enumerate(desi_files(TOYS[:1]).items()):
+        (tmp_path / f"{i}.fits").write_bytes(content)
+        assert kind_of_table(tmp_path / f"{i}.fits")[0] == "" or "coadd" not in name
+    (tmp_path / "s.fits").write_bytes(spectrum_fits(TOYS[0]))
+    (tmp_path / "c.fits").write_bytes(cutout_fits(sky(150.0, 2.0, 152), 150.0, 2.0))
+    (tmp_path / "w.csv").write_text("targetid,wavelength,flux\n5,4000,1\n5,4001,1\n")
+    assert [kind_of_table(tmp_path / name)[0] for name in ("s.fits", "c.fits", "w.csv")] == [""] * 3
+
+
+def test_a_pair_of_two_places_is_flagged(shell, tmp_path):
+    (tmp_path / "t.csv").write_text(f"targetid,ra,dec\n{BIG},200.0,2.0\n{BIG},150.0002,2.0\n{BIG},150.001,2.0\n")
+    assert shell("predict", "t.csv", "-o", "r.ecsv", "--device", "cpu")[0] == 0
+    table = Table.read(tmp_path / "r.ecsv")
+    far = ["two places: the spectrum was taken" in reason for reason in np.ma.filled(table["reason"], "")]
+    assert table["input"].tolist() == ["both"] * 3 and far == [True, False, True]
+    assert "179,8" in table["reason"][0] and " 3.6 arcsec from the centre of the image" in table["reason"][2]
+    assert table["flag"][[0, 2]].all()
+
+
 def test_fetched_files_keep_their_time_so_that_predict_recognises_them(shell, tmp_path):
     assert shell("fetch", "--targetid", BIG, "-o", "a")[0] == 0
     files = sorted(p for p in (tmp_path / "a").rglob("*") if p.is_file())
     then = [p.stat().st_mtime_ns for p in files]
-    assert len(files) == 3 and shell("fetch", "--targetid", BIG, "-o", "a")[0] == 0
+    assert len(files) == 4 and shell("fetch", "--targetid", BIG, "-o", "a")[0] == 0
     assert [p.stat().st_mtime_ns for p in files] == then
 
 
-def test_a_folder_used_again_for_other_objects_keeps_none_of_the_old(shell, tmp_path):
-    "Both lists call their object x, and both images have as many bytes."
-    for i in (0, 4):
-        (tmp_path / "t.csv").write_text(f"id,targetid\nx,{BIG + i}\n")
-        assert shell("fetch", "t.csv", "-o", "a")[0] == 0
-        assert read_cutout(tmp_path / "a" / "images" / "x.fits").ra == pytest.approx(150.0 + i)
-        assert read_spectra(tmp_path / "a" / "spectra" / "x.fits")[0].id == str(BIG + i)
+def test_a_folder_belongs_to_one_list(shell, tmp_path):
+    "Both lists call their object x, and both images have as many bytes; each has an object that the other lacks."
+    for name, i in (("a", 0), ("b", 4)):
+        (tmp_path / f"{name}.csv").write_text(f"id,targetid\nx,{BIG + i}\n{name},{BIG + i + 1}\n")
+    assert shell("fetch", "a.csv", "-o", "g")[0] == 0 and shell("fetch", "a.csv", "-o", "g")[0] == 0
+    kept = {p: p.read_bytes() for p in (tmp_path / "g").rglob("*") if p.is_file()}
+    for words in (["fetch", "b.csv"], ["fetch", "a.csv", "--no-images"], ["fetch", "a.csv", "--image-release", "dr10"]):
+        status, out, err = shell(*words, "-o", "g")
+        assert status == 1 and "g holds another list, or this one fetched with other options" in err, err
+        assert {p: p.read_bytes() for p in (tmp_path / "g").rglob("*") if p.is_file()} == kept
+    assert shell("fetch", "b.csv", "-o", "g", "--overwrite")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "g").rglob("*.fits")) == ["b.fits", "b.fits", "x.fits", "x.fits"]
+    assert read_cutout(tmp_path / "g" / "images" / "x.fits").ra == pytest.approx(154.0)
+    assert read_spectra(tmp_path / "g" / "spectra" / "x.fits")[0].id == str(BIG + 4)
+
+
+def test_files_of_somebody_else_are_left_alone(shell, tmp_path):
+    (tmp_path / "t.csv").write_text(f"targetid\n{BIG}\n")
+    for words, folder in ((["fetch", "t.csv", "-o", "own"], "own"), (["predict", "t.csv", "-o", "r.ecsv"], "r.ecsv.fetched")):
+        for own in ("targets.ecsv", f"images/{BIG}.fits"):
+            path = tmp_path / folder / own
+            path.parent.mkdir(parents=True)
+            path.write_text("mine")
+            status, out, err = shell(*words, "--overwrite")
+            assert status == 1 and "no note of a list" in err and path.read_text() == "mine", err
+            path.unlink()
+            path.parent.rmdir()
+
+
+def test_answers_point_to_their_own_targets(shell, tmp_path):
+    "Two lists, two outputs of one stem: each answer names the row of its own list."
+    for name, i in (("a", 0), ("b", 1)):
+        (tmp_path / f"{name}.csv").write_text(f"targetid\n{BIG + i}\n")
+    for name, out in (("a", "r.ecsv"), ("b", "r.fits")):
+        assert shell("predict", f"{name}.csv", "-o", out, "--device", "cpu")[0] == 0
+    for out, i in (("r.ecsv", 0), ("r.fits", 1)):
+        (row,) = Table.read(tmp_path / out)
+        listed = Table.read(tmp_path / str(row["file"]))
+        assert listed["targetid"][row["row"]] == BIG + i and str(row["id"]) == str(BIG + i)
+    status, out, err = shell("predict", "b.csv", "-o", "r.ecsv", "--device", "cpu", "--overwrite")
+    assert status == 0 and str(Table.read(tmp_path / "r.ecsv")["id"][0]) == str(BIG + 1), err
+
+
+@pytest.mark.parametrize("words", [["fetch", "t.csv", "-o", "out"], ["predict", "t.csv", "-o", "r.ecsv"]])
+def test_a_list_without_rows_is_one_sentence(shell, tmp_path, words):
+    (tmp_path / "t.csv").write_text("targetid,ra,dec\n")
+    status, out, err = shell(*words)
+    assert status == 1 and "the list of targets has no row" in err, err
 
 
 def test_a_spectrum_file_holds_a_64_bit_identifier(shell, tmp_path):

@@ -23,6 +23,7 @@ from astroclip.bulk.hub_card import check_hub_folder  # noqa: E402
 from astroclip.cli.main import main  # noqa: E402
 from astroclip.core.config import sample_path  # noqa: E402
 from astroclip.formats.original_file import write_original  # noqa: E402
+from astroclip.surveys.leakage import freeze_split  # noqa: E402
 from astroclip.surveys.pairs import Survey, open_pairs  # noqa: E402
 
 N = 150
@@ -100,6 +101,42 @@ def test_the_builder_gives_what_the_script_gave(original, tmp_path):
         one = pairs[name].with_format("numpy")[7]
         np.testing.assert_array_equal(one["image"], survey.images(rows[7:8])[0].T)
         np.testing.assert_array_equal(one["spectrum"][:, 0], survey.flux(rows[7:8])[0])
+
+
+def test_the_cache_of_the_builder_is_of_the_files_not_of_their_name(tmp_path, monkeypatch):
+    "One relative name in two folders, and one file written twice: each time the galaxies that are there."
+
+    def write(path, ids):
+        image, flux = np.zeros((len(ids), 3, 152, 152), "f4"), np.zeros((len(ids), 7781), "f4")
+        path.parent.mkdir(exist_ok=True)
+        write_original(path, image, flux, np.ones(len(ids)), np.array(ids))
+
+    def loaded():
+        builder = AstroClipDataset(source="survey.h5", split_rule="none", **cached(tmp_path))
+        builder.download_and_prepare()
+        return sorted(builder.as_dataset()["train"]["targetid"])
+
+    write(tmp_path / "a" / "survey.h5", range(10))
+    write(tmp_path / "b" / "survey.h5", range(20, 30))
+    for name, first in dict(a=0, b=20).items():
+        monkeypatch.chdir(tmp_path / name)
+        assert loaded() == list(range(first, first + 10))
+    write(tmp_path / "b" / "survey.h5", range(50, 60))
+    assert loaded() == list(range(50, 60))
+
+
+@pytest.mark.parametrize("name", ["again", "data/again.h5", "new/survey.h5"])
+def test_nothing_is_written_into_the_folder_that_is_read(folder, name):
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ValueError, match="lies in the folder .* give another place with -o"):
+        convert_pairs(folder, folder / name)
+    with pytest.raises(ValueError, match="lies in the folder"):
+        freeze_split(folder, folder / "split.parquet", images=False)
+    with pytest.raises(ValueError, match="give another place with --report"):
+        freeze_split(folder, folder.parent / "split.csv", report=folder / "leaks.csv", images=False)
+    with pytest.raises(ValueError, match="lies in the folder"):
+        convert_pairs(f"hats://{folder}+{folder.parent}", folder / name)
+    assert sorted(folder.rglob("*")) == before and not (folder.parent / "split.csv").exists()
 
 
 def test_card_and_hashes(folder):

@@ -127,3 +127,47 @@ def test_round_trip(tmp_path, suffix):
 def test_what_a_format_cannot_hold_is_said(tmp_path):
     with pytest.raises(ValueError, match="cannot be written as votable .*; .ecsv keeps all of them"):
         write_table(Table(dict(id=np.array([2**64 - 1], "u8"), x=np.array([[1j]]))), tmp_path / "t.vot")
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8"])
+def test_gaps_among_integers_hide_no_value_in_fits(tmp_path, dtype):
+    "A gap is written as an integer: it may be none that is there, the largest of the kind and 999999 included."
+    span = np.iinfo(dtype)
+    values = [span.min, 1, span.max, min(span.max, 2**63 - 1), min(span.max, 999999), min(span.max, 2**63 - 1) - 1]
+    table = Table(dict(x=MaskedColumn(np.array(values, dtype), mask=np.arange(6) == 1)))
+    again = Table.read(write_table(table, tmp_path / "t.fits"))
+    assert again["x"].tolist() == [values[0], None, *values[2:]]
+    assert table["x"].dtype == dtype and table["x"].tolist() == again["x"].tolist()
+    plain = Table(dict(x=np.array(values, dtype)))
+    assert Table.read(write_table(plain, tmp_path / "p.fits"))["x"].tolist() == values
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".vot", ".ecsv", ".csv"])
+def test_a_missing_truth_value_stays_missing(tmp_path, suffix):
+    table = Table(dict(good=MaskedColumn([True, False, True, False], mask=[False, False, True, True])))
+    kept, said = limits_of_format(table, f"t{suffix}")
+    for given in (table, kept):
+        again = Table.read(write_table(given, tmp_path / f"t{suffix}"), format=table_format(f"t{suffix}"))["good"]
+        assert again.mask.tolist() == [False, False, True, True]
+        assert [str(x) for x in again[:2]] == (["1", "0"] if suffix == ".fits" else ["True", "False"])
+    assert [".ecsv keeps good" in sentence for sentence in said] == [True] * (suffix == ".fits")
+    assert table["good"].tolist() == [True, False, None, None]
+    whole = Table(dict(good=MaskedColumn([True, False])))
+    assert limits_of_format(whole, f"t{suffix}")[1] == []
+
+
+def test_several_truth_values_a_row(tmp_path):
+    gaps = [[True, False], [False, False]]
+    table = Table(dict(good=MaskedColumn([[True, False], [True, True]], mask=gaps)))
+    again = Table.read(write_table(table, tmp_path / "t.fits"))["good"]
+    assert again.mask.tolist() == gaps and again.tolist() == [[None, 0], [1, 1]]
+    with pytest.raises(ValueError, match="column good has missing truth values.*.ecsv keeps"):
+        write_table(table, tmp_path / "t.vot")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".fits", ".vot"])  # ECSV so is written, and astropy does not read it
+def test_no_rows_can_be_written(tmp_path, suffix):
+    table = Table(dict(id=np.arange(2), mag=np.zeros((2, 3)), name=["a", "b"]))
+    assert len(Table.read(write_table(table[:0], tmp_path / f"t{suffix}"), format=table_format(f"t{suffix}"))) == 0
+    head = (tmp_path / f"t{suffix}").read_text().splitlines() if suffix == ".csv" else ["id,mag_0,mag_1,mag_2,name"]
+    assert head == ["id,mag_0,mag_1,mag_2,name"]

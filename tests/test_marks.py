@@ -131,6 +131,21 @@ def test_galaxies_with_one_kind_only_are_left_out(index):
         '{"schema": "astroclip-marks-1", "yes": [1], "no": [2], "index_sha256": "", "settings": {"strength": "2"}}',
         '{"schema": "astroclip-marks-1", "yes": [1], "no": [2], "index_sha256": "", "settings": {"strength": -2}}',
         '{"schema": "astroclip-marks-1", "yes": [1], "no": [2], "index_sha256": "", "settings": {"strength": 0}}',
+        '{"schema": "astroclip-marks-1", "yes": "abc", "no": [2], "index_sha256": "", "settings": {}}',
+        '{"schema": "astroclip-marks-1", "yes": {"1": 2}, "no": [2], "index_sha256": "", "settings": {}}',
+        '{"schema": "astroclip-marks-1", "yes": 1, "no": [2], "index_sha256": "", "settings": {}}',
+        *(
+            f'{{"schema": "astroclip-marks-1", "yes": [1], "no": [2], "index_sha256": "", "settings": {{{setting}}}}}'
+            for setting in (
+                '"components": 12.5',
+                '"components": true',
+                '"sample": 0.5',
+                '"sample": 0',
+                '"strength": Infinity',
+                '"floor": NaN',
+                '"unmarked": -1',
+            )
+        ),
         "[" * 100_000,
     ],
 )
@@ -194,3 +209,29 @@ def test_the_mean_of_classes_by_hand():
     assert mean.n == 14
     with pytest.raises(ValueError, match="not measured, only"):
         mean_gain(rows, 10)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda i, m: search_marks(i, m, k=-1), "k = -1: at least 1"),
+        (lambda i, m: search_marks(i, m, k=2.5), "k = 2.5: expected a whole number"),
+        (lambda i, m: Marks("abc", []), "yes is 'abc', expected a list"),
+        (lambda i, m: Marks([1], 2), "no is 2, expected a list"),
+        (lambda i, m: MarkSettings(components=12.5), "components is 12.5, expected a whole number"),
+        (lambda i, m: MarkSettings(strength=0), "strength is 0, expected a number"),
+    ],
+)
+def test_what_no_marks_say(index, marks, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(index, marks)
+
+
+def test_a_column_score_is_kept_beside_the_score(index, marks):
+    table = index.table.copy()
+    table["score"] = np.arange(800) * 1.0
+    same = SimilarityIndex.build(index.vectors, index.ids, index.modality, table)
+    hits, plain = search_marks(same, marks, 5), search_marks(index, marks, 5)
+    assert hits["score"].tolist() == plain["score"].tolist()
+    assert hits.colnames == [*plain.colnames, "index_score"]
+    assert hits["index_score"].tolist() == [float(np.flatnonzero(IDS == id)[0]) for id in hits["id"]]

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from astroclip.data.image_kernels import aligned_empty
-from astroclip.search.exact import FEW_NUMBERS, NO_ROWS, encode, in_order, one_list, order_row
-from astroclip.search.exact import scan_codes, scan_vectors, search_exact
-from astroclip.search.neighbours import empty_lists, insert_row
+from astroclip.search.exact import FEW_NUMBERS, NO_ROWS, encode, one_list, scan_codes, scan_vectors
+from astroclip.search.exact import search_exact
+from astroclip.search.neighbours import empty_lists, in_order, insert_row, order_row
 
 rng = np.random.default_rng(0)
 
@@ -40,9 +40,9 @@ def test_scores_by_hand():
     scan_vectors(bank, NO_ROWS, query, 0, 3, best[0], found[0])
     assert (best[0].tolist(), found[0].tolist()) == ([3, 0, -1], [0, 2, 1])
     best, found = empty_lists(1, 3)
-    codes = (bank.astype(np.int8), np.float32([1, 10, 0.5]))
+    codes = (bank.astype(np.int8), np.float32([1, 10, 0.5]), np.float32([0, 0, 3]), np.float32(1))
     scan_codes(codes, np.array([1, 2]), query.astype(np.int16), 0, 2, best[0], found[0])
-    assert (best[0, :2].tolist(), found[0].tolist()) == ([0, -10], [2, 1, -1])
+    assert (best[0, :2].tolist(), found[0].tolist()) == ([2, 0], [2, 1, -1])  # (0 + 3 + 1) / 2, 10 (-1 + 1)
 
 
 @pytest.mark.parametrize("coded", [False, True])
@@ -95,7 +95,7 @@ def test_a_bank_on_the_disk(tmp_path):
 def test_lists_longer_than_the_bank():
     for bank, query in (
         (SMALL, SMALL[0]),
-        ((encode(SMALL).codes, encode(SMALL).scale), np.ones(64, np.int16)),
+        ((*(getattr(encode(SMALL), x) for x in ("codes", "scale", "correction")), np.float32(0)), np.ones(64, np.int16)),
     ):
         best, found = one_list(query, bank, 1000, 1200)
         assert sorted(found[0, :1000]) == list(range(1000)) and (found[0, 1000:] == -1).all()

@@ -134,6 +134,30 @@ def test_order(files):
     assert len(set(first // 16)) >= 3
 
 
+@pytest.mark.parametrize(
+    "rows, said",
+    [
+        (np.ones(332, bool), r"a mask of shape \(332,\): expected one value for each of 333"),
+        (np.ones(400, bool), r"a mask of shape \(400,\)"),
+        ([0, 333], "rows reach from 0 to 333: expected 0 to 332"),
+        ([-1, 5], "rows reach from -1 to 5"),
+        ([0.0, 1.0], "rows are float64"),
+    ],
+    ids=["short", "long", "beyond", "negative", "floats"],
+)
+def test_rows_that_are_not_there_are_refused_before_anything_is_read(files, rows, said):
+    for prefetch in (0, 2):
+        with pytest.raises(ValueError, match=said):
+            next(batches(files[0] / "survey.h5", ["redshift"], 32, rows=rows, prefetch=prefetch))
+
+
+def test_rows_by_number_are_a_set(files):
+    for rows in ([7, 3, 7], np.array([3, 7], np.uint8), np.isin(np.arange(333), [3, 7])):
+        found = list(batches(files[0] / "survey.h5", ["redshift"], 32, rows=rows, shuffle=False))
+        assert np.concatenate([b["redshift"] for b in found]).tolist() == [3, 7]
+    assert list(batches(files[0] / "survey.h5", ["redshift"], 32, rows=[])) == []
+
+
 def test_torch_batches(files):
     batch = next(tensors(files[0] / "survey.h5", ("image", "flux"), 16))
     assert isinstance(batch["image"], torch.Tensor) and batch["flux"].dtype == torch.float32

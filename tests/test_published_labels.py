@@ -10,7 +10,9 @@ import pytest
 from astropy.io import fits
 from astropy.table import MaskedColumn, Table
 
-from astroclip.formats.catalog_tables import catalogue_files, catalog_columns
+from astroclip.bulk.doors import sample_services, write_provabgs, write_votes
+from astroclip.core.config import sample_path
+from astroclip.formats.catalog_tables import catalogue_files, catalog_columns, read_flags
 from astroclip.surveys.labels import ANSWERS, QUESTIONS, match_votes, read_catalogue
 from astroclip.surveys.pairs import Survey
 from astroclip.surveys.published_labels import (
@@ -23,6 +25,9 @@ from astroclip.surveys.published_labels import (
     read_provabgs,
     read_redshifts,
 )
+from astroclip.surveys.remote import fetch, usual_services
+from astroclip.web.downloads import Downloads
+from astroclip.web.stand_in import StandIn
 
 
 def lost(counts):
@@ -362,3 +367,153 @@ def test_surveys_that_cannot_be_labelled(survey_file, tmp_path):
         del file["ra"]
     with pytest.raises(ValueError, match="votes are joined by position"):
         label_survey(survey_file / "survey.h5", galaxy_zoo=survey_file / "zoo.csv")
+
+
+@pytest.mark.parametrize("kind, odd", [("uint64", -5), ("int64", 2**63 + 5)])
+def test_an_identifier_that_the_catalogue_cannot_hold_keeps_its_row(tmp_path, kind, odd):
+    "Four galaxies, the first with a name beyond the catalogue's type: four labels, none of a neighbour."
+    ids = np.array([odd, 11, 12, 13], "uint64" if odd > 0 else "int64")
+    found = dict(targetid=np.array([13, 12, 11], kind), log_mstar=np.array([10.3, 10.2, 10.1]))
+    joined, counts = join_labels(found, targetid=ids)
+    assert np.array_equal(joined["log_mstar"], [np.nan, 10.1, 10.2, 10.3], equal_nan=True)
+    assert counts["left"].tolist() == [4, 3]
+    with h5py.File(tmp_path / "survey.h5", "w") as file:
+        file["targetid"] = ids
+    names = {"LOG_MSTAR": [10.1, 10.2, 10.3]} | {m: [18.0] * 3 for m in ("MAG_G", "MAG_R", "MAG_Z")}
+    names |= {"TARGETID": np.array([11, 12, 13], kind), "Z_MW": [0.01] * 3, "TAGE_MW": [5.0] * 3, "AVG_SFR": [1.0] * 3}
+    pd.DataFrame(names).to_parquet(tmp_path / "fits.parquet")
+    label_survey(tmp_path / "survey.h5", tmp_path / "fits.parquet")
+    with h5py.File(tmp_path / "survey.h5") as file:
+        assert np.allclose(file["label/log_mstar"], [np.nan, 10.1, 10.2, 10.3], equal_nan=True)
+
+
+def flagged(path, **columns):
+    "Eight good spectra in a file of any kind, with other columns where they are given."
+    n = 8
+    t = dict(TARGETID=2**60 + np.arange(n), Z=np.arange(n) / 10, ZWARN=np.zeros(n, int), SPECTYPE=["GALAXY"] * n)
+    t |= dict(DELTACHI2=np.full(n, 99.0), COADD_FIBERSTATUS=np.zeros(n, int), OBJTYPE=["TGT"] * n)
+    t |= columns
+    if path.suffix == ".csv":
+        pd.DataFrame(t).to_csv(path, index=False)
+    elif path.suffix == ".parquet":
+        pd.DataFrame(t).to_parquet(path)
+    elif path.suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            for name, column in t.items():
+                column = np.asarray(column)
+                file[name] = column.astype("S") if column.dtype.kind == "U" else column
+    else:
+        Table(t).write(path, overwrite=True, **(dict(format="votable") if path.suffix == ".vot" else {}))
+    return path
+
+
+HALF = [True, False] * 4
+WORDS = {"as it is": HALF, "True": [str(x) for x in HALF], "T": [str(x)[0] for x in HALF], "1": [int(x) for x in HALF]}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "h5", "fits", "ecsv", "vot"])
+@pytest.mark.parametrize("word", WORDS)
+def test_a_primary_is_read_however_it_is_written(tmp_path, suffix, word):
+    labels, counts = read_redshifts(flagged(tmp_path / f"z.{suffix}", ZCAT_PRIMARY=WORDS[word]))
+    assert (labels["targetid"] - 2**60).tolist() == [0, 2, 4, 6] and lost(counts)["ZCAT_PRIMARY"] == 4
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_an_empty_flag_says_nothing(tmp_path, suffix):
+    "Neither primary nor good: three of eight primaries stay, and of eight good ones seven."
+    gaps = pd.array([True, False, None, False, True, False, True, False], dtype="boolean")
+    labels, counts = read_redshifts(flagged(tmp_path / f"z.{suffix}", ZCAT_PRIMARY=gaps))
+    assert (labels["targetid"] - 2**60).tolist() == [0, 4, 6] and lost(counts)["ZCAT_PRIMARY"] == 5
+    for sense, words in ((True, "ZWARN, where true says good"), (False, "ZWARN, where true is a warning")):
+        good = pd.array([sense] * 7 + [None], dtype="boolean")
+        labels, counts = read_redshifts(flagged(tmp_path / f"z.{suffix}", ZWARN=good))
+        assert (labels["targetid"] - 2**60).tolist() == [0, 1, 2, 3, 4, 5, 6] and lost(counts)[words] == 1
+
+
+def test_a_word_that_is_no_flag_is_refused(tmp_path):
+    path = flagged(tmp_path / "z.csv", ZCAT_PRIMARY=["yes", "no", "perhaps", "no"] * 2)
+    with pytest.raises(ValueError, match="z.csv: ZCAT_PRIMARY holds 'perhaps': expected true or false"):
+        read_redshifts(path)
+    assert np.array_equal(read_flags(np.array(["Y", " ".strip(), "0"]), "x"), [1, np.nan, 0], equal_nan=True)
+    with pytest.raises(ValueError, match="x holds '2.0'"):
+        read_flags(np.array([0.0, 2.0]), "x")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "h5", "fits", "ecsv", "vot"])
+def test_padding_is_no_part_of_a_word(tmp_path, suffix):
+    path = flagged(tmp_path / f"z.{suffix}", SPECTYPE=["GALAXY    "] * 7 + ["QSO       "], OBJTYPE=["TGT "] * 7 + ["SKY "])
+    labels, counts = read_redshifts(path)
+    assert len(labels["targetid"]) == 7 and lost(counts)["OBJTYPE is TGT"] == 1
+
+
+def test_warnings_of_size_and_masks_are_flags(tmp_path):
+    frame = zoo_frame()
+    frame["wrong_size_warning"] = ["T" if i == 2 else "F" for i in range(6)]
+    frame.to_csv(tmp_path / "zoo.csv", index=False)
+    assert 20 not in read_galaxy_zoo(tmp_path / "zoo.csv")[0]["ra"]
+    answer = ANSWERS[-1]
+    frame[f"{answer}.mask"] = [str(i == 5) for i in range(6)]
+    frame.to_csv(tmp_path / "zoo.csv", index=False)
+    question = next(q for q, answers in QUESTIONS.items() if f"{q}_{answers[-1]}" == answer)
+    found, _ = read_galaxy_zoo(tmp_path / "zoo.csv")
+    wanted = np.where(np.arange(6) == 5, 0, frame[answer])[np.searchsorted(frame["ra"], found["ra"])]
+    assert found["votes"][question][:, -1].tolist() == wanted.tolist() and wanted[:-1].any()
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.ecsv", "t.vot", "t.pq", "t.parquet", "T.FITS", "t.fits.gz", "t.dat"])
+def test_provabgs_of_every_kind_of_file(tmp_path, name):
+    t, path = provabgs_table(ready=True), tmp_path / name
+    t.remove_columns(["PROVABGS_MCMC", "PROVABGS_THETA_BF"])
+    if name in ("t.pq", "t.parquet"):
+        t.to_pandas().to_parquet(path)
+    elif name.startswith("t.csv"):
+        t.to_pandas().to_csv(path, index=False)
+    else:  # t.dat is FITS by its first bytes
+        t.write(path, format={"t.ecsv": "ascii.ecsv", "t.vot": "votable"}.get(name, "fits"))
+    labels, _ = read_provabgs(path)
+    assert (labels["targetid"] - 39_627_000_000_000_000).tolist() == [0, 1] and np.allclose(labels["log_mstar"], [10, 11])
+
+
+def test_a_kind_that_is_not_read_is_said_and_a_folder_is_no_survey(tmp_path):
+    (tmp_path / "t.xlsx").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"t.xlsx: a catalogue is read from a file of .fits, .* not from this"):
+        read_provabgs(tmp_path / "t.xlsx")
+    (tmp_path / "hub").mkdir()
+    with pytest.raises(ValueError, match="hub is a folder, and labels go into a survey file: make one with"):
+        label_survey(tmp_path / "hub", tmp_path / "t.csv")
+
+
+def test_a_rehearsal_has_the_faults_of_the_published_catalogues(tmp_path):
+    "What the writers spoil the readers leave out, and every other galaxy keeps its own values."
+    survey, rows = Survey(sample_path()), slice(40)
+    write_provabgs(tmp_path / "provabgs.hdf5", survey, rows, np.random.default_rng(3))
+    failed, dark = np.random.default_rng(3).random((2, 40)) < 0.1
+    found, counts = read_provabgs(tmp_path / "provabgs.hdf5")
+    assert counts["left"][0] == 41 and 0 < (failed | dark).sum() < 40
+    assert sorted(found["targetid"]) == sorted(survey.targetid[rows][~(failed | dark)])
+    joined, _ = join_labels(found, targetid=survey.targetid[rows])
+    good = np.isfinite(joined["log_mstar"])
+    for name in ("log_mstar", "log_z_mw", "t_age_mw", "log_sfr", "log_ssfr"):
+        assert np.allclose(joined[name][good], survey.label(name)[rows][good], atol=1e-4)
+    write_votes(tmp_path / "votes.csv", survey, rows, np.random.default_rng(4))
+    wrong, few = np.random.default_rng(4).random((2, 40)) < 0.1
+    found, counts = read_galaxy_zoo(tmp_path / "votes.csv")
+    kept = ~(wrong | few)
+    assert np.array_equal(found["ra"], survey.ra[rows][kept])
+    for question in QUESTIONS:
+        assert np.array_equal(found["votes"][question], survey.votes(question)[rows][kept])
+
+
+def test_one_galaxy_from_three_archives(tmp_path):
+    survey = Survey(sample_path())
+    place = dict(targetid=survey.targetid[[2]], ra=survey.ra[[2]], dec=survey.dec[[2]])
+    with StandIn(sample_services(survey, slice(4))) as server:
+        how = dict(downloads=Downloads(tmp_path, pause=0), services=usual_services(server.url), progress=False)
+        how |= dict(images=False)
+        one = fetch(survey.targetid[2], **how)[0].spectrum
+        two = fetch(table=place, archive="files", **how)[0].spectrum
+        three = fetch(table=dict(plate=[266], mjd=[51602], fiberid=[3]), **how)[0].spectrum
+    assert np.array_equal(one.flux, survey.flux([2])[0]) and np.allclose(two.flux, one.flux, atol=1e-4)
+    expected, ivar = one.on_grid(three.wavelength)
+    assert np.allclose(three.flux[ivar > 0], expected[ivar > 0], atol=0.02)  # its grid is in single precision
+    assert {one.redshift} == {two.redshift} and three.redshift == pytest.approx(one.redshift)

@@ -11,7 +11,15 @@ import pytest
 from astroclip.files.fits_files import UnreadableFile
 from astroclip.files.identifiers import target_ids
 from astroclip.formats.hdf5_columns import NoSuchColumn, NotASurvey
-from astroclip.formats.shard_files import examine_shard, find_shards, gaps_between, shard_name, used_files, write_shards
+from astroclip.formats.shard_files import (
+    examine_shard,
+    find_shards,
+    gaps_between,
+    shard_name,
+    used_files,
+    without_repeats,
+    write_shards,
+)
 from astroclip.core.block_order import block_order, row_blocks, cut_batches
 from astroclip.surveys.pairs import TEST, TRAIN, VALIDATION, split_of
 from astroclip.surveys.shards import Shards, paper_image_split
@@ -193,6 +201,46 @@ def test_what_is_damaged_is_refused_by_name_or_left_out(copy):
         Shards(copy[0].parent.parent / "empty")
     with pytest.raises(ValueError, match="expected 'refuse' or 'skip'"):
         Shards(copy, on_bad="ignore")
+
+
+def test_a_region_begins_at_its_first_row(copy):
+    "Rows 0 to 50 are missing as any others would be; whoever wants the rest names it."
+    copy[0].unlink()
+    folder = copy[0].parent.parent
+    with pytest.raises(FileNotFoundError, match="south: rows 0 to 50 are in no file: fetch them, name the files"):
+        Shards(folder)
+    with pytest.warns(UserWarning, match="rows 0 to 50 are in no file"):
+        rest = Shards(folder, on_bad="skip")
+    assert len(rest) == 80 and rest.problems == ["south: rows 0 to 50 are in no file"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(Shards(copy[1:])) == 80 and len(Shards(copy[2])) == 30
+
+
+def test_a_file_that_is_there_twice_is_counted_once(copy):
+    folder = copy[0].parent.parent
+    again = folder / "old" / "south" / copy[1].name
+    again.parent.mkdir(parents=True)
+    again.write_bytes(copy[1].read_bytes())
+    names = "|".join(f"{a} and {b}" for a, b in ((copy[1], again), (again, copy[1])))
+    with pytest.raises(ValueError, match=rf"^rows 50 to 100 are in two files, ({names}): keep one of the two"):
+        Shards(folder)
+    with pytest.warns(UserWarning, match="rows 50 to 100 are in two files"):
+        shards = Shards(folder, on_bad="skip")
+    assert len(shards) == 130 and len(shards.problems) == 1
+    assert len(np.unique(shards.read("targetid"))) == 130
+    overlapping = [copy[0], copy[0].with_name(shard_name(20, 50, 16)), copy[1]]  # 20 to 50 lie in the first
+    assert without_repeats(overlapping)[0] == copy[:2] and "rows 20 to 50" in without_repeats(overlapping)[1][0]
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_a_stream_without_a_usable_image_ends(copy, start):
+    for path in copy:
+        with h5py.File(path, "a") as f:
+            f["images"][...] = np.nan
+    shards = Shards(copy, on_bad="skip")
+    with pytest.raises(ValueError, match="no image of a whole epoch can be used.*not finite"):
+        quietly(next, shards.stream(["image"], 16, dict(epoch=0, batch=start), prefetch=0))
 
 
 def damage_rows(path, *rows):

@@ -1,6 +1,9 @@
 """Splits: the rule by name, the paper's ten groups, cells of the sky with a buffer, frozen files."""
 
+import hashlib
 import json
+import struct
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -12,9 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astroclip.core.provenance import file_hash
+from astroclip.evaluation.runs import check_leaks
 from astroclip.formats.sky_pairs import match_positions
 from astroclip.metrics.sphere import separation
-from astroclip.surveys.leakage import freeze_split, leakage_report
+from astroclip.surveys.leakage import (
+    fingerprint,
+    freeze_split,
+    image_hashes,
+    image_prints,
+    leakage_report,
+    repeated,
+    same_images,
+)
 from astroclip.surveys.pairs import Survey
 from astroclip.surveys.splits import (
     NONE,
@@ -78,6 +90,16 @@ def test_an_id_in_two_parts_has_none():
     assert listed_parts([], [5], [TEST], "a list").tolist() == []
     with pytest.raises(ValueError, match="not in it"):
         listed_parts([5], [], [], "an empty list")
+
+def test_an_id_that_the_list_cannot_hold_is_not_in_it():
+    "No row is dropped: the parts of the others stay theirs."
+    for asked, ids in (
+        (np.array([-5, 1, 2, 3]), np.array([1, 2, 3], "u8")),
+        (np.array([2**63 + 5, 1, 2, 3], "u8"), np.array([1, 2, 3])),
+    ):
+        assert listed_parts(asked, ids, [0, 2, 1], "a list", unknown=True).tolist() == [NONE, TRAIN, TEST, VALIDATION]
+        with pytest.raises(ValueError, match=f"1 of 4 target ids are not in it, the first is {asked[0]}"):
+            listed_parts(asked, ids, [0, 2, 1], "a list")
 
 def test_a_cell_is_never_divided_and_its_number_alone_decides():
     rng = np.random.default_rng(2)
@@ -213,3 +235,97 @@ def test_a_split_is_frozen_with_its_leaks(survey_file, tmp_path):
     with pytest.raises(ValueError, match="original pairs file"):
         freeze_split(survey_file, out / "q.csv", "paper")
     assert not (out / "q.csv").exists()
+
+
+def test_a_split_and_its_report_never_replace_what_was_read(survey_file, tmp_path):
+    "Source, groups and the frozen split of a rule are inputs: --overwrite does not reach them."
+    pairs = tmp_path / "pairs.parquet"
+    names = dict(targetid=np.arange(30), redshift=np.zeros(30), ra=np.arange(30.0), dec=np.zeros(30))
+    pd.DataFrame(names).to_parquet(pairs)
+    write_split(tmp_path / "frozen.csv", Survey(survey_file).targetid, np.zeros(400, int))
+    frozen = tmp_path / "frozen.csv"
+    before = pairs.read_bytes(), frozen.read_bytes()
+    with pytest.raises(ValueError, match="is also an input.* give another with --report"):
+        freeze_split(pairs, tmp_path / "q.csv", report=pairs, overwrite=True)
+    with pytest.raises(ValueError, match="is also an input"):
+        freeze_split(f"{pairs}+{pairs}", tmp_path / "q.csv", report=pairs, overwrite=True)
+    with pytest.raises(ValueError, match="is also an input"):
+        freeze_split(survey_file, pairs, "paper", groups=pairs, overwrite=True)
+    with pytest.raises(ValueError, match="is also an input"):
+        freeze_split(survey_file, frozen, frozen, overwrite=True)
+    with pytest.raises(ValueError, match="is also an input.* give another with --report"):
+        freeze_split(survey_file, tmp_path / "q.csv", report=tmp_path / "q.csv")
+    assert (pairs.read_bytes(), frozen.read_bytes()) == before and not (tmp_path / "q.csv").exists()
+    (tmp_path / "copy").mkdir()
+    with pytest.raises(ValueError, match="would be read as a part"):  # a folder of Parquet is read whole
+        freeze_split(tmp_path / "copy", tmp_path / "copy" / "split.parquet")
+
+
+def test_names_are_looked_at_before_anything_is_read(tmp_path):
+    "The source is no survey, which nobody notices before the names are."
+    (tmp_path / "source.h5").write_bytes(b"not read")
+    with pytest.raises(ValueError, match="a split is written as .parquet or .csv, not as .txt"):
+        freeze_split(tmp_path / "source.h5", tmp_path / "p.txt")
+    with pytest.raises(ValueError, match="a table is written as .* not as .txt"):
+        freeze_split(tmp_path / "source.h5", tmp_path / "p.csv", report=tmp_path / "r.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["source.h5"]
+
+
+def test_an_option_that_the_rule_does_not_use_is_refused(survey_file, tmp_path):
+    for rule in ("hash", "paper"):
+        with pytest.raises(ValueError, match=f"--buffer belongs to rule sky, and the rule is {rule}"):
+            freeze_split(survey_file, tmp_path / "s.csv", rule, buffer_arcsec=30)
+    for rule in ("hash", "sky"):
+        with pytest.raises(ValueError, match=f"--groups belongs to rule paper, and the rule is {rule}"):
+            freeze_split(survey_file, tmp_path / "s.csv", rule, groups=tmp_path / "none.json")
+    assert not (tmp_path / "s.csv").exists()
+
+
+@pytest.mark.parametrize("rule", ["hash", "sky"])
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_a_survey_too_small_to_hold_anybody_out(tmp_path, rule, n):
+    "By their names, 1, 2 and 3 all train: nothing is held out, and nothing can leak."
+    assert split_of(np.arange(1, 4)).tolist() == [TRAIN] * 3
+    with h5py.File(tmp_path / "few.h5", "w") as file:
+        file["targetid"], file["redshift"] = np.arange(1, n + 1), np.zeros(n, "f4")
+        file["ra"], file["dec"], file["image"] = np.zeros(n), np.zeros(n), np.zeros((n, 3, 4, 4), "f2")
+    _, table = freeze_split(tmp_path / "few.h5", tmp_path / "few.csv", rule)
+    assert set(table["of"]) == {0} and set(table["repeats"]) == {0}
+
+
+def lookalikes():
+    "An image, then five with the same sums: mirrored, upside down, turned, transposed, shuffled; then a copy."
+    rng = np.random.default_rng(4)
+    x = rng.integers(-50, 50, (3, 8, 8)).astype(np.float32) / 64  # sums are exact in any order
+    shuffled = x.reshape(3, -1)[:, rng.permutation(64)].reshape(x.shape)
+    return np.stack([x, x[:, :, ::-1], x[:, ::-1], np.rot90(x, 1, (1, 2)), x.transpose(0, 2, 1), shuffled, x])
+
+
+def test_the_same_image_is_the_same_pixels_in_the_same_places():
+    images, train = lookalikes(), np.arange(7) < 1
+    assert repeated(fingerprint(dict(image=images))["fingerprint"], train).tolist() == [False] + [True] * 6
+    assert repeated(image_hashes(images), train).tolist() == [False] * 6 + [True]
+    tiny = np.float32([[[[1.5]], [[-2.0]], [[0.0]]]])
+    assert image_hashes(tiny)[0].tobytes() == hashlib.sha256(struct.pack("<3f", 1.5, -2, 0)).digest()
+    again = tiny * np.float32([1, 1, -1]).reshape(3, 1, 1)  # -0
+    other = np.frombuffer(struct.pack("<I", 0x7FC00001), "<f4")[0]  # a NaN with other bits
+    for a, b in ((tiny, again), (tiny, tiny.astype(">f4")), (tiny, tiny.astype("f2")), (tiny * np.nan, tiny * other)):
+        assert np.array_equal(image_hashes(a), image_hashes(b))
+    assert not np.array_equal(image_hashes(tiny), image_hashes(np.nextafter(tiny, 9)))
+
+
+def test_evaluation_reads_the_images_whose_fingerprints_are_alike(tmp_path):
+    "Embeddings of any age keep the six sums; a mirror image is no leak, a copy is one."
+    images, n = lookalikes(), 7
+    with h5py.File(tmp_path / "survey.h5", "w") as file:
+        file["targetid"], file["redshift"], file["image"] = np.arange(n), np.zeros(n, "f4"), images
+        file["ra"], file["dec"] = 10.0 * np.arange(n), np.zeros(n)
+    survey, prints = Survey(tmp_path / "survey.h5"), fingerprint(dict(image=images))["fingerprint"]
+    assert np.array_equal(image_prints(survey, block=2), image_hashes(images))
+    assert image_prints(survey, np.array([6, 1])).tolist() == image_hashes(images[[6, 1]]).tolist()
+    assert same_images(survey, prints, np.arange(n) < 1).tolist() == [False] * 6 + [True]
+    kept = SimpleNamespace(models=["checks"], get=lambda *name: prints, split=np.array([0, 2, 2, 1, 2, 2, -1]))
+    with pytest.raises(ValueError, match="'same image': 1"):
+        check_leaks(survey, kept)
+    kept.split[6] = 0
+    assert check_leaks(survey, kept) == {"same object": 0, "same place within 1 arcsec": 0, "same image": 0}

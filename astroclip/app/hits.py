@@ -21,8 +21,8 @@ from .galaxies import Galaxies, fully_seen
 from .questions import Question, conditions
 from ..files.identifiers import is_among
 from ..core.outputs import TABLES, limits_of_format, write_table
-from ..search.marks import Marks, MarkSettings, marked_scores, read_marks, save_marks
-from ..search.queries import allowed, apart_from, hits_of, mixed_query, sky_positions
+from ..search.marks import Marks, MarkSettings, marked_scores, read_marks, save_marks, scored_hits
+from ..search.queries import allowed, apart_from, hits_of, mixed_query, set_aside, sky_positions
 from ..search.similarity import MAGNITUDES, chance_of_hits, nearest_rows
 
 # %% ../../nbs/app/35_hits.ipynb #e173a51d
@@ -174,8 +174,7 @@ def find_galaxies(
         where = {name: cut for name, cut in conditions(question, galaxies).items() if name != "modality"}
         keep = allowed(index, where)  # seen by all sides
         rows, score = taught_rows(galaxies, more, no, keep, question.k)
-        hits = hits_of(index, rows, score)
-        hits.rename_column("similarity", "score")
+        hits = scored_hits(index, rows, score)
         room = int(keep[: len(galaxies.own)][galaxies.features[0]].any(1).sum())
         return FoundGalaxies(hits, "score", "", room, time.perf_counter() - begin)
     vector, asking = asking_vector(galaxies, question, visitor)
@@ -259,9 +258,10 @@ def answer_table(
     "What was found, with links."
     table = found.hits.copy()
     links = galaxies.index.links(table)
-    if any(links):
+    if any(links) and "viewer" not in table.colnames:
         table["viewer"] = links
     if galaxies.simulated:
+        set_aside(table, "simulated")
         table["simulated"] = True  # a table travels without its page
     return table
 

@@ -25,7 +25,7 @@ from .questions import Question, to_address
 from .visitors import Visitor, drawn_here
 from ..core.outputs import TABLES
 from ..search.marks import MARKS_AT_ONCE
-from ..search.queries import hits_of
+from ..search.queries import hits_of, sky_degrees
 
 # %% ../../nbs/app/80_page.ipynb #8fa83525
 def viewer_link(
@@ -53,8 +53,8 @@ def picture_of(
     "The picture of a galaxy of the index."
     jpeg, address = galaxies.picture(id) or drawn_here(galaxies, id, "image"), ""
     if jpeg is None and remote and not galaxies.simulated:
-        ra, dec = galaxies.value(id, "ra"), galaxies.value(id, "dec")
-        address = CUTOUT.format(ra, dec) if ra is not None and dec is not None else ""
+        place = sky_degrees(galaxies.index.table[[galaxies.row(id)]])
+        address = CUTOUT.format(*place[0].round(6)) if place is not None and np.isfinite(place).all() else ""
     return picture_html(jpeg, f"Image of galaxy {id}", address)
 
 

@@ -24,6 +24,7 @@ from ..data.images import Cutout, to_rgb
 from ..data.spectrum_grid import WAVELENGTH, Spectrum
 from ..files.fits_files import is_readable, unpack
 from ..files.pictures import PICTURES
+from ..search.queries import sky_degrees
 
 # %% ../../nbs/app/40_visitors.ipynb #192652a8
 MOST_BYTES = 20_000_000  # of a file
@@ -167,10 +168,10 @@ def is_same(
     found = dict(ra=row.ra, dec=row.dec, redshift=row.redshift)
     if row.modality == "image":
         found["magnitude_r"] = circle_magnitudes(row.item)[1]
-    return all(
-        value is None or not abs(found.get(name, value) - value) > AS_IN_THE_INDEX[name]
-        for name, value in told
-    )
+    off = {name: abs(found.get(name, value) - value) for name, value in told if value is not None}
+    if "ra" in off:
+        off["ra"] = min(off["ra"], 360 - off["ra"])  # on a circle
+    return not any(gap > AS_IN_THE_INDEX[name] for name, gap in off.items())
 
 
 def drawn_of_file(
@@ -213,10 +214,15 @@ def drawn_here(
     table, row = galaxies.index.table, galaxies.row(id, side)
     text, folder = value_at(table, row, "file"), galaxies.folder or Path()
     paths = [up / text for up in (folder, folder.parent)] if isinstance(text, str) and text else []
-    told = tuple((name, value_at(table, row, name)) for name in AS_IN_THE_INDEX)
+    told = {name: value_at(table, row, name) for name in AS_IN_THE_INDEX}
+    place = sky_degrees(table[[row]])  # whatever their unit
+    if place is not None and np.isfinite(place).all():
+        told |= dict(zip(("ra", "dec"), place[0].tolist()))
     for path in paths:
         if path.is_file():
-            drawn = drawn_once(path, path.stat().st_mtime, str(id), told)[0 if side == "image" else 1]
+            drawn = drawn_once(path, path.stat().st_mtime, str(id), tuple(told.items()))[
+                0 if side == "image" else 1
+            ]
             if drawn is not None:
                 return drawn
     return None

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 
 from .conversion import split_for
+from ..formats.sources import stamp_of
 from ..surveys.pairs import TEST, TRAIN, VALIDATION, Survey, batches
 
 # %% ../../nbs/bulk/40_hub_builder.ipynb #6cb30d2e
@@ -32,7 +33,8 @@ class AstroClipDataset(datasets.GeneratorBasedBuilder):
 
     def __init__(self, *args, source=None, split_rule="auto", **options):
         self.source, self.split_rule = source, split_rule
-        options.setdefault("hash", datasets.fingerprint.Hasher.hash((str(source), split_rule)))
+        known_by = stamp_of(source), stamp_of(split_rule)  # the rule may be a file of its own
+        options.setdefault("hash", datasets.fingerprint.Hasher.hash(known_by))
         super().__init__(*args, **options)
 
     def _info(self):

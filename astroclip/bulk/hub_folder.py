@@ -38,7 +38,7 @@ def hub_columns(
         elif name == "redshift":
             made[name] = x.astype(np.float32)
         else:
-            made[name] = x.astype(str) if x.dtype.kind == "S" else x
+            made[name] = np.char.decode(x, "utf-8") if x.dtype.kind == "S" else x
     return made
 
 

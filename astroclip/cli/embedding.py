@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['say', 'say_loading', 'model_files', 'load_model', 'embed_items', 'embed_files', 'held_by', 'is_simulated',
-           'embed_survey_file', 'tell', 'images_as', 'index_of', 'is_whole', 'device_of_process', 'embed_into_folder',
-           'embed']
+           'embed_survey_file', 'tell', 'images_as', 'index_of', 'holds_survey', 'is_whole', 'device_of_process',
+           'embed_into_folder', 'embed']
 
 # %% ../../nbs/cli/20_embedding.ipynb #d41ebeab
 import os
@@ -21,6 +21,7 @@ from ..inputs.objects import circle_magnitudes, read_rows, sky_columns, some, su
 from ..core.outputs import check_output, write_table
 from ..data.spectrum_units import FLUX_UNIT
 from ..formats.shard_files import is_shards
+from ..formats.sources import kind_of_source
 
 # %% ../../nbs/cli/20_embedding.ipynb #4c08eb34
 def say(line: str) -> None:
@@ -255,13 +256,24 @@ def index_of(
     return SimilarityIndex.build(vectors, all_of("id"), all_of("modality"), table, model, simulated)
 
 # %% ../../nbs/cli/20_embedding.ipynb #befa4ae1
+def holds_survey(source) -> bool:
+    "Is it one copy of the pairs or a survey file, rather than galaxies in files of their own?"
+    try:
+        kind = kind_of_source(source)
+    except ValueError:
+        return False
+    return kind != "hdf5" or Path(source).suffix.lower() in SURVEYS
+
+
 def is_whole(
     sources: list,  # paths
     output: str,  # as it was given
 ) -> bool:
-    "Are parts in a folder asked for, not an index? The output then ends with a slash."
-    folder = str(output).endswith(("/", os.sep))
+    "Are parts in a folder asked for, not an index? By a slash, a folder that is there, or no suffix."
+    folder = str(output).endswith(("/", os.sep)) or Path(output).is_dir()
     shards = any(is_shards(source) for source in sources)
+    if not folder and not Path(output).suffix:
+        folder = shards or len(sources) == 1 and holds_survey(sources[0])
     if shards and not folder:
         raise ValueError(f"image files of Stein et al. are embedded into a folder: -o {output}/ with a slash")
     if folder and len(sources) > 1 and not all(is_shards(source) for source in sources):
@@ -309,7 +321,7 @@ def embed_into_folder(
     if rank:
         return
     wait_for_parts(args.output, plan, say)
-    catalog, kept, lost = write_sky_catalog(args.output)
+    catalog, kept, lost = write_sky_catalog(args.output, report=say)
     print(f"{args.output}: {plan.rows:,d} rows in {plan.parts} parts, {' and '.join(plan.modalities)}")
     if catalog is None:
         say("no row has a place on the sky: parts only, no catalogue")
@@ -327,6 +339,7 @@ def embed(
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}: expected at least 1")
     if is_whole(args.sources, args.output):
+        args.output = f"{str(args.output).rstrip('/')}/"
         return embed_into_folder(args)
     paths, passed = gather(args.sources)
     surveys = [p for p in paths if p.suffix.lower() in SURVEYS]

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['DEVICE', 'OVERWRITE', 'SEED', 'PROFILES', 'TRAINING', 'SURVEY', 'SKIP_BAD', 'RUN', 'HEADS', 'MODALITY', 'WHOLE',
-           'IMAGES', 'FETCHING', 'CONDITION', 'COMMANDS', 'DATA', 'arg', 'add_commands', 'parser']
+           'IMAGES', 'FETCHING', 'CONDITION', 'COMMANDS', 'DATA', 'NEGATIVE', 'arg', 'add_commands', 'parser',
+           'written_out']
 
 # %% ../../nbs/cli/48_grammar.ipynb #4d2d44a6
 import argparse
+import re
+from decimal import Decimal
 
 # %% ../../nbs/cli/48_grammar.ipynb #203a23b0
 def arg(
@@ -53,7 +56,7 @@ IMAGES = [
 FETCHING = [
     arg("--release", help="of the spectra: DESI-EDR or DESI-DR1 (default: DESI-EDR)"),
     arg("--image-release", help="of the images: dr9 or dr10 (default: dr9)"),
-    arg("--archive", help="of the spectra: sparcl, or files, by position (default: sparcl)"),
+    arg("--archive", help="of the spectra: sparcl, or files, by TARGETID and position (default: sparcl)"),
     arg("--offline", action="store_true", help="ask nobody: only what was fetched before"),
 ]
 CONDITION = "column=value, column=low:high or column=a,b; may be repeated"
@@ -84,7 +87,9 @@ COMMANDS = {  # name: (what it does, an example, its arguments)
             arg(
                 "sources", nargs="+", help="one survey.h5, image files of Stein et al., or files and folders"
             ),
-            arg("-o", "--output", required=True, help="index file; FOLDER/ for a whole survey in parts"),
+            arg(
+                "-o", "--output", required=True, help="index file (.h5); a folder for a whole survey in parts"
+            ),
             MODALITY,
             *IMAGES,
             arg("--batch-size", type=int, default=256, help="galaxies at a time (default: 256)"),
@@ -122,10 +127,11 @@ COMMANDS["fetch"] = (
         arg("--targetid", action="append", help="of one target of DESI; may be repeated"),
         arg("--ra", type=float, help="of one position, in degrees"),
         arg("--dec", type=float, help="of one position, in degrees"),
-        arg("-o", "--output", required=True, help="folder to write; the same command resumes"),
+        arg("-o", "--output", required=True, help="folder to write, for one list; the same command resumes"),
         arg("--no-images", action="store_true", help="spectra alone"),
         arg("--no-spectra", action="store_true", help="images alone"),
         *FETCHING,
+        arg("--overwrite", action="store_true", help="replace another list that was fetched into the folder"),
     ],
 )
 
@@ -365,3 +371,11 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--version", action="store_true", help="print the version")
     add_commands(main, "command", COMMANDS)
     return main
+
+# %% ../../nbs/cli/48_grammar.ipynb #d8a00ab9
+NEGATIVE = re.compile(r"-(\d+\.|(\d+\.?\d*|\.\d+)[eE][-+]?\d{1,3})")
+
+
+def written_out(words) -> list[str]:  # as a shell gives them
+    "Words with negative numbers as argparse takes them: -5e-3 as -0.005, exactly."
+    return [format(Decimal(word), "f") if NEGATIVE.fullmatch(word) else word for word in words]

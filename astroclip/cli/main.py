@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from .grammar import COMMANDS, parser
+from .grammar import COMMANDS, parser, written_out
 
 # %% ../../nbs/cli/50_main.ipynb #5e140bb1
 TRAINS = ("align", "mock", "train-image", "train-spectrum")
@@ -74,7 +74,7 @@ def main(
 ) -> int:
     "The program: returns the exit status."
     grammar = parser()
-    args, left = grammar.parse_known_args(argv)
+    args, left = grammar.parse_known_args(written_out(sys.argv[1:] if argv is None else argv))
     if left and (args.command != "search" or any(word.startswith("-") for word in left)):
         grammar.error(f"unrecognized arguments: {' '.join(left)}")
     if left:

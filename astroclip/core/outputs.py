@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['WHY', 'FULL', 'CODES', 'TABLES', 'LINES', 'existing_folder', 'try_to_write', 'same_place', 'resolved', 'check_output',
            'check_folder', 'is_full', 'disk_errors', 'table_format', 'flattened', 'fixed_texts', 'write_lines',
-           'write_table', 'limits_of_format']
+           'fits_column', 'as_format_holds', 'write_table', 'limits_of_format']
 
 # %% ../../nbs/core/22_outputs.ipynb #219527de
 import errno
 import gc
 import io
+import math
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -186,7 +187,7 @@ def flattened(
         if column.ndim == 1:
             out[name] = column
         else:
-            for i, part in enumerate(column.reshape(len(column), -1).T):
+            for i, part in enumerate(column.reshape(len(column), math.prod(column.shape[1:])).T):
                 out[f"{name}_{i}"] = part
     return out
 
@@ -227,6 +228,39 @@ def write_lines(
             file.write(text.read())
             gc.collect()  # writers of astropy refer to themselves, and would wait with all their texts
 
+# %% ../../nbs/core/22_outputs.ipynb #b4474d3b
+def fits_column(
+    column,  # (N, ...) Column of any kind
+):  # the same, as FITS can hold it
+    "Signed bytes in 16 bits, missing truth values beside 1 and 0, gaps of integers as a number that is none."
+    from astropy.table import MaskedColumn
+
+    gaps, kind = np.ma.getmaskarray(column), column.dtype.kind
+    if column.dtype == np.int8:
+        column = column.astype(np.int16)
+    values = np.asarray(column).astype(np.uint8) if kind == "b" else np.asarray(column)
+    if kind not in "iub" or not hasattr(column, "mask") or kind == "b" and not gaps.any():
+        return column
+    known, high = values[~gaps], min(int(np.iinfo(values.dtype).max), 2**63 - 1)
+    gap = next(number for number in range(high, -1, -1) if not (known == number).any())
+    return MaskedColumn(values, mask=gaps, fill_value=gap, unit=column.unit, description=column.description)
+
+
+def as_format_holds(
+    table,  # astropy Table, from `fixed_texts`
+    how: str,  # fits, votable or parquet
+):  # Table
+    "Columns as a format holds them; `ValueError` for one that it would change without a word."
+    out = type(table)(table, copy=False)
+    for name in table.colnames:
+        column = table[name]
+        dtype = getattr(column, "dtype", None)
+        if how == "fits" and dtype is not None and (changed := fits_column(column)) is not column:
+            out[name] = changed
+        elif how == "votable" and dtype == bool and column.ndim > 1 and np.ma.getmaskarray(column).any():
+            raise ValueError(f"column {name} has missing truth values")
+    return out
+
 # %% ../../nbs/core/22_outputs.ipynb #107b6dbb
 def write_table(
     table,  # astropy Table
@@ -240,7 +274,7 @@ def write_table(
             if how.startswith("ascii"):
                 write_lines(table, temporary, how)
             else:
-                fixed_texts(table).write(temporary, format=how, overwrite=True)
+                as_format_holds(fixed_texts(table), how).write(temporary, format=how, overwrite=True)
         except OSError:
             raise
         except ImportError as error:
@@ -262,7 +296,13 @@ def limits_of_format(
         said.append(f"{path}: CSV holds no units, .ecsv keeps them: {', '.join(units)}")
     for name in table.colnames if how == "fits" else []:
         column = table[name]
-        if getattr(column, "dtype", np.dtype(int)).kind not in "UO":
+        dtype = getattr(column, "dtype", np.dtype(int))
+        if dtype == bool and np.ma.getmaskarray(column).any():
+            out[name] = fits_column(column)
+            said.append(
+                f"{path}: FITS holds no missing truth value, .ecsv keeps {name}: here 1, 0 or missing"
+            )
+        if dtype.kind not in "UO":
             continue
         texts = [str(x) for x in np.ma.filled(column, "")]
         escaped = [x.encode("ascii", "backslashreplace").decode() for x in texts]

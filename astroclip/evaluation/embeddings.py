@@ -10,6 +10,8 @@ __all__ = ['summarize_image', 'summarize_spectrum', 'tower_input', 'image_summar
 # %% ../../nbs/evaluation/10_embeddings.ipynb #87819e35
 import hashlib
 import json
+import runpy
+import sys
 import time
 from pathlib import Path
 import h5py
@@ -258,3 +260,8 @@ class Embeddings:
         with h5py.File(self.path) as f:
             x = f[model][name][:]
         return x if rows is None else x[rows]
+
+# %% ../../nbs/evaluation/10_embeddings.ipynb #be1e29d2
+if __name__ == "__main__" and "get_ipython" not in globals():  # as a program, not in a notebook
+    sys.argv[1:1] = ["embed"]
+    runpy.run_module("astroclip.cli.main", run_name="__main__")

@@ -18,7 +18,7 @@ from .embeddings import Embeddings, embed_survey, towers
 from ..models.pretrained import resolve_device
 from ..search.spaces import fibre_bands
 from ..studies.unseen import check_unseen, kept_unseen, load_aligned, unseen_recipe
-from ..surveys.leakage import fingerprint, leaks
+from ..surveys.leakage import fingerprint, leaks, same_images
 from ..surveys.pairs import Survey
 
 # %% ../../nbs/evaluation/12_runs.ipynb #e5682112
@@ -117,6 +117,8 @@ def check_leaks(
     "Counts of other galaxies that repeat a training galaxy; raises for the same object or image."
     prints = embeddings.get("checks", "fingerprint") if "checks" in embeddings.models else None
     found = leaks(survey.targetid, embeddings.split, survey.ra, survey.dec, prints)
+    if np.any(found.get("same image", False)):
+        found["same image"] = same_images(survey, prints, embeddings.split == 0)
     counts = {name: int(np.sum(leaked)) for name, leaked in found.items()}
     if counts.get("same object") or counts.get("same image"):
         raise ValueError(f"test galaxies were trained on ({counts}): the survey's split leaks.")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'values_and_gaps', 'objects', 'is_gap', 'rows_of', 'whole_numbers', 'integers', 'text_of', 'from_objects',
-           'as_identifiers', 'as_targetids', 'same_type', 'is_among', 'target_ids', 'brick_names']
+           'as_identifiers', 'signed_identifiers', 'as_targetids', 'held_by', 'same_type', 'is_among', 'find_rows',
+           'target_ids', 'brick_names']
 
 # %% ../../nbs/files/15_identifiers.ipynb #a014211a
 import numbers
@@ -179,6 +180,23 @@ def as_identifiers(
         raise ValueError(f"{name}: {rows_of(empty)}: empty text, and every galaxy needs a name")
     return x
 
+# %% ../../nbs/files/15_identifiers.ipynb #62f3c13d
+def signed_identifiers(
+    x,  # N of them in any container
+    name="targetid",  # for the message
+) -> np.ndarray:  # (N,) int64
+    "Identifiers as integers of 64 bits with a sign; `ValueError` for those that do not fit, and for text."
+    x = as_identifiers(x, name)
+    if x.dtype.kind == "U" and len(x):
+        raise ValueError(f"{name} are text ({x[0]!s:.40}): expected integers")
+    bad = x > np.uint64(2**63 - 1) if x.dtype == np.uint64 else np.zeros(len(x), bool)
+    if bad.any():
+        raise ValueError(
+            f"{name}: {rows_of(bad)} ({x[bad][0]}) is beyond 2^63 - 1, the largest that DESI's signed "
+            "names reach, and would become negative: leave out those rows or give other numbers"
+        )
+    return x.astype(np.int64)
+
 # %% ../../nbs/files/15_identifiers.ipynb #827020e2
 def as_targetids(
     x,  # one TARGETID, or N of them in any container
@@ -198,6 +216,18 @@ def as_targetids(
     return [int(i) for i in ids]
 
 # %% ../../nbs/files/15_identifiers.ipynb #49cb904d
+def held_by(
+    wanted: np.ndarray,  # (N,) from `as_identifiers`
+    like: np.ndarray,  # (M,) from `as_identifiers`
+) -> np.ndarray:  # (N,) bool
+    "Which integers the type of `like` can hold; every text is held by text."
+    if wanted.dtype == np.uint64 and like.dtype == np.int64:
+        return wanted <= np.uint64(2**63 - 1)
+    if wanted.dtype == np.int64 and like.dtype == np.uint64:
+        return wanted >= 0
+    return np.ones(len(wanted), bool)
+
+
 def same_type(
     wanted,  # one identifier or many
     like: np.ndarray,  # (N,) from `as_identifiers`
@@ -215,11 +245,7 @@ def same_type(
         raise ValueError(f"{name}: {asked} asked for where there are {there}")
     if like.dtype.kind == "U":
         return wanted
-    if wanted.dtype == np.uint64 and like.dtype == np.int64:
-        wanted = wanted[wanted <= np.uint64(2**63 - 1)]
-    if wanted.dtype == np.int64 and like.dtype == np.uint64:
-        wanted = wanted[wanted >= 0]
-    return wanted.astype(like.dtype)
+    return wanted[held_by(wanted, like)].astype(like.dtype)
 
 
 def is_among(
@@ -229,6 +255,21 @@ def is_among(
 ) -> np.ndarray:  # (N,) bool
     "Which of ids (N,), from `as_identifiers`, are wanted: exact for all 64 bits."
     return np.isin(ids, same_type(wanted, ids, name), kind=None if ids.dtype.kind == "U" else "sort")
+
+# %% ../../nbs/files/15_identifiers.ipynb #a1cdedfc
+def find_rows(
+    ids: np.ndarray,  # (M,) from `as_identifiers`
+    asked: np.ndarray,  # (N,) from `as_identifiers`
+    name: str = "ids",  # for the message
+) -> np.ndarray:  # (N,) int64
+    "The first row of `ids` with each identifier that is asked for, -1 where there is none."
+    rows = np.full(len(asked), -1)
+    if not len(ids) or not len(asked):
+        return rows
+    known, order = same_type(asked, ids, name), np.argsort(ids, kind="stable")
+    at = order[np.searchsorted(ids, known, sorter=order).clip(max=len(ids) - 1)]
+    rows[held_by(asked, ids)] = np.where(ids[at] == known, at, -1)
+    return rows
 
 # %% ../../nbs/files/15_identifiers.ipynb #da3737b4
 def target_ids(

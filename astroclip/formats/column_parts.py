@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL_ROW', 'RowsInFile', 'read_bytes_of', 'fill_rows', 'rows_in_file', 'copy_rows', 'rows_together', 'own_rows',
-           'bounds', 'Chained', 'Picked', 'Changed', 'StackedColumns']
+           'mask_of_rows', 'bounds', 'Chained', 'Picked', 'Changed', 'StackedColumns']
 
 # %% ../../nbs/formats/15_column_parts.ipynb #f540d258
 import copy
@@ -168,6 +168,32 @@ def own_rows(
         owner = owner.base
     mine = type(owner) is np.ndarray and owner.nbytes <= 2 * x.nbytes
     return x if mine else x.copy()
+
+# %% ../../nbs/formats/15_column_parts.ipynb #02d79c88
+def mask_of_rows(
+    rows,  # boolean mask (n,), or numbers of rows in any order; None: all
+    n: int,  # rows that there are
+) -> np.ndarray:  # (n,) bool
+    "The rows that are wanted as a mask; `ValueError` for those that are not there."
+    if rows is None:
+        return np.ones(n, bool)
+    rows = np.asarray(rows)
+    if rows.dtype == bool:
+        if rows.shape != (n,):
+            raise ValueError(
+                f"rows is a mask of shape {rows.shape}: expected one value for each of {n:,d} rows"
+            )
+        return rows
+    if rows.ndim != 1 or len(rows) and rows.dtype.kind not in "iu":
+        raise ValueError(f"rows are {rows.dtype} of shape {rows.shape}: expected a mask, or numbers of rows")
+    mask = np.zeros(n, bool)
+    if len(rows):
+        if rows.min() < 0 or rows.max() >= n:
+            raise ValueError(
+                f"rows reach from {rows.min()} to {rows.max()}: expected 0 to {n - 1}, none below"
+            )
+        mask[rows] = True
+    return mask
 
 # %% ../../nbs/formats/15_column_parts.ipynb #aa24f65a
 def bounds(

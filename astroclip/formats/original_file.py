@@ -13,7 +13,7 @@ import numpy as np
 
 from ..files.fits_files import reading
 from .column_parts import Chained
-from .hdf5_columns import Column
+from .hdf5_columns import Column, NotASurvey
 
 # %% ../../nbs/formats/12_original_file.ipynb #5e61f9af
 def turned_upright(
@@ -38,6 +38,10 @@ class PaperColumn:
         self.name, self.path = name, Path(file.filename)
         with reading(self.path, "HDF5"):
             groups = sorted((g for g in file if g.isdigit()), key=int)
+        gone = [str(i) for i in range(len(groups)) if str(i) not in groups]
+        if gone:
+            raise NotASurvey(self.path, f"has no group {gone[0]!r}, yet {groups[-1]!r}: fetch it again")
+        with reading(self.path, "HDF5"):
             self.parts = [Column(self.path, file[g][self.NAMES[name]]) for g in groups]
         self.all = Chained(self.parts)
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['NAME', 'REGIONS', 'USED', 'shard_name', 'region_of', 'rows_named', 'find_shards', 'used_files', 'is_shards',
-           'gaps_between', 'ShardFile', 'examine_shard', 'symmetric', 'shard_catalog', 'source_galaxies',
-           'write_shards']
+           'without_repeats', 'gaps_between', 'ShardFile', 'examine_shard', 'usable_files', 'symmetric',
+           'shard_catalog', 'source_galaxies', 'write_shards']
 
 # %% ../../nbs/formats/60_shard_files.ipynb #9ab7cf95
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,9 +100,28 @@ def is_shards(
     return bool(rows_named(source)) or Path(source).is_dir() and bool(find_shards(source))
 
 # %% ../../nbs/formats/60_shard_files.ipynb #2e7128f3
-def gaps_between(
+def without_repeats(
     paths,  # of files, sorted
+) -> tuple[list[Path], list[str]]:  # files to keep, a sentence for each of the others
+    "The files whose rows do not lie in a file before them."
+    kept, said, reached = [], [], {}
+    for path in paths:
+        region, rows = region_of(path), rows_named(path)
+        stop, before = reached.get(region, (0, None))
+        if rows and rows[0] < stop:
+            last = min(rows[1], stop)
+            said.append(f"rows {rows[0]:,d} to {last:,d} are in two files, {before} and {path}")
+            continue
+        kept.append(path)
+        if rows:
+            reached[region] = rows[1], path
+    return kept, said
+
+
+def gaps_between(
+    paths,  # of files, sorted, no row in two
     use: str | None = None,  # "pretraining" or "galaxy_zoo": all of its files are expected
+    whole: bool = True,  # rows from 0 on are expected; False: from the first file on
 ) -> list[str]:
     "A sentence for each stretch of rows that should lie in a file and does not."
     said, reached = [], {}
@@ -109,7 +129,7 @@ def gaps_between(
         if rows_named(path) is None:
             continue
         region, (start, stop) = region_of(path), rows_named(path)
-        before = reached.get(region, 0 if use else start)
+        before = reached.get(region, 0 if use or whole else start)
         if start != before:
             said.append(f"{region or path.parent}: rows {before:,d} to {start:,d} are in no file")
         reached[region] = stop
@@ -163,6 +183,46 @@ def examine_shard(
         said.append(f"{path} has {shape[0]:,d} images, its name says {named[1] - named[0]:,d}")
     fields = tuple(name for name, why in problems.items() if not why)
     return ShardFile(path, region_of(path), shape[0], shape[2], fields, said, simulated)
+
+# %% ../../nbs/formats/60_shard_files.ipynb #f7ede5f9
+def usable_files(
+    paths,  # of files
+    on_bad: str = "refuse",  # or "skip": what is missing or damaged is reported
+    use: str | None = None,  # "pretraining" or "galaxy_zoo": the files of the released code
+    whole: bool = True,  # they are all that a folder holds; False: some that were named
+) -> tuple[list[ShardFile], list[str]]:  # files, sentences about what is wrong
+    "The files that can be read; one image size for all."
+    if on_bad not in ("refuse", "skip"):
+        raise ValueError(f"on_bad {on_bad!r}: expected 'refuse' or 'skip'")
+    if not paths:
+        raise FileNotFoundError(
+            "no file images_npix*_START_STOP.h5 there; `write_shards` makes simulated ones"
+        )
+    paths, twice = without_repeats(paths)
+    if twice and on_bad == "refuse":
+        more = f" (and so are {len(twice) - 1} more)" if len(twice) > 1 else ""
+        raise ValueError(f"{twice[0]}{more}: keep one of the two, or on_bad='skip' reads the first")
+    files, gaps = [], gaps_between(paths, use, whole)
+    if gaps and on_bad == "refuse":
+        fix = "fetch them, name the files that you want, or on_bad='skip' goes on without"
+        raise FileNotFoundError(f"{'; '.join(gaps)}: {fix}")
+    said = twice + gaps
+    for path in paths:
+        try:
+            files.append(examine_shard(path))
+        except (OSError, ValueError) as error:
+            if on_bad == "refuse":
+                raise
+            said.append(str(error))
+    if not files:
+        raise ValueError(f"none of {len(paths)} files can be used: {said[0]}")
+    sizes = {f.size for f in files}
+    if len(sizes) > 1:
+        raise NotASurvey(files[0].path.parent, f"has images of {sorted(sizes)} pixels: expected one size")
+    said += [sentence for f in files for sentence in f.warnings]
+    for sentence in said:
+        warnings.warn(sentence, stacklevel=3)
+    return files, said
 
 # %% ../../nbs/formats/60_shard_files.ipynb #e277e337
 def symmetric(

@@ -19,14 +19,19 @@ from ..metrics.sphere import chord_of, separation, unit_sphere
 
 # %% ../../nbs/formats/45_sky_pairs.ipynb #53a12d86
 def checked_radius(
-    arcsec,  # radius of a match
-) -> float:
+    arcsec,  # radius of a match, or an angle with a unit
+) -> float:  # arcsec
     "A radius above zero and up to half a turn."
-    if not 0 < float(arcsec) <= 648000:
+    try:
+        radius = float(arcsec.to_value("arcsec") if hasattr(arcsec, "to_value") else arcsec)
+    except (TypeError, ValueError):
+        text = "expected arcsec as a number, or an angle of astropy"
+        raise ValueError(f"a radius of {arcsec!r}, {text}, e.g. 1.0 or 1 * units.arcsec") from None
+    if not 0 < radius <= 648000:
         raise ValueError(
             f"a radius of {arcsec} arcsec, expected more than 0 and at most 648000 (180 degrees)"
         )
-    return float(arcsec)
+    return radius
 
 # %% ../../nbs/formats/45_sky_pairs.ipynb #d5d5550b
 def first_of_equals(

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_OF_MARKS', 'EARLIER', 'MARKS_AT_ONCE', 'galaxy_features', 'MarkSettings', 'white_features', 'fit_marks',
-           'marked_scores', 'plain_ids', 'Marks', 'save_marks', 'read_marks', 'search_marks', 'taught_ndcg',
-           'gain_of_marks', 'mean_gain']
+           'marked_scores', 'plain_ids', 'Marks', 'save_marks', 'read_marks', 'scored_hits', 'search_marks',
+           'taught_ndcg', 'gain_of_marks', 'mean_gain']
 
 # %% ../../nbs/search/60_marks.ipynb #e9e0b332
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,9 @@ from astropy.table import Table
 from ..core.faults import write_atomic
 from ..metrics.bootstrap import Score, mean_interval
 from .parts import IndexParts, index_hash
-from .queries import allowed, hits_of
+from .queries import allowed, hits_of, set_aside
 from .ranks import ndcg
+from .similarity import whole_number
 
 # %% ../../nbs/search/60_marks.ipynb #007e86ee
 def galaxy_features(
@@ -46,6 +49,15 @@ class MarkSettings:
     floor: float = 0.005  # of the largest variance, that is added to each
     unmarked: float = 3.0  # marks "no" that all galaxies without a mark weigh together
     sample: int = 20_000  # galaxies, evenly spaced, that components are learnt from
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            whole, least = name in ("components", "sample"), 0 if name in ("floor", "unmarked") else 1e-300
+            kind = Integral if whole else Real
+            good = isinstance(value, kind) and not isinstance(value, bool) and least <= value < np.inf
+            if not good:
+                what = "a whole number of at least one" if whole else "a number, not below zero"
+                raise ValueError(f"settings of marks: {name} is {value!r}, expected {what}")
 
 
 def white_features(
@@ -125,6 +137,9 @@ class Marks:
     settings: MarkSettings = field(default_factory=MarkSettings)
 
     def __post_init__(self):
+        for name, ids in (("yes", self.yes), ("no", self.no)):
+            if isinstance(ids, (str, bytes, Mapping)) or not hasattr(ids, "__iter__"):
+                raise ValueError(f"marks: {name} is {ids!r:.40}, expected a list of identifiers")
         self.yes, self.no = plain_ids(self.yes), plain_ids(self.no)
         twice = sorted(set(self.yes) & set(self.no), key=str)
         if twice:
@@ -159,17 +174,27 @@ def read_marks(
         plain = all(type(i) in (int, str) for i in marks.yes + marks.no) and isinstance(
             marks.index_sha256, str
         )
-        numbers = all(type(v) in (int, float) and v >= 0 for v in asdict(settings).values())
-        numbers = numbers and min(settings.components, settings.strength, settings.sample) > 0
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no file of marks ({str(error)[:100]})") from None
-    if schema != SCHEMA_OF_MARKS or not plain or not numbers:
+    if schema != SCHEMA_OF_MARKS or not plain:
         raise ValueError(f"{path} is no file of marks: expected {SCHEMA_OF_MARKS}, ids as numbers or texts")
     if index is not None and marks.index_sha256 != index_hash(index):
         raise ValueError(f"the marks of {path} were given on another index: mark again, or open that one")
     return marks
 
 # %% ../../nbs/search/60_marks.ipynb #e1e4284c
+def scored_hits(
+    index: IndexParts,
+    rows: np.ndarray,  # (m,) best first
+    score: np.ndarray,  # (m,)
+) -> Table:
+    "Rows as `hits_of` has them, with a score; a column score of the index is called index_score there."
+    hits = hits_of(index, rows, score)
+    set_aside(hits, "score")
+    hits.rename_column("similarity", "score")
+    return hits
+
+
 def search_marks(
     index: IndexParts,
     marks: Marks,
@@ -179,7 +204,7 @@ def search_marks(
     marked: bool = False,  # also return galaxies that are marked
 ) -> Table:
     "The k galaxies that are most like those marked yes and least like those marked no: rank, id, score, ..."
-    rows, x = galaxy_features(index)
+    k, (rows, x) = whole_number(k, "k"), galaxy_features(index)
     y, ids = white_features(x, marks.settings), index.ids[rows[:, 0]]
     place = {id: i for i, id in enumerate(ids.tolist())}
     missing = [id for id in marks.yes + marks.no if id not in place]
@@ -193,8 +218,7 @@ def search_marks(
         keep[taught] = False
     order = np.flatnonzero(keep)
     order = order[np.argsort(-score[order], kind="stable")][:k]
-    hits = hits_of(index, rows[order, 0], score[order])
-    hits.rename_column("similarity", "score")
+    hits = scored_hits(index, rows[order, 0], score[order])
     hits.remove_column("modality")
     return hits
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MANY_NUMBERS', 'SEARCH_FIELD', 'tiled_vectors', 'SearchEntrant', 'by_bytes', 'by_floats', 'by_sketches', 'by_torch',
            'by_sklearn', 'by_faiss', 'by_usearch', 'few_cores', 'true_neighbours', 'seconds_of', 'fastest_of',
-           'race_searches', 'draw_speeds', 'search_ratios', 'sum_rows', 'one_query_speed', 'free_memory', 'widened',
-           'race_banks']
+           'build_entrants', 'race_searches', 'draw_speeds', 'search_ratios', 'sum_rows', 'one_query_speed',
+           'free_memory', 'widened', 'race_banks']
 
 # %% ../../nbs/studies/40_search_speed.ipynb #0ab22294
 import os
@@ -64,7 +64,7 @@ class SearchEntrant:
 def by_bytes(bank) -> SearchEntrant:
     "Ours: candidates in bytes, order in float64."
     codes = encode(bank)
-    each = bank.shape[1] * (bank.itemsize + 1) + 4
+    each = bank.shape[1] * (bank.itemsize + 1) + 8
     return SearchEntrant(lambda query, k: search_exact(query, bank, k, codes=codes)[0], each)
 
 
@@ -135,17 +135,17 @@ def by_usearch(bank) -> SearchEntrant:
     return SearchEntrant(search, made.memory_usage / len(bank))
 
 
-# name: (package, how it is built, most vectors it is asked for)
+# name: (package, how it is built, most numbers N D it is built for)
 SEARCH_FIELD = {
-    "astroclip, bytes": ("astroclip", by_bytes, 10**9),
-    "astroclip, float32": ("astroclip", by_floats, 10**9),
-    "astroclip, sketches": ("faiss", by_sketches, 10**9),
-    "torch, product and topk": ("torch", by_torch, 10**9),
-    "scikit-learn, cosine": ("sklearn", by_sklearn, 10**9),
-    "scikit-learn, unit vectors": ("sklearn", partial(by_sklearn, metric="euclidean"), 10**9),
-    "faiss, flat": ("faiss", by_faiss, 10**9),
-    "faiss, HNSW": ("faiss", partial(by_faiss, factory="HNSW32"), 100_000),
-    "usearch, HNSW": ("usearch", by_usearch, 100_000),
+    "astroclip, bytes": ("astroclip", by_bytes, 10**10),
+    "astroclip, float32": ("astroclip", by_floats, 10**10),
+    "astroclip, sketches": ("faiss", by_sketches, 10**10),
+    "torch, product and topk": ("torch", by_torch, 10**10),
+    "scikit-learn, cosine": ("sklearn", by_sklearn, 10**10),
+    "scikit-learn, unit vectors": ("sklearn", partial(by_sklearn, metric="euclidean"), 10**10),
+    "faiss, flat": ("faiss", by_faiss, 10**10),
+    "faiss, HNSW": ("faiss", partial(by_faiss, factory="HNSW32"), 1 << 27),
+    "usearch, HNSW": ("usearch", by_usearch, 1 << 27),
 }
 
 # %% ../../nbs/studies/40_search_speed.ipynb #e70137a5
@@ -208,6 +208,24 @@ def fastest_of(
     return min(spent)
 
 # %% ../../nbs/studies/40_search_speed.ipynb #b645865a
+def build_entrants(
+    bank: np.ndarray,  # (N, D) float32 of length one
+    names,  # of `SEARCH_FIELD`
+    threads: int = 1,
+) -> dict:  # name: (SearchEntrant, seconds, threads)
+    "Those of the field that can be asked about a bank, built; a line says who is left out."
+    built = {}
+    for name in names:
+        package, build, most = SEARCH_FIELD[name]
+        if not find_spec(package) or bank.size > most:
+            print(f"{name}: left out, {'too slow to build' if find_spec(package) else 'not installed'}")
+            continue
+        with few_cores(threads):
+            begin = time.perf_counter()
+            built[name] = build(bank), time.perf_counter() - begin, threads
+    return built
+
+
 def race_searches(
     bank: np.ndarray,  # (N, D) float32 of length one
     query: np.ndarray,  # (Q, D) float32 of length one
@@ -216,38 +234,33 @@ def race_searches(
     threads: int = 1,
     rounds: int = 3,
     batches: int | None = None,  # rounds in which the whole batch is asked; None: all
-    report=None,  # called with each row
+    kept: dict | None = None,  # of `build_entrants`, that need not be built again
 ) -> list[dict]:  # name, n, recall, single_ms, queries_per_second, build_seconds, bytes_per_vector, ...
     "Recall, times, memory and build time of everyone in the field, asked in turns."
-    true, entrants, rows, found = true_neighbours(query, bank, k), {}, [], {}
+    true, rows, found, kept = true_neighbours(query, bank, k), [], {}, kept or {}
+    built = build_entrants(bank, [name for name in names if name not in kept], threads) | kept
+    entrants = {name: built[name] for name in names if name in built}
     with few_cores(threads):
-        for name in names:
-            package, build, most = SEARCH_FIELD[name]
-            if not find_spec(package) or len(bank) > most:
-                print(f"{name}: left out, {'too slow to build' if find_spec(package) else 'not installed'}")
-                continue
-            begin = time.perf_counter()
-            entrants[name] = build(bank), time.perf_counter() - begin
-        for entrant, _ in entrants.values():  # compiled, and memory taken
+        for entrant, *_ in entrants.values():  # compiled, and memory taken
             entrant.search(query[:1], k), entrant.search(query[:2], k)
         singles, whole = {name: [] for name in entrants}, {name: [] for name in entrants}
         for turn in range(rounds):
             one = query[turn % len(query)][None]
-            for name, (entrant, _) in entrants.items():
+            for name, (entrant, *_) in entrants.items():
                 singles[name].append(fastest_of(partial(entrant.search, one, k)))
                 if turn < (rounds if batches is None else batches):
                     begin = time.perf_counter()
                     found[name] = entrant.search(query, k)
                     whole[name].append(time.perf_counter() - begin)
-    for name, (entrant, build_seconds) in entrants.items():
+    for name, (entrant, seconds, build_threads) in entrants.items():
         single, batch = float(np.median(singles[name])), float(np.median(whole[name]))
         recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(found[name].tolist(), true.tolist())])
         row = dict(name=name, n=len(bank), width=bank.shape[1], threads=threads, recall=float(recall))
         row |= dict(single_ms=1e3 * single, queries_per_second=len(query) / batch, batch=len(query))
-        row |= dict(build_seconds=build_seconds, bytes_per_vector=entrant.bytes_per_vector)
+        row |= dict(
+            build_seconds=seconds, build_threads=build_threads, bytes_per_vector=entrant.bytes_per_vector
+        )
         rows.append(row)
-        if report:
-            report(row)
     return rows
 
 # %% ../../nbs/studies/40_search_speed.ipynb #21e1529f
@@ -362,23 +375,23 @@ def race_banks(
     rounds: int = 3,
     about: dict | None = None,  # goes into every row
 ) -> list[dict]:  # of `race_searches`, with real, of_bandwidth and its range
-    "Everyone among banks of every size, with every number of threads; large banks with one of them."
+    "Everyone among banks of every size; graphs are built once, large banks are asked by one thread."
     rows = []
     for n, width in banks:
         size = n * (width or real.shape[1])
         need, free = 16 * size / 1e9, free_memory() / 1e9  # GB; four times the bank
         if free < need:
-            print(
-                f"{n:,} x {width or real.shape[1]}: left out, it needs {need:.0f} GB, and {free:.0f} are free"
-            )
+            print(f"{n:,} x {width or real.shape[1]}: left out, it needs {need:.0f} GB, {free:.0f} are free")
             continue
         bank, part = tiled_vectors(widened(real, width, seed), n, seed)
         asked = widened(query, width, seed)
         asked = (asked / np.linalg.norm(asked, axis=1, keepdims=True)).astype(np.float32)
         large = size > MANY_NUMBERS
         names = [name for name in SEARCH_FIELD if not (large and name == "scikit-learn, unit vectors")]
+        kept = build_entrants(bank, [name for name in names if "HNSW" in name], max(threads))
         for t in threads[:1] if large else threads:
-            raced = race_searches(bank, asked, 10, names, t, rounds, 1 if large else None)
+            some = [name for name in names if name in kept or "HNSW" not in name]
+            raced = race_searches(bank, asked, 10, some, t, rounds, 1 if large else None, kept=kept)
             one = one_query_speed(bank, t, max(rounds, 3))
             more = dict(real=part, of_bandwidth=one["fraction"], one_query_ratio=one["ratio"])
             more |= dict(of_bandwidth_min=one["least"], of_bandwidth_max=one["most"])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAIR_PIXELS', 'BANDS_USED', 'FLUXES', 'planes_of', 'shared_planes', 'BandImages', 'end_of', 'on_grid', 'all_on_grid',
-           'GridSpectra', 'GridPart', 'sense_of_zwarn', 'good_redshifts', 'catalog_at', 'addresses_in', 'stamp_of',
-           'joined_on_sky', 'tidy_identifiers', 'magnitudes_of', 'MmuPairs']
+           'GridSpectra', 'GridPart', 'sense_of_zwarn', 'good_redshifts', 'catalog_at', 'addresses_in', 'joined_on_sky',
+           'tidy_identifiers', 'magnitudes_of', 'MmuPairs']
 
 # %% ../../nbs/surveys/12_hats.ipynb #4fcad2f7
 import re
@@ -16,12 +16,13 @@ import numpy as np
 
 from ..data.images import center_crop
 from ..data.spectrum_grid import N_PIXELS, WAVELENGTH, resample
-from ..files.identifiers import as_identifiers
+from ..files.identifiers import signed_identifiers
 from ..formats.column_parts import Chained, Changed, Picked, StackedColumns, bounds, rows_in_file
 from ..formats.hats_files import HatsCatalog, is_hats_folder
 from ..formats.hdf5_columns import NoSuchColumn, NotASurvey
 from ..formats.mmu_files import MmuFiles
 from ..formats.parquet_rows import ragged
+from ..formats.sources import joined_parts, stamp_of
 from .crossmatch import match_positions
 
 # %% ../../nbs/surveys/12_hats.ipynb #524335b4
@@ -226,7 +227,7 @@ def catalog_at(address):  # folder, hats://..., hf://...
 
 def addresses_in(source) -> list[str]:
     "The addresses in a source: joined by `+`, or the folders in a folder."
-    texts = [t.strip() for t in str(source).split("+")]
+    texts = joined_parts(source)
     if len(texts) > 1 or "://" in texts[0] and not texts[0].startswith("hats:"):
         return texts
     folder = Path(texts[0].removeprefix("hats://"))
@@ -237,15 +238,9 @@ def addresses_in(source) -> list[str]:
     return texts if whole else [p for p in inside if is_hats_folder(p) or list(Path(p).glob("healpix=*"))]
 
 
-def stamp_of(address) -> tuple:
-    "An address with the time of its last change, where that can be told."
-    path = Path(str(address).removeprefix("hats://"))
-    return str(address), path.stat().st_mtime_ns if path.exists() else 0
-
-
 @lru_cache(maxsize=4)
 def joined_on_sky(
-    stamps: tuple,  # of `stamp_of`: spectra first, then images
+    stamps: tuple,  # (address, its files as they are) of `stamp_of`: spectra first, then images
     radius: float,  # arcsec
 ) -> tuple:  # rows of spectra (n,), rows of images end to end (n,), arcsec (n,), pairs beyond one a target
     "Spectra with an image within the radius, in the order of the spectra."
@@ -266,14 +261,14 @@ def tidy_identifiers(
 ) -> np.ndarray:  # (N,) int64
     "Target ids as integers; the literal b'...' of some copies is taken off."
     if values.dtype.kind in "iu":
-        return values.astype(np.int64)
+        return signed_identifiers(values, "object_id")
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8")
     text = [re.sub(r"^b'(.*)'$", r"\1", str(v)).strip() for v in values.tolist()]
     bad = [v for v in text if not re.fullmatch(r"-?\d{1,19}", v)]
     if bad:
         raise NotASurvey("object_id", f"holds {bad[0]!r}, no integer: expected the target ids of the spectra")
-    return as_identifiers([int(v) for v in text], "object_id").astype(np.int64)
+    return signed_identifiers([int(v) for v in text], "object_id")
 
 
 def magnitudes_of(
@@ -301,7 +296,7 @@ class MmuPairs:
             raise NotASurvey(source, f"{said}: {fix}")
         self.addresses = [*spectra, *images]
         self.spectra, self.images = catalogs[spectra[0]], [catalogs[a] for a in images]
-        stamps = tuple(stamp_of(a) for a in self.addresses)
+        stamps = tuple(stamp for a in self.addresses for stamp in stamp_of(a))
         self.rows, self.image_rows, self.arcsec, self.repeated = joined_on_sky(stamps, radius)
         if not len(self.rows):
             raise NotASurvey(source, f"has no spectrum with an image within {radius} arcsec")

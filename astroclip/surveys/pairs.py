@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from ..files.fits_files import reading
-from ..formats.column_parts import copy_rows, rows_in_file, own_rows, rows_together
+from ..formats.column_parts import copy_rows, mask_of_rows, rows_in_file, own_rows, rows_together
 from ..formats.hdf5_columns import Column, NoSuchColumn, NotASurvey, check_hdf5, is_plain
 from ..formats.original_file import PaperColumn
 from ..formats.sources import HubCopy, kind_of_source, tidy_source
@@ -109,9 +109,8 @@ def facts_about(
         attrs = {k: file.attrs[k] for k in file.attrs if is_plain(file.attrs.get_id(k).dtype)}
     kept = dict(source=str(path), format=str(attrs.get("schema", "original file of the paper, HDF5")))
     if "targetid" not in file:
-        kept |= dict(
-            axes="x, y, band, turned to band, y, x", zwarn="no column", release="1.1.5", licence="MIT"
-        )
+        axes, groups = "x, y, band, turned to band, y, x", sum(g.isdigit() for g in file)
+        kept |= dict(axes=axes, groups=groups, zwarn="no column", release="1.1.5", licence="MIT")
     return attrs, kept | json.loads(str(attrs.get("provenance", "{}")))
 
 
@@ -297,9 +296,7 @@ def _batches(path, fields, batch_size, rows, seed, epoch, shuffle, block, window
     "The plain generator behind `batches`."
     with open_survey(path) as (column, _):
         data, n = {k: column(k) for k in fields}, len(column("targetid"))
-        keep = np.ones(n, bool) if rows is None else np.asarray(rows)
-        if keep.dtype != bool:
-            keep = np.isin(np.arange(n), keep)
+        keep = mask_of_rows(rows, n)
         rest, held = None, 0  # rows of the last window that did not fill a batch
         rng = np.random.default_rng([seed, epoch]) if shuffle else None
         for part, firsts, order in _windows(data, keep, block, window, rng):
@@ -358,7 +355,7 @@ def batches(
     path,  # survey file
     fields,  # datasets to read, e.g. ("image", "flux", "ivar", "redshift", "label/log_mstar")
     batch_size,
-    rows=None,  # boolean mask or indices of the rows to use; None: all
+    rows=None,  # boolean mask or numbers of the rows to use, each once; None: all
     seed=0,
     epoch=0,  # the order is a function of both
     shuffle=True,  # False: file order

@@ -16,8 +16,8 @@ import numpy as np
 
 from ..core.faults import writing
 from ..files.fits_files import reading
-from ..files.identifiers import as_identifiers, same_type
-from ..formats.catalog_tables import catalog_columns
+from ..files.identifiers import as_identifiers, find_rows
+from ..formats.catalog_tables import catalog_columns, read_flags
 from ..formats.sky_pairs import match_positions
 from .labels import ANSWERS, QUESTIONS
 
@@ -141,12 +141,14 @@ def read_galaxy_zoo(
     counts = {}
     for name in ANSWERS:
         column = np.nan_to_num(c[name].astype(float))
-        counts[name] = np.where(c[f"{name}.mask"].astype(bool), 0, column) if f"{name}.mask" in c else column
+        mask = f"{name}.mask"
+        masked = read_flags(c[mask], f"{source}: {mask}") == 1 if mask in c else False
+        counts[name] = np.where(masked, 0, column)
     votes = {q: np.stack([counts[f"{q}_{a}"] for a in answers], 1) for q, answers in QUESTIONS.items()}
     broken = np.any([(v < 0) | (v != np.round(v)) for v in counts.values()], 0)
     size = None
     if "wrong_size_warning" in c:
-        size = ~np.isin(np.char.lower(c["wrong_size_warning"].astype(str)), ("true", "1", "1.0"))
+        size = read_flags(c["wrong_size_warning"], f"{source}: wrong_size_warning") != 1
     ra, dec = c["ra"].astype(float), c["dec"].astype(float)
     first = next(iter(votes))
     cuts = [("a position", np.isfinite(ra) & np.isfinite(dec)), ("wrong_size_warning is not set", size)]
@@ -177,19 +179,21 @@ PRIMARIES = ("zcat_primary", "main_primary", "sv_primary")
 
 
 def without_warning(
-    zwarn,  # (n,) integers, 0 good, or booleans of either sense
+    zwarn,  # (n,) integers, 0 good, or booleans of either sense, as text where there are gaps
 ) -> tuple:  # (n,) bool: good; words
     "Which redshifts carry no warning."
-    if zwarn.dtype.kind != "b":
+    if zwarn.dtype.kind not in "bU":
         return zwarn == 0, "ZWARN = 0"
-    good = zwarn.mean() if len(zwarn) else 1.0
+    flags = read_flags(zwarn, "ZWARN")
+    said = flags[np.isfinite(flags)]
+    good = said.mean() if len(said) else 1.0
     if 0.25 < good < 0.75:
         raise ValueError(
             f"ZWARN is true for {good:.0%} of the rows: good or bad cannot be told, give no_warning=None"
         )
-    return (
-        (zwarn, "ZWARN, where true says good") if good > 0.5 else (~zwarn, "ZWARN, where true is a warning")
-    )
+    if good > 0.5:
+        return flags == 1, "ZWARN, where true says good"
+    return flags == 0, "ZWARN, where true is a warning"
 
 # %% ../../nbs/surveys/24_published_labels.ipynb #0d2092bf
 def read_redshifts(
@@ -221,7 +225,8 @@ def read_redshifts(
     if cuts.primary is not None:
         order = PRIMARIES if cuts.primary == "any" else (cuts.primary.lower(),)
         name = next((n for n in order if n in c), None)
-        made.append((name.upper(), c[name].astype(bool)) if name else ("the primary spectrum", None))
+        flag = read_flags(c[name], f"{source}: {name.upper()}") == 1 if name else None
+        made.append((name.upper() if name else "the primary spectrum", flag))
     if cuts.no_warning is not None:
         good, words = without_warning(c["zwarn"]) if "zwarn" in c else (None, "ZWARN = 0")
         made.append((words, good))
@@ -256,11 +261,7 @@ def join_labels(
     "Labels in the order of the survey, NaN (or no votes) where there are none."
     if targetid is not None:
         ids = as_identifiers(found["targetid"], "target ids of the catalogue")
-        asked = as_identifiers(targetid, "target ids")
-        asked = same_type(asked, ids, "target ids") if len(asked) and len(ids) else asked
-        order = np.argsort(ids, kind="stable")
-        at = np.searchsorted(ids[order], asked).clip(max=max(len(ids) - 1, 0))
-        row = np.where(ids[order][at] == asked, order[at], -1) if len(ids) else np.full(len(asked), -1)
+        row = find_rows(ids, as_identifiers(targetid, "target ids"), "target ids")
         words = "found by target id"
     else:
         mine, theirs, _ = match_positions(ra, dec, found["ra"], found["dec"], radius_arcsec, one_to_one=True)
@@ -318,6 +319,9 @@ def label_survey(
     "Write label/* and votes/* of published catalogues into a survey file; the table says what was lost."
     from astropy.table import Column, vstack
 
+    if Path(survey).is_dir():
+        text = "labels go into a survey file: make one with `astroclip data convert FOLDER -o survey.h5`"
+        raise ValueError(f"{survey} is a folder, and {text}")
     with reading(survey, "a survey"), h5py.File(survey, "r") as file:
         own = {name: file[name][:] for name in ("targetid", "ra", "dec") if name in file}
     if "targetid" not in own:

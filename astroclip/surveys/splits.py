@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAIN', 'VALIDATION', 'TEST', 'NONE', 'PART_NAMES', 'CIRCLE', 'RULES', 'splitmix64', 'split_of', 'read_groups',
-           'write_groups', 'paper_split', 'listed_parts', 'sky_cells', 'circle_around', 'sky_split', 'write_split',
-           'read_split', 'split_rows']
+           'write_groups', 'paper_split', 'listed_parts', 'sky_cells', 'circle_around', 'sky_split', 'check_split_name',
+           'write_split', 'read_split', 'split_rows']
 
 # %% ../../nbs/surveys/32_splits.ipynb #6728d4bc
 import json
@@ -16,7 +16,7 @@ import numpy as np
 from ..core.provenance import file_hash
 from ..core.faults import write_atomic
 from ..core.outputs import check_output
-from ..files.identifiers import as_identifiers, same_type
+from ..files.identifiers import as_identifiers, find_rows
 from ..metrics.sphere import healpix_index
 
 # %% ../../nbs/surveys/32_splits.ipynb #2c5a1f66
@@ -104,10 +104,8 @@ def listed_parts(
         first = ids[1:][both][0]
         raise ValueError(f"{where}: {both.sum()} target ids stand in two parts, the first is {first}")
     asked = as_identifiers(targetid, "target ids")
-    if len(asked) and len(ids):
-        asked = same_type(asked, ids, "target ids")
-    at = np.searchsorted(ids, asked).clip(max=max(len(ids) - 1, 0))
-    found = ids[at] == asked if len(ids) else np.zeros(len(asked), bool)
+    at = find_rows(ids, asked, "target ids")
+    found = at >= 0
     if not found.all() and not unknown:
         missing = (
             f"{(~found).sum()} of {len(asked)} target ids are not in it, the first is {asked[~found][0]}"
@@ -167,6 +165,16 @@ def sky_split(
     return split
 
 # %% ../../nbs/surveys/32_splits.ipynb #f36cad04
+def check_split_name(
+    path,  # of a split to be written
+) -> Path:
+    "The path, or an error before any work: a split is a table of one of two kinds."
+    path = Path(path)
+    if path.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{path}: a split is written as .parquet or .csv, not as {path.suffix or 'that'}")
+    return path
+
+
 def write_split(
     path,  # .parquet or .csv
     targetid,  # (N,) int64
@@ -176,9 +184,7 @@ def write_split(
     "Write a split and, beside it, its SHA-256, which is returned."
     import pandas as pd
 
-    path = check_output(path, overwrite=overwrite)
-    if path.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"{path}: a split is written as .parquet or .csv, not as {path.suffix or 'that'}")
+    path = check_output(check_split_name(path), overwrite=overwrite)
     ids, split = as_identifiers(targetid, "target ids"), np.asarray(split)
     if len(ids) != len(split) or not np.isin(split, list(PART_NAMES)).all():
         raise ValueError(

@@ -19,7 +19,7 @@ from ..files.desi_files import read_desi, redshift_table
 from ..files.fits_files import UnreadableFile, open_fits
 from ..files.identifiers import as_targetids, values_and_gaps
 from ..metrics.sphere import healpix_index
-from .downloads import Downloads, NotCached, NotThere
+from .downloads import Downloads, NotCached, NotThere, or_reason
 
 # %% ../../nbs/web/50_desi_healpix.ipynb #8f7c07ca
 CELL_ORDER = 6  # of HEALPix, nested: N = 2**6 = 64
@@ -230,7 +230,8 @@ def spectra_of_targets(
             if turn < len(plan) and (every or i not in found):
                 files.setdefault(plan[turn], []).append(i)
         for file, some in files.items():
-            for i, answer in spectra_in_coadd(file, some, downloads).items():
+            answers, reason = or_reason(spectra_in_coadd, file, some, downloads)
+            for i, answer in (answers or dict.fromkeys(some, f"{file.name()}: {reason}")).items():
                 if isinstance(answer, str):
                     reasons[i].append(answer)
                 else:

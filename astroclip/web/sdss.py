@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SDSS_URL', 'RUNS', 'FIRST_BOSS_PLATE', 'SKYSERVER_URL', 'runs_to_try', 'spec_address', 'whole_number', 'read_spec',
-           'spectrum_of', 'spectra_of_fibers', 'box_of', 'rows_of_sql', 'fibers_near']
+           'spectrum_of', 'spectra_of_fibers', 'box_of', 'rows_of_sql', 'fiber_rows', 'fibers_near']
 
 # %% ../../nbs/web/60_sdss.ipynb #6cd03a33
 import json
@@ -58,8 +58,10 @@ def whole_number(
     name: str,
 ) -> int:
     "A plate, day or fibre as a Python integer."
-    if isinstance(value, (float, np.floating)) and value == np.round(value):
-        return int(value)  # below 2^53 by far: a table that has gaps makes floats of such columns
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return whole_number(
+            int(value), name
+        )  # below 2^53 by far: a table that has gaps makes floats of such columns
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < 0:
         raise ValueError(f"{name} {value!r}: expected a whole number")
     return int(value)
@@ -176,6 +178,18 @@ def rows_of_sql(
         raise ValueError(f"SkyServer sent no table in JSON but {said}") from None
 
 
+def fiber_rows(
+    path,  # of an answer of SkyServer
+) -> list[dict]:  # plate, mjd, fiberid, run2d, ra, dec
+    "The rows under lower-case names; `ValueError` if one is not what was asked for."
+    rows = rows_of_sql(path)
+    for row in rows:
+        names = {name.lower() for name in row} if isinstance(row, dict) else set()
+        if lacks := {"plate", "mjd", "fiberid", "ra", "dec"} - names:
+            raise ValueError(f"SkyServer sent a row without {', '.join(sorted(lacks))}")
+    return [{name.lower(): value for name, value in row.items()} for row in rows]
+
+
 def fibers_near(
     ra: float,  # degrees
     dec: float,  # degrees
@@ -187,8 +201,7 @@ def fibers_near(
     "Primary spectra of SDSS within a radius, the nearest first."
     sql = f"SELECT TOP 100 plate, mjd, fiberid, run2d, ra, dec FROM SpecObj WHERE {box_of(ra, dec, radius)}"
     address = f"{url}/{release.lower()}/SkyServerWS/SearchTools/SqlSearch"
-    rows = rows_of_sql(downloads.get(address, dict(cmd=sql, format="json"), ".json", rows_of_sql))
-    rows = [{k.lower(): v for k, v in row.items()} for row in rows]
+    rows = fiber_rows(downloads.get(address, dict(cmd=sql, format="json"), ".json", fiber_rows))
     distances = separation([r["ra"] for r in rows], [r["dec"] for r in rows], ra, dec)
     near = [row | dict(arcsec=round(float(s), 3)) for row, s in zip(rows, distances) if s <= radius]
     return sorted(near, key=lambda row: (row["arcsec"], row["plate"], row["mjd"], row["fiberid"]))

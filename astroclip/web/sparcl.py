@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPARCL_URL', 'ASKED', 'NEEDED', 'TARGETS', 'RECORDS', 'MOST_RECORDS', 'TOGETHER', 'json_of', 'records_in',
-           'sparcl_fields', 'in_our_names', 'exact_id', 'sparcl_search', 'primary_record', 'spectrum_of_record',
-           'sparcl_retrieve', 'spectra_of_targets']
+           'sparcl_fields', 'in_our_names', 'exact_id', 'target_of_record', 'sparcl_search', 'primary_record',
+           'spectrum_of_record', 'sparcl_retrieve', 'spectra_of_targets']
 
 # %% ../../nbs/web/40_sparcl.ipynb #8081ae79
 import json
@@ -20,7 +20,7 @@ from ..files.column_units import ARRAYS
 from ..files.desi_files import fibre_flags
 from ..files.identifiers import as_targetids
 from ..files.spectrum_columns import number, spectra_of_columns
-from .downloads import Downloads, NotCached, NotThere, ServiceDown
+from .downloads import Downloads, NotCached, is_of_data, or_reason, what_was_wrong
 
 # %% ../../nbs/web/40_sparcl.ipynb #047914f3
 SPARCL_URL = "https://astrosparcl.datalab.noirlab.edu"
@@ -115,6 +115,13 @@ def exact_id(
     return value
 
 
+def target_of_record(
+    record: dict,  # in our names
+) -> int:
+    "Whose a record is; `ValueError` if it does not say so exactly."
+    return exact_id(record["targetid"] if "targetid" in record else record["specid"])
+
+
 def sparcl_search(
     targetids: list[int],
     downloads: Downloads,
@@ -122,8 +129,8 @@ def sparcl_search(
     core: set,  # names that a search returns
     release: str = "DESI-EDR",
     url: str = SPARCL_URL,
-) -> dict[int, list[dict]]:
-    "Every record of every target that has one in a release, without spectra."
+) -> dict[int, list[dict] | str]:
+    "Every record of every target that has one in a release, without spectra, or why none can be its own."
     ids, found = sorted(set(targetids)), {}
     queue = [ids[i : i + TARGETS] for i in range(0, len(ids), TARGETS)]
     while queue:
@@ -135,11 +142,18 @@ def sparcl_search(
         records = records_in(path)
         if len(records) >= limit:
             if len(some) == 1:
-                raise ValueError(f"SPARCL sent {limit} records of target {some[0]}: there may be more")
-            queue += [some[: len(some) // 2], some[len(some) // 2 :]]
+                found[some[0]] = f"SPARCL sent {limit} records of this target, and there may be more"
+            else:
+                queue += [some[: len(some) // 2], some[len(some) // 2 :]]
             continue
+        nobodys = ""
         for record in in_our_names(records, names, release):
-            found.setdefault(exact_id(record.get("targetid", record["specid"])), []).append(record)
+            targetid, reason = or_reason(target_of_record, record)
+            nobodys = reason or nobodys
+            if targetid in some:
+                found.setdefault(targetid, []).append(record)
+        if nobodys:
+            found |= {i: f"{nobodys}, and this may be the target" for i in some if i not in found}
     return {i: found[i] for i in ids if i in found}
 
 # %% ../../nbs/web/40_sparcl.ipynb #c478c22c
@@ -148,6 +162,9 @@ def primary_record(
     release: str = "DESI-EDR",
 ) -> tuple[dict, list[str]]:
     "The record to keep and what is to be said about it."
+    records = [r for r in records if isinstance(r.get("sparcl_id"), str)]
+    if not records:
+        raise ValueError("SPARCL sent a record without its sparcl_id, by which its spectrum is asked for")
     order = [
         (not r.get("specprimary"), -(number(r.get("exptime")) or 0), str(r["sparcl_id"])) for r in records
     ]
@@ -165,15 +182,17 @@ def spectrum_of_record(
     flags: list[str] = (),  # to be said of it
 ) -> Spectrum:
     "One record of SPARCL; `ValueError` says why it is no spectrum."
-    name = str(exact_id(record.get("targetid", record["specid"])))
+    name = str(target_of_record(record))
     given = {k: record.get(k) for k in ("wavelength", "flux", "ivar", "mask")}
     if given["mask"] is None:
         del given["mask"]
     try:
         columns = {k: (np.array([*x], np.float64), None) for k, x in given.items()}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("its arrays are not complete, or hold something else than numbers") from None
     say = dict(redshift=number(record.get("redshift")), warning=record.get("redshift_warning"))
+    if abs(number(say["warning"]) or 0) >= 2**63:
+        raise ValueError("its redshift_warning has more than 64 bits")
     say |= dict(ra=record.get("ra"), dec=record.get("dec"), spectype=record.get("spectype") or "", id=name)
     try:
         (spectrum,) = spectra_of_columns(columns, name, {}, "SPARCL", FLUX_UNIT, flags, **say)
@@ -213,16 +232,16 @@ def sparcl_retrieve(
         some = queue.pop()
         try:
             path = downloads.post(f"{url}/sparc/spectras/", some, how, ".json", records_in)
-            answer = {r.get("sparcl_id"): r for r in in_our_names(records_in(path), names, release)}
+            answer = {str(r.get("sparcl_id")): r for r in in_our_names(records_in(path), names, release)}
             lacks = "SPARCL found the spectrum but did not send it"
             out |= {i: answer.get(i, lacks) for i in some}
         except NotCached as error:
             out |= dict.fromkeys(some, str(error))
-        except (NotThere, ValueError, ServiceDown) as error:
-            if isinstance(error, ServiceDown) and error.status != 500:
+        except Exception as error:
+            if not is_of_data(error) and getattr(error, "status", None) != 500:
                 raise
             if len(some) == 1:
-                out[some[0]] = str(error)
+                out[some[0]] = what_was_wrong(error)
             else:
                 queue += [some[len(some) // 2 :], some[: len(some) // 2]]
         if progress:
@@ -240,19 +259,22 @@ def spectra_of_targets(
     "The primary spectrum of every target by TARGETID, or the reason why there is none."
     targetids = as_targetids(targetids)
     names, core = sparcl_fields(downloads, release, url)
-    found = sparcl_search(targetids, downloads, names, core, release, url)
-    chosen = {i: primary_record(records, release) for i, records in found.items()}
+    out, chosen = dict.fromkeys(targetids, f"SPARCL has no spectrum of this target in {release}"), {}
+    for targetid, records in sparcl_search(targetids, downloads, names, core, release, url).items():
+        best, reason = (
+            (None, records) if isinstance(records, str) else or_reason(primary_record, records, release)
+        )
+        if reason:
+            out[targetid] = reason
+        else:
+            chosen[targetid] = best
     wanted = {record["sparcl_id"]: record for record, _ in chosen.values()}
     answers = sparcl_retrieve(wanted, downloads, names, release, url, progress)
-    out = dict.fromkeys(targetids, f"SPARCL has no spectrum of this target in {release}")
     for targetid, (record, flags) in chosen.items():
-        answer = answers[record["sparcl_id"]]
+        answer, reason = answers[record["sparcl_id"]], ""
         if isinstance(answer, dict):
-            try:
-                spectrum = spectrum_of_record(answer, release, flags)
-                wrong = f"SPARCL sent the spectrum of {spectrum.id} for that of this target"
-                answer = spectrum if spectrum.id == str(targetid) else wrong
-            except ValueError as refused:
-                answer = f"SPARCL's record cannot be read: {refused}"
-        out[targetid] = answer
+            answer, reason = or_reason(spectrum_of_record, answer, release, flags)
+            if answer and answer.id != str(targetid):
+                reason, answer = "", f"SPARCL sent the spectrum of {answer.id} for that of this target"
+        out[targetid] = f"SPARCL's record cannot be read: {reason}" if reason else answer
     return out
