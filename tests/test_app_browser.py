@@ -101,7 +101,7 @@ def press(tab, group, word):
 
 
 def popover(tab, name, inside):
-    "Open a popover; the first click may only close another one."
+    "Open a drawer of what can be taken home."
     button = tab.get_by_role("button", name=inside)
     for _ in range(5):
         tab.locator(".st-key-taken-home").get_by_text(name, exact=True).click()
@@ -140,7 +140,8 @@ def test_first_view_links_directions_marks_and_tables(tab, address, tmp_path):
     save = popover(page, "Marks", "Download marks")
     with page.expect_download() as got:
         save.click()
-    assert json.loads(Path(got.value.path()).read_text())["yes"] == [int(before)]
+    asks = page.locator(".ac-hero h2").inner_text()
+    assert json.loads(Path(got.value.path()).read_text())["yes"] == [int(asks), int(before)]  # what asks is a yes
     save = popover(page, "Table", "Download 12 rows")
     with page.expect_download() as got:
         save.click()
@@ -182,8 +183,40 @@ def test_pictures_and_rubbish_from_a_visitors_disk(tab, address, tmp_path):
     rubbish = tmp_path / "rubbish.fits"
     rubbish.write_bytes(np.random.default_rng(0).bytes(5000))
     upload(page, rubbish)
-    expect(sidebar(page).get_by_role("alert")).to_contain_text("rubbish.fits")
+    expect(page.locator('[data-testid="stMain"]').get_by_role("alert")).to_contain_text("rubbish.fits")
+    expect(sidebar(page).get_by_role("alert")).to_have_count(0)  # once
     expect(page.locator("article")).to_have_count(0)
+
+
+def test_on_a_telephone_an_upload_is_answered_in_sight(browser, address, tmp_path):
+    "The side lies over the page there: it closes by itself once a galaxy was brought along."
+    context = browser.new_context(viewport=dict(width=390, height=844), has_touch=True, is_mobile=True)
+    page = opened(context.new_page(), address)
+    page.locator('[data-testid="stExpandSidebarButton"]').first.click()
+    press(page, "Galaxy", "My file")
+    upload(page, jpeg(tmp_path / "mine.jpg"))
+    expect(page.locator(".ac-hero h2")).to_have_text("mine.jpg")
+    expect(page.locator('[data-testid="stExpandSidebarButton"]').first).to_be_visible()
+    page.wait_for_timeout(600)
+    box = page.locator(".ac-hero h2").bounding_box()
+    at = "([x, y]) => document.elementFromPoint(x, y).closest('.ac-hero') !== null"
+    assert page.evaluate(at, [box["x"] + 20, box["y"] + 8])
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
+
+
+def test_what_can_be_taken_home_is_near_for_a_keyboard(tab, address):
+    page = opened(tab, address)
+    settled(page)
+    page.locator(".st-key-taken-home summary").first.focus()
+    page.keyboard.press("Enter")
+    inside = page.get_by_role("button", name="Download 12 rows")
+    expect(inside).to_be_visible()
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        if inside.evaluate("x => x === document.activeElement"):
+            return
+    raise AssertionError("more than six presses of Tab from the word Table to its download")
 
 
 def test_a_real_cutout_and_a_real_spectrum(tab, address):

@@ -107,3 +107,30 @@ def test_the_page_runs_with_every_solution_and_without_a_real_galaxy(tmp_path):
         assert json.loads(path.read_text())["shows"] == ("models" if name == "real" else "simulated")
         assert path.with_suffix(".png").stat().st_size <= 300_000
         assert (path.parent.parent.name == "figures") == (name != "real"), "a reader's own galaxy has its own folder"
+
+
+def test_what_the_text_says_of_images_is_what_the_cells_count():
+    "Which images like another spectrum best, and which truths lie outside their 95 % interval."
+    import numpy as np
+
+    from astroclip import Predictor
+    from astroclip.core.config import sample_path
+    from astroclip.surveys.pairs import TRAIN, Survey
+
+    galaxies = Survey(sample_path())
+    asked = np.flatnonzero(galaxies.split != TRAIN)
+    asked = asked[np.argsort(galaxies.redshift[asked])]
+    images, z = galaxies.images(asked), galaxies.redshift[asked]
+    predictor = Predictor.from_pretrained("simulated", device="cpu")
+    vectors = predictor.model.embed_images(images), predictor.model.embed_spectra(galaxies.flux(asked), ivar=galaxies.ivar(asked))
+    u, v = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in vectors)
+    alike = u @ v.T
+    text = " ".join(text for _, text in cells("markdown"))
+    elsewhere = [f"{x:.3f}" for x in z[alike.argmax(1) != np.arange(len(z))]]
+    assert f"{len(elsewhere)} of the 14 images, at $z$ = {', '.join(elsewhere[:-1])} and {elsewhere[-1]}," in text
+    t = predictor.predict(images=images)
+    outside = np.flatnonzero((z < t["redshift_low95"]) | (z > t["redshift_high95"]))
+    assert f"{len(outside)} of the 14 truths lie outside the 95 % interval" in text
+    near, far = outside  # in the order of their redshifts
+    ends = f"({t['redshift_low95'][near]:.3f} to {t['redshift_high95'][near]:.3f})"
+    assert f"at $z = {z[near]:.3f}$ narrowly {ends}, and badly at $z = {z[far]:.2f}$" in text

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHORT_LINES', 'WIDE', 'HIGH', 'INK', 'CUTOUT', 'PAGE_STYLE', 'CARD_STYLE', 'FLAG_INKS', 'line_path', 'line_marks',
-           'spectrum_svg', 'spectrum_html', 'picture_html', 'redshift_html', 'facts_html', 'flag_html', 'chance_text',
-           'nearness_html', 'link_html', 'card_html', 'hero_html', 'nature_text', 'header_html', 'style_sheet',
-           'page_icon']
+           'spectrum_svg', 'spectrum_html', 'picture_html', 'redshift_html', 'facts_html', 'flag_html', 'nearness_html',
+           'link_html', 'card_html', 'hero_html', 'nature_text', 'header_html', 'style_sheet', 'page_icon']
 
 # %% ../../nbs/app/50_cards.ipynb #0207d383
 import base64
@@ -16,7 +15,7 @@ from html import escape
 import numpy as np
 
 from ..cli.serving import PAGE_COLORS
-from .facts import fact_lines, interval_text, number_text
+from .facts import chance_text, fact_lines, interval_text, number_text, shortened_text
 from ..core.plots import SPECTRAL_LINES
 
 # %% ../../nbs/app/50_cards.ipynb #ce37a3e5
@@ -53,14 +52,14 @@ def line_marks(
     text: float,  # size of the letters
 ) -> list[str]:
     "Lines at a redshift, their names on two levels where they would touch."
-    parts, ends = [], [-1e9, -1e9]  # where the last name of each level ends
+    parts, ends = [], [-1e9, -1e9]  # where the last name of each level ends; marks begin below both
     for name in names if redshift is not None and math.isfinite(redshift) else ():
         at = SPECTRAL_LINES[name] * (1 + redshift)
         if not w[0] + 60 < at < w[-1] - 60:
             continue
         place, half = WIDE * (at - w[0]) / (w[-1] - w[0]), 0.3 * text * len(name)
         level = 0 if place - half > ends[0] else 1
-        parts.append(f'<path class="mark" d="M{place:.1f} {-level * text:.0f}V{high}"/>')
+        parts.append(f'<path class="mark" d="M{place:.1f} 0V{high}"/>')
         if place - half > ends[level]:
             height = -0.3 * text - level * 1.05 * text
             parts.append(f'<text class="name" x="{place:.1f}" y="{height:.0f}">{name}</text>')
@@ -164,26 +163,19 @@ def facts_html(
 
 def flag_html(
     value_of,
+    most: int = 1000,  # characters: what is longer opens
 ) -> str:
     "Why the answer to this galaxy should be doubted."
     if not value_of("flag"):
         return ""
     said = value_of("reason") or value_of("flag")
     text = said if isinstance(said, str) else "flagged"
-    return f'<p class="ac-flag">⚑ {escape(text)}</p>'
+    if len(text) <= most:
+        return f'<p class="ac-flag">⚑ {escape(text)}</p>'
+    short = escape(shortened_text(text, most))
+    return f'<details class="ac-flag"><summary>⚑ {short}</summary>{escape(text)}</details>'
 
 # %% ../../nbs/app/50_cards.ipynb #ae6c1c60
-def chance_text(
-    chance: float | None,
-) -> str:
-    "How often a galaxy as bright and as red is as similar."
-    if chance is None or not math.isfinite(chance) or chance <= 0:
-        return ""
-    if chance >= 0.1:
-        return f"chance {100 * chance:.0f} %"
-    return f"chance 1 in {float(f'{1 / chance:.2g}'):,.0f}"
-
-
 def nearness_html(
     word: str,  # similarity or score
     value: float,
@@ -197,8 +189,9 @@ def nearness_html(
         "near to what asks; the best of many galaxies have small ones by luck alone"
     )
     told = f'<span title="{about}">{chance_text(chance)}</span>'
+    odds = "" if word == "similarity" else f' title="{100 * share:.0f} % yes, for the probe of your marks"'
     bar = f'<div class="ac-bar"><i style="width:{percent:.0f}%"></i></div>'
-    return f'<div class="ac-near"><span>{word} <b>{number_text(value, 2)}</b></span>{told}</div>{bar}'
+    return f'<div class="ac-near"><span{odds}>{word} <b>{number_text(value, 2)}</b></span>{told}</div>{bar}'
 
 # %% ../../nbs/app/50_cards.ipynb #b7d83490
 def link_html(
@@ -227,7 +220,7 @@ def card_html(
     corner = f'<span class="ac-rank">{rank}</span>' if rank else ""
     corner += f'<span class="ac-badge">{escape(badge)}</span>' if badge else ""
     foot = f'<p class="ac-foot"><span>{escape(name)}</span>{link_html(link)}</p>'
-    parts = (near, line, redshift_html(value_of), facts_html(value_of), flag_html(value_of), foot)
+    parts = (near, line, redshift_html(value_of), facts_html(value_of), flag_html(value_of, 44), foot)
     return f'<article class="ac-card"><div class="ac-frame">{picture}{corner}</div>{"".join(parts)}</article>'
 
 
@@ -262,23 +255,28 @@ def hero_html(
 # %% ../../nbs/app/50_cards.ipynb #57402523
 def nature_text(
     simulated: bool,  # are these galaxies of a simulated sky?
+    predicted: bool = True,  # do predictions stand beside them?
 ) -> str:  # HTML
-    "What is simulated, in plain words."
+    "What is simulated, and what is missing, in plain words."
+    none = (
+        "Predictions are not in this index: <code>astroclip predict</code> makes a table of them from files."
+    )
     if simulated:
-        return (
-            "<b>SIMULATED</b> galaxies: made by a computer, none of them is on the sky. "
-            "The networks were trained on such galaxies only."
-        )
+        made = "<b>SIMULATED</b> galaxies: made by a computer, none of them is on the sky."
+        return f"{made} {none if not predicted else 'The networks were trained on such galaxies only.'}"
+    if not predicted:
+        return f"Galaxies of your index. {none}"
     return "Galaxies of your index. What networks say holds for galaxies like those they were trained on."
 
 
 def header_html(
     simulated: bool,
+    predicted: bool = True,  # do predictions stand beside the galaxies?
 ) -> str:
     "Name, purpose, and what these galaxies are."
     title = "<h1>astroclip</h1><p>Find galaxies that are alike, by image and by spectrum</p>"
     hint = '<p class="ac-hint"><small>Choose, upload and cut: open the side with » above.</small></p>'
-    said = f'<span class="ac-said" role="note">{nature_text(simulated)}</span>'
+    said = f'<span class="ac-said" role="note">{nature_text(simulated, predicted)}</span>'
     return f'<div class="ac-head">{title}</div>{said}{hint}'
 
 # %% ../../nbs/app/50_cards.ipynb #99986603
@@ -347,6 +345,7 @@ CARD_STYLE = """
 .ac-table td:last-child {white-space: nowrap; padding-right: 0}
 .ac-table tr:first-child {opacity: .6}
 .ac-flag {font-size: .8rem; line-height: 1.35; color: var(--ac-flag)}
+.ac-flag summary {cursor: pointer}
 .ac-foot {display: flex; flex-wrap: wrap; justify-content: space-between; gap: .1rem .6rem; font-size: .74rem}
 .ac-foot span {opacity: .5}
 .ac-card a, .ac-hero a {color: var(--ac-accent); text-decoration: none}
