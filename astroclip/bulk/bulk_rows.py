@@ -18,6 +18,7 @@ import numpy as np
 
 from .part_files import NOTED
 from ..formats.shard_files import is_shards
+from ..formats.sources import joined_parts
 from ..inputs.one_by_one import read_each
 from ..surveys.pairs import open_survey, widen
 from ..surveys.shards import Shards
@@ -57,10 +58,8 @@ def files_of_source(
     "The files of a source that lie on this machine; none of an address."
     if isinstance(source, Shards):
         return [file.path for file in source.files]
-    whole = isinstance(source, Path) or Path(str(source)).exists()
-    texts = [source] if whole else [text.strip().removeprefix("hats://") for text in str(source).split("+")]
     files = []
-    for path in map(Path, texts):
+    for path in (Path(text.removeprefix("hats://")) for text in joined_parts(source)):
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
         files += [p for p in inside if p.is_file() and not p.name.startswith(".")]
     return files

@@ -269,10 +269,14 @@ def is_whole(
     sources: list,  # paths
     output: str,  # as it was given
 ) -> bool:
-    "Are parts in a folder asked for, not an index? By a slash, a folder that is there, or no suffix."
-    folder = str(output).endswith(("/", os.sep)) or Path(output).is_dir()
+    "Are parts in a folder asked for, not an index? By a slash, a folder empty or of parts, or no suffix."
+    from astroclip.bulk.part_files import MANIFEST
+
+    place, there = Path(output), Path(output).is_dir()
+    ours = there and ((place / MANIFEST).is_file() or not any(place.iterdir()))
+    folder = str(output).endswith(("/", os.sep)) or ours
     shards = any(is_shards(source) for source in sources)
-    if not folder and not Path(output).suffix:
+    if not folder and not place.suffix and not there:
         folder = shards or len(sources) == 1 and holds_survey(sources[0])
     if shards and not folder:
         raise ValueError(f"image files of Stein et al. are embedded into a folder: -o {output}/ with a slash")

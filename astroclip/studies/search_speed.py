@@ -392,7 +392,7 @@ def race_banks(
         for t in threads[:1] if large else threads:
             some = [name for name in names if name in kept or "HNSW" not in name]
             raced = race_searches(bank, asked, 10, some, t, rounds, 1 if large else None, kept=kept)
-            one = one_query_speed(bank, t, max(rounds, 3))
+            one = one_query_speed(bank, t, 3 * rounds)
             more = dict(real=part, of_bandwidth=one["fraction"], one_query_ratio=one["ratio"])
             more |= dict(of_bandwidth_min=one["least"], of_bandwidth_max=one["most"])
             rows += [row | more | (about or {}) for row in raced]
