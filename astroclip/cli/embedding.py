@@ -272,11 +272,11 @@ def is_whole(
     "Are parts in a folder asked for, not an index? By a slash, a folder empty or of parts, or no suffix."
     from astroclip.bulk.part_files import MANIFEST
 
-    place, there = Path(output), Path(output).is_dir()
-    ours = there and ((place / MANIFEST).is_file() or not any(place.iterdir()))
+    place = Path(output)
+    ours = place.is_dir() and ((place / MANIFEST).is_file() or not any(place.iterdir()))
     folder = str(output).endswith(("/", os.sep)) or ours
     shards = any(is_shards(source) for source in sources)
-    if not folder and not place.suffix and not there:
+    if not folder and not place.suffix and not place.exists():
         folder = shards or len(sources) == 1 and holds_survey(sources[0])
     if shards and not folder:
         raise ValueError(f"image files of Stein et al. are embedded into a folder: -o {output}/ with a slash")
