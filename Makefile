@@ -32,7 +32,7 @@ bench: install  ## speed ratios of the fast paths on this machine, one thread: f
 	@$(RUN) one benchmarks $(ALL)
 # What older processors lack is switched off for one run of these tests: an answer that rests on one processor fails here.
 OLDER := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem NUMBA_CPU_NAME=generic
-FAST := $(addprefix tests/test_,$(addsuffix .py,models losses goldens images spectra checkpoints metrics neighbours redshift_classifier))
+FAST := $(addprefix tests/test_,$(addsuffix .py,models losses goldens images spectra checkpoints metrics neighbours index one_query redshift_classifier))
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 test: $(VENV)/.extras check  ## environment, library notebooks, pytest with the smoke run of every page; the fast tests as on an old processor
 	$(PYTEST) --no-loadscope-reorder

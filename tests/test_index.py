@@ -104,6 +104,34 @@ def test_rounding_does_not_conspire():
     assert np.abs(error).max() < SURE and abs(error.mean()) < 1  # rounded to the nearest: 4.7, and 4.1
 
 
+def products_without_vnni(query, codes):
+    "What a processor without instructions for whole numbers makes of bytes: pairs of products are cut off at 16 bits."
+    pairs = np.einsum("qpi,cpi->qcp", (query.astype(int) + 128).reshape(len(query), -1, 2), codes.astype(int).reshape(len(codes), -1, 2))
+    shifted = np.clip(pairs, -(2**15), 2**15 - 1).sum(2)
+    return (shifted - 128 * codes.astype(int).sum(1)).astype(np.int32)
+
+
+def test_processors_that_cut_sums_off_get_smaller_codes(monkeypatch):
+    "Of 127 a sum of two products with 255 does not fit into 16 bits, of 64 it does; the answer stays the true one."
+    from astroclip.search import exact
+
+    monkeypatch.setattr(exact, "byte_products", products_without_vnni)
+    exact.largest_code.cache_clear()
+    try:
+        assert exact.largest_code() == 64
+        bank = unit(np.random.default_rng(6).choice([-1.0, 1.0], (300, 64)) + 0.1 * rng.normal(size=(300, 64)))
+        codes, query = encode(bank), unit(bank[:30] + 0.05 * rng.normal(size=(30, 64)))
+        assert 60 < np.abs(codes.codes.astype(int)).max() <= 64
+        rows, _ = search_exact(query, bank, 10, codes=codes)
+        true = np.argsort(-(query.astype(np.float64) @ bank.T.astype(np.float64)), 1, kind="stable")[:, :10]
+        np.testing.assert_array_equal(rows, true)
+        score, found = candidates(query, bank, 300, codes=codes)
+        error = score - np.take_along_axis(query.astype(np.float64) @ bank.T.astype(np.float64), found, 1)
+        assert np.abs(error).max() < codes.lost + encode(query, asked=True).lost * (1 + codes.lost)
+    finally:
+        exact.largest_code.cache_clear()
+
+
 def test_equal_rows_come_in_the_order_of_the_index():
     bank = np.concatenate([X, X[5:6], X[5:6]])
     for codes in (None, encode(bank)):
